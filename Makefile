@@ -1,0 +1,55 @@
+# A thin face over plain commands: each target can be run by hand as it stands here.
+# `make demo` and `make test` are all that a newcomer needs.
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS = -X holdfast/internal/version.override=$(VERSION)
+STATICCHECK = $(GO) tool -modfile=tools.mod staticcheck
+
+# A test that misses a tool of the machine skips by default; here it fails.
+export HOLDFAST_TEST_REQUIRE_TOOLS ?= 1
+
+.PHONY: build demo test tools format vet staticcheck unit e2e fuzz mutations clean
+
+build:
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/supervisor
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast-proxy ./cmd/proxy
+
+# Serves until Ctrl-C.
+demo: build
+	bin/holdfast demo
+
+# Everything that CI runs.
+test: tools format vet staticcheck unit e2e
+
+# What the tests need of the machine, by Debian's package names.
+tools:
+	test/install-tools
+
+format:
+	@test -z "$$(gofmt -l cmd internal test | tee /dev/stderr)"
+
+vet:
+	$(GO) vet ./...
+
+staticcheck:
+	$(STATICCHECK) ./...
+
+unit:
+	$(GO) test -race $$($(GO) list ./... | grep -v '/test/')
+
+# Real processes and real clients, as an unprivileged user where we are root.
+e2e:
+	$(GO) test -race -count=1 ./test/...
+
+# Every fuzz target for a while: make fuzz FUZZTIME=1m
+FUZZTIME ?= 10s
+fuzz:
+	test/fuzz-all $(FUZZTIME)
+
+# Breaks each promise on purpose and shows which test notices. Takes long.
+mutations:
+	$(GO) run ./test/mutations
+
+clean:
+	rm -rf bin
