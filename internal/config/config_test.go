@@ -1,0 +1,414 @@
+package config_test
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/internal/config"
+)
+
+func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
+	t.Parallel()
+	got, err := config.Parse("good.toml", testdata(t, "good.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tunnels := config.Tunnels{
+		DrainTimeout: 24 * time.Hour, IdleTimeout: 2 * time.Hour, MaxAge: 168 * time.Hour,
+		HandshakeTimeout: 30 * time.Second, Buffer: 128 << 10,
+	}
+	limits := config.ListenerLimits{
+		HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, IdleTimeout: time.Minute,
+	}
+	want := &config.Config{
+		Supervisor: config.Supervisor{
+			Process: config.Process{Proxy: "/opt/holdfast/bin/holdfast-proxy"},
+			Admin:   config.Admin{HTTP: netip.MustParseAddrPort("127.0.0.1:9901"), AllowActions: true},
+			Log:     config.Log{Level: slog.LevelDebug, Format: "json"},
+			Reload:  config.Reload{ReadyTimeout: 20 * time.Second, Probation: 15 * time.Second, MaxGenerations: 12},
+			Stop:    config.Stop{Delay: 5 * time.Second, Timeout: time.Minute},
+			Listeners: []config.Socket{
+				{Name: "public", Address: tcp("[::]:8080"), IPv6Only: true},
+				{Name: "local", Address: config.Address{Network: "unix", Path: "/run/holdfast/http.sock"}, Mode: 0o600},
+				{Name: "public-v4", Address: tcp("0.0.0.0:8081")},
+			},
+		},
+		Drain:   config.Drain{IdleGrace: 2 * time.Second, StreamTimeout: time.Hour, CloseSpread: 10 * time.Minute},
+		Tunnels: tunnels,
+		HTTPListeners: []config.Listener{
+			{
+				Name: "public",
+				Limits: config.ListenerLimits{
+					Connections: 20_000, HeadSize: 32 << 10, HeadTimeout: 5 * time.Second,
+					BodySize: 1 << 30, BodyTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+				},
+				TrustedProxies: []netip.Prefix{
+					netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("::1/128"),
+				},
+			},
+			{Name: "local", Limits: limits},
+			{Name: "public-v4", Limits: limits},
+		},
+		VirtualHosts: []config.VirtualHost{
+			{
+				Name: "chat", Listeners: []string{"public", "public-v4"},
+				Domains: []string{"chat.example.com", "*.chat.example.com", "[2001:db8::1]"},
+				Routes: []config.Route{
+					{
+						Match:         config.Match{Prefix: "/socket"},
+						WebSocket:     true,
+						PrefixRewrite: "/ws", AutoHostRewrite: true,
+						Clusters: []config.WeightedCluster{{Cluster: "chat-v1", Weight: 90}, {Cluster: "chat-v2", Weight: 10}},
+						Timeout:  30 * time.Second,
+						Tunnels: config.Tunnels{
+							DrainTimeout: time.Hour, MaxAge: 48 * time.Hour, HandshakeTimeout: 10 * time.Second, Buffer: 64 << 10,
+						},
+					},
+					{
+						Match:    config.Match{Path: "/old"},
+						Redirect: &config.Redirect{Scheme: "https", Host: "chat.example.com:8443", Path: "/new?from=old", Status: 308},
+						Timeout:  15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: tunnels,
+					},
+					{
+						Match:             config.Match{Prefix: "/"},
+						HostRewrite:       "web.internal:8080",
+						Clusters:          []config.WeightedCluster{{Cluster: "web", Weight: 1}},
+						StreamIdleTimeout: 10 * time.Minute, Tunnels: tunnels,
+					},
+				},
+			},
+			{
+				Name: "rest", Listeners: []string{"public", "local", "public-v4"}, Domains: []string{"*"},
+				Routes: []config.Route{
+					{
+						Match:     config.Match{Path: "/echo"},
+						WebSocket: true,
+						Clusters:  []config.WeightedCluster{{Cluster: "chat-v2", Weight: 1}},
+						Timeout:   15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: tunnels,
+					},
+					{
+						Match:    config.Match{Prefix: "/"},
+						Redirect: &config.Redirect{Host: "chat.example.com", Status: 301},
+						Timeout:  15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: tunnels,
+					},
+				},
+			},
+		},
+		Clusters: []config.Cluster{
+			{
+				Name:           "chat-v1",
+				Endpoints:      []config.Endpoint{{Address: "10.0.0.1:9000"}, {Address: "[2001:db8::2]:9000"}, {Address: "chat.internal:9000"}},
+				ConnectTimeout: 2 * time.Second, IdleTimeout: 30 * time.Second,
+			},
+			{
+				Name: "chat-v2", Endpoints: []config.Endpoint{{Address: "10.0.1.1:9000"}},
+				ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute,
+			},
+			{
+				Name: "web", Endpoints: []config.Endpoint{{Address: "unix:/run/web/http.sock"}},
+				ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute,
+			},
+		},
+	}
+	wantEqual(t, got, want)
+}
+
+func TestOneListenerIsEnoughAndTheRestHasDefaults(t *testing.T) {
+	t.Parallel()
+	got, err := config.Parse("minimal.toml", testdata(t, "minimal.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantEqual(t, got, &config.Config{
+		Supervisor: config.Supervisor{
+			Log:       config.Log{Level: slog.LevelInfo, Format: "text"},
+			Reload:    config.Reload{ReadyTimeout: 30 * time.Second, Probation: 10 * time.Second},
+			Stop:      config.Stop{Timeout: 30 * time.Second},
+			Listeners: []config.Socket{{Name: "public", Address: tcp("127.0.0.1:8080")}},
+		},
+		Drain:   config.Drain{IdleGrace: 5 * time.Second, CloseSpread: 5 * time.Minute},
+		Tunnels: config.Tunnels{HandshakeTimeout: time.Minute, Buffer: 256 << 10},
+		HTTPListeners: []config.Listener{{Name: "public", Limits: config.ListenerLimits{
+			HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, IdleTimeout: time.Minute,
+		}}},
+	})
+}
+
+// Each file of testdata/bad holds one mistake; expected.txt beside them holds the
+// complete text of each one's error.
+func TestEachMistakeIsSaidPlainly(t *testing.T) {
+	t.Parallel()
+	want := map[string]string{}
+	for line := range strings.Lines(string(testdata(t, "bad/expected.txt"))) {
+		file, _, _ := strings.Cut(line, ":")
+		want[file] += strings.TrimSuffix(line, "\n")
+	}
+	files, err := filepath.Glob("testdata/bad/*.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range files {
+		file := filepath.Base(path)
+		t.Run(strings.ReplaceAll(strings.TrimSuffix(file, ".toml"), "-", " "), func(t *testing.T) {
+			t.Parallel()
+			c, err := config.Parse(file, testdata(t, "bad/"+file))
+			if err == nil {
+				t.Fatal("was accepted")
+			}
+			if c != nil {
+				t.Error("a configuration came with the error")
+			}
+			if err.Error() != want[file] {
+				t.Errorf("error\n got %s\nwant %s", err, want[file])
+			}
+			if _, ok := errors.AsType[*config.Problem](err); !ok {
+				t.Errorf("%T holds no *Problem", err)
+			}
+		})
+		if want[file] == "" {
+			t.Errorf("expected.txt has no line for %s", file)
+		}
+	}
+	if len(want) != len(files) {
+		t.Errorf("%d files, but %d expectations", len(files), len(want))
+	}
+}
+
+func TestAllMistakesAreReportedAtOnceInTheOrderOfTheFile(t *testing.T) {
+	t.Parallel()
+	const file = `
+[[clusters]]
+name = "web"
+endpoint = ["127.0.0.1:9000"]
+
+[[virtual_hosts]]
+name = "all"
+domains = ["*", "b:80"]
+[[virtual_hosts.routes]]
+match = { prefix = "/" }
+cluster = "wep"
+
+[[listeners]]
+name = "public"
+address = "localhost:80"
+`
+	_, err := config.Parse("f.toml", []byte(file))
+	var keys []string
+	for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
+		p, _ := errors.AsType[*config.Problem](e)
+		keys = append(keys, p.Key)
+	}
+	wantEqual(t, keys, []string{
+		"clusters[0].endpoints", "clusters[0].endpoint", "virtual_hosts[0].domains[1]",
+		"virtual_hosts[0].routes[0].cluster", "listeners[0].address",
+	})
+}
+
+func TestTheSupervisorReadsTheSameFromTheSameFile(t *testing.T) {
+	t.Parallel()
+	whole, err := config.Parse("good.toml", testdata(t, "good.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := config.ParseSupervisor("good.toml", testdata(t, "good.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantEqual(t, own, &whole.Supervisor)
+}
+
+func TestTheSupervisorIsBlindToWhatIsTheProxys(t *testing.T) {
+	t.Parallel()
+	const file = `
+clusters = "to come"
+[new_section]
+[tunnels]
+new_key = true
+[drain]
+idle_grace = 0
+[[listeners]]
+name = "public"
+address = "127.0.0.1:8080"
+protocol = "quic"
+limits = "none"
+new_key = 1
+`
+	if _, err := config.ParseSupervisor("f.toml", []byte(file)); err != nil {
+		t.Error(err)
+	}
+	if _, err := config.Parse("f.toml", []byte(file)); err == nil {
+		t.Error("Parse is as blind as ParseSupervisor")
+	}
+}
+
+func TestTheSupervisorIsStrictAboutItsOwn(t *testing.T) {
+	t.Parallel()
+	own := []string{"process-", "admin-", "log-", "reload-", "stop-", "no-listener", "syntax", "shape-",
+		"listener-name", "listener-address", "listener-overlap", "listener-mode", "listener-ipv6", "unknown-key-like"}
+	files, err := filepath.Glob("testdata/bad/*.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range files {
+		file := filepath.Base(path)
+		isOwn := false
+		for _, prefix := range own {
+			isOwn = isOwn || strings.HasPrefix(file, prefix)
+		}
+		_, whole := config.Parse(file, testdata(t, "bad/"+file))
+		_, err := config.ParseSupervisor(file, testdata(t, "bad/"+file))
+		switch {
+		case isOwn && err == nil:
+			t.Errorf("%s was accepted", file)
+		case isOwn && err.Error() != whole.Error():
+			t.Errorf("%s\n got %v\nwant %v", file, err, whole)
+		case !isOwn && !strings.HasPrefix(file, "array-is-section") && err != nil:
+			t.Errorf("%s was refused: %v", file, err)
+		}
+	}
+}
+
+func TestListenersThatAreFarEnoughApart(t *testing.T) {
+	t.Parallel()
+	for name, addresses := range map[string][2]string{
+		"port 0 is another port each time":       {`"127.0.0.1:0"`, `"127.0.0.1:0"`},
+		"port 0 on wildcards":                    {`"0.0.0.0:0"`, `"[::]:0"`},
+		"other ports":                            {`"0.0.0.0:80"`, `"127.0.0.1:81"`},
+		"other addresses":                        {`"127.0.0.1:80"`, `"127.0.0.2:80"`},
+		"every IPv4 address and an IPv6 address": {`"0.0.0.0:80"`, `"[::1]:80"`},
+		"every IPv4 address and IPv6 only":       {`"0.0.0.0:80"`, "\"[::]:80\"\nipv6_only = true"},
+		"IPv6 only and an IPv4 address":          {"\"[::]:80\"\nipv6_only = true", `"127.0.0.1:80"`},
+		"unix sockets":                           {`"unix:/a"`, `"unix:/b"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			file := "[[listeners]]\nname = \"a\"\naddress = " + addresses[0] + "\n[[listeners]]\nname = \"b\"\naddress = " + addresses[1] + "\n"
+			if _, err := config.Parse("f.toml", []byte(file)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestAddressesHaveOneKeyHoweverTheyAreWritten(t *testing.T) {
+	t.Parallel()
+	for written, want := range map[string]string{
+		"0.0.0.0:443":          "0.0.0.0:443",
+		"[::]:443":             "[::]:443",
+		"[0:0:0:0:0:0:0:0]:80": "[::]:80",
+		"[2001:DB8::1]:80":     "[2001:db8::1]:80",
+		"[::ffff:10.0.0.1]:80": "10.0.0.1:80",
+		"unix:/run/app.sock":   "unix:/run/app.sock",
+		"unix:/run//x/../a":    "unix:/run/a",
+	} {
+		s, err := config.ParseSupervisor("f.toml", []byte("[[listeners]]\nname = \"a\"\naddress = \""+written+"\"\n"))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if got := s.Listeners[0].Address.Key(); got != want {
+			t.Errorf("%s has the key %s, want %s", written, got, want)
+		}
+	}
+}
+
+func TestASocketWhosePortTheKernelChoosesIsKnownByItsNameToo(t *testing.T) {
+	t.Parallel()
+	for want, s := range map[string]config.Socket{
+		"127.0.0.1:80":   {Name: "a", Address: tcp("127.0.0.1:80")},
+		"a@127.0.0.1:0":  {Name: "a", Address: tcp("127.0.0.1:0")},
+		"unix:/run/a.so": {Name: "a", Address: config.Address{Network: "unix", Path: "/run/a.so"}},
+	} {
+		if got := s.Key(); got != want {
+			t.Errorf("the key is %s, want %s", got, want)
+		}
+	}
+}
+
+func TestAFileThatWasCutShortIsRefusedOrReadWithoutHarm(t *testing.T) {
+	t.Parallel()
+	whole := testdata(t, "good.toml")
+	last := 1 + strings.Count(string(whole), "\n")
+	for end := 0; end < len(whole); end += 3 {
+		_, err := config.Parse("f.toml", whole[:end])
+		joined, _ := err.(interface{ Unwrap() []error })
+		if joined == nil {
+			continue
+		}
+		for _, e := range joined.Unwrap() {
+			if p, ok := errors.AsType[*config.Problem](e); !ok || p.Line < 0 || p.Line > last {
+				t.Fatalf("cut at %d: %v", end, e)
+			}
+		}
+	}
+}
+
+func TestAFileIsBounded(t *testing.T) {
+	t.Parallel()
+	_, err := config.Parse("f.toml", make([]byte, 16<<20+1))
+	if want := "f.toml: the file has 16777217 bytes; at most 16 MiB are read"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestAByteOrderMarkIsNoMistake(t *testing.T) {
+	t.Parallel()
+	if _, err := config.Parse("f.toml", append([]byte("\xef\xbb\xbf"), testdata(t, "good.toml")...)); err != nil {
+		t.Error(err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	files, err := filepath.Glob("testdata/*.toml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	bad, err := filepath.Glob("testdata/bad/*.toml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, file := range append(files, bad...) {
+		f.Add(testdata(f, strings.TrimPrefix(file, "testdata/")))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := config.Parse("f.toml", data)
+		if err != nil {
+			if strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' && r != '\n' }) {
+				t.Errorf("an error with control characters: %q", err)
+			}
+			return
+		}
+		s, err := config.ParseSupervisor("f.toml", data)
+		if err != nil {
+			t.Fatalf("Parse accepts what ParseSupervisor refuses: %v", err)
+		}
+		wantEqual(t, s, &c.Supervisor)
+	})
+}
+
+func testdata(t testing.TB, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func tcp(s string) config.Address {
+	return config.Address{Network: "tcp", IP: netip.MustParseAddrPort(s)}
+}
+
+func wantEqual(t *testing.T, got, want any) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("\n got %+v\nwant %+v", got, want)
+	}
+}

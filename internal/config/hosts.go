@@ -1,0 +1,135 @@
+package config
+
+import (
+	"errors"
+	"slices"
+	"strings"
+)
+
+// references is what the rest of a file offers to virtual hosts.
+type references struct {
+	listeners    []string
+	clusterNames []string
+	clusters     map[string]Cluster
+	tunnels      Tunnels // what routes start from
+}
+
+func referencesTo(c *Config) references {
+	refs := references{clusters: map[string]Cluster{}, tunnels: c.Tunnels}
+	for _, l := range c.HTTPListeners {
+		refs.listeners = append(refs.listeners, l.Name)
+	}
+	for _, cl := range c.Clusters {
+		refs.clusterNames = append(refs.clusterNames, cl.Name)
+		refs.clusters[cl.Name] = cl
+	}
+	return refs
+}
+
+func readVirtualHosts(tables []*table, refs references) []VirtualHost {
+	var hosts []VirtualHost
+	declared := map[string]node{}
+	claims := map[claim]owner{}
+	for _, t := range tables {
+		var h VirtualHost
+		needName(t, &h.Name, declared)
+		h.Listeners = readHostListeners(t, refs.listeners)
+		h.Domains = readDomains(t, h, claims)
+		h.Routes = readRoutes(t, refs)
+		t.strict()
+		hosts = append(hosts, h)
+	}
+	return hosts
+}
+
+func readHostListeners(t *table, all []string) []string {
+	if _, ok := t.get("listeners"); !ok {
+		return slices.Clone(all)
+	}
+	var listeners []string
+	for _, n := range t.array("listeners") {
+		name, ok := refer(n, "listener", all)
+		switch {
+		case !ok:
+		case slices.Contains(listeners, name):
+			n.fail("%s is listed twice", quote(name))
+		default:
+			listeners = append(listeners, name)
+		}
+	}
+	if t.empty("listeners") {
+		t.at("listeners").fail("must name a listener; leave the key out for all of them")
+	}
+	return listeners
+}
+
+// refer reads a name that must be declared elsewhere.
+func refer(n node, kind string, declared []string) (string, bool) {
+	name, ok := n.raw.(string)
+	if !ok {
+		n.fail("must be the name of a %s, found %s", kind, describe(n.raw))
+		return "", false
+	}
+	if !slices.Contains(declared, name) {
+		n.fail("there is no %s named %s; %s", kind, quote(name), suggest(name, declared))
+		return "", false
+	}
+	return name, true
+}
+
+// claim is a domain on a listener: at most one virtual host can have it, its owner.
+type claim struct{ listener, domain string }
+
+type owner struct {
+	host  *table
+	name  string
+	place node
+}
+
+func readDomains(t *table, h VirtualHost, claims map[claim]owner) []string {
+	var domains []string
+	for _, e := range list(t, "domains", domain) {
+		domains = append(domains, e.value)
+		for _, l := range h.Listeners {
+			c := claim{l, e.value}
+			first, taken := claims[c]
+			if taken && first.host == t {
+				e.fail("%s is listed twice (%s)", quote(e.value), first.place)
+				break
+			}
+			if taken {
+				e.fail("virtual hosts %q (%s) and %q both have %s on listener %q; one of them must give it up",
+					first.name, first.place, h.Name, quote(e.value), l)
+				break
+			}
+			claims[c] = owner{t, h.Name, e.node}
+		}
+	}
+	if t.empty("domains") {
+		t.at("domains").fail(`missing; must be an array with %s, or "*" for every host`, domain.is)
+	}
+	return domains
+}
+
+// domain is what a virtual host answers for, compared without the port.
+var domain = form[string]{`a host like "example.com" or "*.example.com"`, func(s string) (string, error) {
+	if s == "*" {
+		return s, nil
+	}
+	suffix, wild := strings.CutPrefix(s, "*.")
+	if strings.Contains(suffix, "*") {
+		return "", errors.New(`a star stands alone or in front, as in "*.example.com"`)
+	}
+	host, port, err := splitAuthority(suffix)
+	switch {
+	case err != nil:
+		return "", err
+	case port != "":
+		return "", errors.New("a domain has no port; it matches hosts on any")
+	case wild && host[0] == '[':
+		return "", errors.New("a star goes with a name, not with an address")
+	case wild:
+		host = "*." + host
+	}
+	return host, nil
+}}

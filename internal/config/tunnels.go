@@ -1,0 +1,30 @@
+package config
+
+import "time"
+
+func readTunnels(t *table) Tunnels {
+	u := Tunnels{HandshakeTimeout: 60 * time.Second, Buffer: 256 << 10}
+	readTunnelLimits(t, &u)
+
+	// What becomes of tunnels in these cases is decided, but there is no choice yet.
+	var kept string
+	read(t, "on_reload", &kept, only("keep", "move"))
+	read(t, "on_route_removed", &kept, only("keep", "close"))
+	read(t, "on_endpoint_removed", &kept, only("keep", "close"))
+	read(t, "on_endpoint_unhealthy", &kept, only("keep", "close"))
+	var survive bool
+	if t.boolean("survive_crash", &survive); survive {
+		t.at("survive_crash").fail("true is not supported by this version; must be false")
+	}
+	t.strict()
+	return u
+}
+
+// readTunnelLimits reads the keys that routes have as well.
+func readTunnelLimits(t *table, u *Tunnels) {
+	read(t, "drain_timeout", &u.DrainTimeout, durationOrOff)
+	read(t, "idle_timeout", &u.IdleTimeout, durationOrOff)
+	read(t, "max_age", &u.MaxAge, durationOrOff)
+	read(t, "handshake_timeout", &u.HandshakeTimeout, durationOrOff)
+	read(t, "buffer", &u.Buffer, sizeBetween(4, 64))
+}

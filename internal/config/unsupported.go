@@ -1,0 +1,15 @@
+package config
+
+// unsupported lists keys that Holdfast has a meaning for, but not in this
+// version, by the section in which they stand. Calling them unknown would send
+// their reader looking for a spelling mistake.
+var unsupported = map[string][]string{
+	"":                           {"access_logs"},
+	"listeners":                  {"tls", "cluster", "weighted_clusters", "tunnels"},
+	"virtual_hosts.routes.match": {"regex", "methods", "headers", "query"},
+	"virtual_hosts.routes.tunnels": {
+		"on_reload", "on_route_removed", "on_endpoint_removed", "on_endpoint_unhealthy", "survive_crash",
+	},
+	"clusters":           {"health_check", "limits"},
+	"clusters.endpoints": {"weight"},
+}
