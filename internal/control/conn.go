@@ -1,0 +1,196 @@
+// Package control is the channel between the supervisor and one generation: small
+// JSON messages on a SOCK_SEQPACKET socket, with descriptors beside them.
+//
+// A message is one packet, so message and descriptors can never come apart, order
+// is kept, and the end of the other process is an end of file. What may be large
+// (a configuration) travels as a sealed memory file ([Payload]).
+//
+// The messages of the core ([Hello], [TypeServe], [TypeDrain], …) are only ever
+// extended: a field that a build does not know is ignored, so any supervisor can
+// command any generation at least that far.
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// MaxMessage is the most bytes that a message may have. It is far below the
+	// default send buffer, so a message that the peer has room for is sent whole.
+	MaxMessage = 32 << 10
+
+	// MaxFiles is the most descriptors that one message may carry: the kernel's
+	// SCM_MAX_FD.
+	MaxFiles = 253
+)
+
+// ErrProtocol is wrapped by the errors that Receive returns when the peer does not
+// keep to the protocol. Such a channel must be closed.
+var ErrProtocol = errors.New("control protocol violated")
+
+// Conn is one end of a control channel. One goroutine at a time may receive; any
+// number may send.
+type Conn struct {
+	c *net.UnixConn
+
+	mu sync.Mutex // held for one sendmsg, so that a deadline is its sender's own
+}
+
+// Pair makes a channel. The file is the end for another process, in the form that
+// os/exec takes; the caller closes it after the start.
+func Pair() (*Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a control channel: %w", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "control channel")
+	ours, err := NewConn(fds[0])
+	if err != nil {
+		return nil, nil, errors.Join(err, theirs.Close())
+	}
+	return ours, theirs, nil
+}
+
+// NewConn takes over the descriptor of an end, also when it fails.
+func NewConn(fd int) (*Conn, error) {
+	f := os.NewFile(uintptr(fd), "control channel")
+	if f == nil {
+		return nil, fmt.Errorf("control channel: no descriptor %d", fd)
+	}
+	defer f.Close()
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return nil, fmt.Errorf("control channel: descriptor %d: %w", fd, err)
+	}
+	if kind != unix.SOCK_SEQPACKET {
+		return nil, fmt.Errorf("control channel: descriptor %d is no SOCK_SEQPACKET socket", fd)
+	}
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("control channel: %w", err)
+	}
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("control channel: descriptor %d is no unix socket", fd), c.Close())
+	}
+	return &Conn{c: uc}, nil
+}
+
+// Close ends the channel and unblocks Send and Receive.
+func (c *Conn) Close() error { return c.c.Close() }
+
+// Send sends a message with duplicates of the descriptors, which stay the
+// caller's. It blocks while the peer's queue is full, at most for within.
+func (c *Conn) Send(m *Message, within time.Duration, fds ...int) error {
+	data, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("send %s: %w", m.Type, err)
+	}
+	if len(data) > MaxMessage {
+		return fmt.Errorf("send %s: %d bytes are too many for a message (%d)", m.Type, len(data), MaxMessage)
+	}
+	if most := maxFiles(m.Type); len(fds) > most {
+		return fmt.Errorf("send %s: %d descriptors are too many (%d)", m.Type, len(fds), most)
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.c.SetWriteDeadline(time.Now().Add(within)); err != nil {
+		return fmt.Errorf("send %s: %w", m.Type, err)
+	}
+	if _, _, err := c.c.WriteMsgUnix(data, oob, nil); err != nil {
+		return fmt.Errorf("send %s: %w", m.Type, err)
+	}
+	return nil
+}
+
+// Receive blocks until a message has come. Its descriptors are the caller's to
+// close. They are close-on-exec; whether they block is as the sender has it, since
+// both share one open file description, and nothing here changes that (os.File's
+// Fd would). io.EOF means that the other side is gone.
+func (c *Conn) Receive() (*Message, []int, error) {
+	data := make([]byte, MaxMessage+1)
+	oob := make([]byte, unix.CmsgSpace(MaxFiles*4))
+	// The net package asks for MSG_CMSG_CLOEXEC.
+	n, oobn, flags, _, err := c.c.ReadMsgUnix(data, oob)
+	if err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+			return nil, nil, io.EOF
+		}
+		return nil, nil, fmt.Errorf("receive: %w", err)
+	}
+	fds, err := parseRights(oob[:oobn])
+	if err == nil {
+		var m *Message
+		if m, err = decode(data[:n], flags, len(fds)); err == nil {
+			return m, fds, nil
+		}
+	}
+	CloseAll(fds)
+	return nil, nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+}
+
+// decode judges a packet.
+func decode(data []byte, flags, fds int) (*Message, error) {
+	switch {
+	case flags&unix.MSG_CTRUNC != 0:
+		// The kernel has closed what did not fit.
+		return nil, errors.New("descriptors were cut off")
+	case flags&unix.MSG_TRUNC != 0 || len(data) > MaxMessage:
+		return nil, fmt.Errorf("a message of more than %d bytes", MaxMessage)
+	}
+	m := new(Message)
+	if err := json.Unmarshal(data, m); err != nil {
+		return nil, fmt.Errorf("no message: %w", err)
+	}
+	if m.Type == "" {
+		return nil, errors.New("a message without a type")
+	}
+	if most := maxFiles(m.Type); fds > most {
+		return nil, fmt.Errorf("%q with %d descriptors, at most %d belong to it", m.Type, fds, most)
+	}
+	return m, nil
+}
+
+// parseRights returns every descriptor that came. With an error it returns those
+// that it has understood.
+func parseRights(oob []byte) ([]int, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	cmsgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, fmt.Errorf("control data: %w", err)
+	}
+	var all []int
+	for i := range cmsgs {
+		if cmsgs[i].Header.Level != unix.SOL_SOCKET || cmsgs[i].Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		fds, err := unix.ParseUnixRights(&cmsgs[i])
+		if err != nil {
+			return all, fmt.Errorf("control data: %w", err)
+		}
+		all = append(all, fds...)
+	}
+	return all, nil
+}
+
+// CloseAll closes descriptors that Receive has returned and nobody wants.
+func CloseAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd) // carries no data of ours: an error says nothing
+	}
+}

@@ -1,0 +1,318 @@
+package control_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/control"
+)
+
+const soon = 5 * time.Second
+
+// pair returns both ends of a channel.
+func pair(t *testing.T) (a, b *control.Conn) {
+	t.Helper()
+	a, f, err := control.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	b, err = control.NewConn(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+// raw returns an end and the descriptor of the other, to send rubbish with.
+func raw(t testing.TB) (*control.Conn, int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := control.NewConn(fds[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(); unix.Close(fds[1]) })
+	return c, fds[1]
+}
+
+func openDescriptors(t testing.TB) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+func TestMessageAndDescriptorsArriveTogether(t *testing.T) {
+	a, b := pair(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := a.Send(&control.Message{Type: control.TypeListeners, Keys: []string{"k"}}, soon, int(w.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	m, fds, err := b.Receive()
+	if err != nil || m.Type != control.TypeListeners || len(m.Keys) != 1 || len(fds) != 1 {
+		t.Fatalf("got %+v, %v, %v", m, fds, err)
+	}
+	if flags, _ := unix.FcntlInt(uintptr(fds[0]), unix.F_GETFD, 0); flags&unix.FD_CLOEXEC == 0 {
+		t.Error("a received descriptor would be inherited by children")
+	}
+	if _, err := unix.Write(fds[0], []byte("x")); err != nil {
+		t.Error(err)
+	}
+	control.CloseAll(fds)
+	if got, _ := io.ReadAll(r); string(got) != "x" {
+		t.Errorf("through the passed descriptor came %q", got)
+	}
+}
+
+func TestPassingADescriptorLeavesItNonBlocking(t *testing.T) {
+	a, b := pair(t)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := a.Send(&control.Message{Type: control.TypeListeners, Keys: []string{"k"}}, soon, fd); err != nil {
+		t.Fatal(err)
+	}
+	_, fds, err := b.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.CloseAll(fds)
+	// Both are the same open file description: what one process does to the flag
+	// every other one feels.
+	for _, n := range []int{fd, fds[0]} {
+		if flags, _ := unix.FcntlInt(uintptr(n), unix.F_GETFL, 0); flags&unix.O_NONBLOCK == 0 {
+			t.Errorf("descriptor %d blocks now", n)
+		}
+	}
+}
+
+func TestTheOtherSidesEndIsEOF(t *testing.T) {
+	a, b := pair(t)
+	a.Close()
+	if _, _, err := b.Receive(); err != io.EOF {
+		t.Errorf("got %v, want io.EOF", err)
+	}
+}
+
+func TestSendDoesNotWaitForEver(t *testing.T) {
+	a, _ := pair(t)
+	m := &control.Message{Type: "x", Error: strings.Repeat("x", control.MaxMessage/2)}
+	var err error
+	for range 1000 { // the queue holds far less
+		if err = a.Send(m, 20*time.Millisecond); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %v, want a passed deadline", err)
+	}
+}
+
+func TestUnknownFieldsAreIgnored(t *testing.T) {
+	c, peer := raw(t)
+	if err := unix.Send(peer, []byte(`{"type":"hello","hello":{"core":7,"core_min":1,"mood":"good"},"later":{"a":1}}`), 0); err != nil {
+		t.Fatal(err)
+	}
+	m, _, err := c.Receive()
+	if err != nil || m.Hello.Core != 7 {
+		t.Fatalf("got %+v, %v", m, err)
+	}
+}
+
+func TestVersionsMeetWhereRangesOverlap(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		theirMin, their int
+		ourMin, our     int
+		want            bool
+	}{
+		{"the same", 1, 1, 1, 1, true},
+		{"they are newer and know ours", 1, 3, 1, 1, true},
+		{"they are newer and have forgotten ours", 2, 3, 1, 1, false},
+		{"we are newer and know theirs", 1, 1, 1, 3, true},
+		{"we are newer and have forgotten theirs", 1, 1, 2, 3, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := control.Hello{Core: c.their, CoreMin: c.theirMin}
+			if got := h.Meets(c.our, c.ourMin); got != c.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}
+
+// Whatever a peer sends that is no message, Receive says so and keeps nothing of it.
+func TestRubbishIsRefusedAndLeaksNothing(t *testing.T) {
+	devnull, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(devnull)
+	many := func(n int) []int {
+		fds := make([]int, n)
+		for i := range fds {
+			fds[i] = devnull
+		}
+		return fds
+	}
+	for _, c := range []struct {
+		name string
+		data string
+		fds  []int
+	}{
+		{"no JSON", "rubbish", nil},
+		{"JSON of another kind", `[1,2]`, nil},
+		{"no type", `{"id":1}`, nil},
+		{"a field of another type", `{"type":7}`, nil},
+		{"too long", `{"type":"x","error":"` + strings.Repeat("x", control.MaxMessage) + `"}`, nil},
+		{"a descriptor that does not belong", `{"type":"hello"}`, many(1)},
+		{"more descriptors than belong", `{"type":"bundle"}`, many(2)},
+		{"as many descriptors as the kernel lets pass", `{"type":"listeners"}`, many(control.MaxFiles)},
+		{"rubbish with descriptors", "\x00\xff", many(100)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conn, peer := raw(t)
+			before := openDescriptors(t)
+			var oob []byte
+			if c.fds != nil {
+				oob = unix.UnixRights(c.fds...)
+			}
+			if err := unix.Sendmsg(peer, []byte(c.data), oob, nil, 0); err != nil {
+				t.Fatal(err)
+			}
+			if m, _, err := conn.Receive(); !errors.Is(err, control.ErrProtocol) {
+				t.Errorf("got %+v, %v; want ErrProtocol", m, err)
+			}
+			if after := openDescriptors(t); after != before {
+				t.Errorf("%d descriptors are open, before there were %d", after, before)
+			}
+		})
+	}
+}
+
+func TestOwnMistakesAreNotSent(t *testing.T) {
+	a, _ := pair(t)
+	if err := a.Send(&control.Message{Type: "x", Error: strings.Repeat("x", control.MaxMessage)}, soon); err == nil {
+		t.Error("a message that no peer takes was sent")
+	}
+	if err := a.Send(&control.Message{Type: control.TypeServe}, soon, 0); err == nil {
+		t.Error("a descriptor that no peer takes was sent")
+	}
+}
+
+func TestOnlySeqpacketSocketsAreChannels(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[1])
+	if _, err := control.NewConn(fds[0]); err == nil {
+		t.Error("took a stream")
+	}
+	r, w, _ := os.Pipe()
+	defer w.Close()
+	fd, _ := unix.Dup(int(r.Fd()))
+	r.Close()
+	if _, err := control.NewConn(fd); err == nil {
+		t.Error("took a pipe")
+	}
+}
+
+func TestPayloadsAreWholeAndSealed(t *testing.T) {
+	in := control.Bundle{Path: "/etc/x.toml", Config: []byte(strings.Repeat("x", 1<<20)), Generation: 3}
+	f, err := control.Payload(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("y"), 0); err == nil {
+		t.Error("a payload can be changed after it was made")
+	}
+	if err := f.Truncate(1); err == nil {
+		t.Error("a payload can be cut")
+	}
+	fd, err := unix.Dup(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out control.Bundle
+	if err := control.ReadPayload(fd, &out); err != nil {
+		t.Fatal(err)
+	}
+	if out.Path != in.Path || string(out.Config) != string(in.Config) || out.Generation != 3 {
+		t.Error("the payload came out different")
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
+		t.Error("the descriptor is still open")
+	}
+}
+
+func TestAnUnsealedFileIsNoPayload(t *testing.T) {
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data, _ := json.Marshal(control.Bundle{})
+	f.Write(data)
+	fd, _ := unix.Dup(int(f.Fd()))
+	if err := control.ReadPayload(fd, new(control.Bundle)); err == nil {
+		t.Error("took a file that its owner can change while it is read")
+	}
+}
+
+func FuzzReceive(f *testing.F) {
+	for _, s := range []string{
+		`{"type":"hello","hello":{"core":1,"core_min":1,"version":"x","pid":1}}`,
+		`{"type":"status","id":7}`, `{"type":"answer","re":7,"status":{"tunnels":3}}`,
+		`{"type":"listeners","keys":["0.0.0.0:80"]}`, `{}`, ``, "\x00",
+	} {
+		f.Add([]byte(s), 0)
+		f.Add([]byte(s), 1)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, fds int) {
+		conn, peer := raw(t)
+		var oob []byte
+		if fds = fds & 3; fds > 0 {
+			oob = unix.UnixRights(make([]int, fds)...) // copies of the standard input
+		}
+		before := openDescriptors(t)
+		if err := unix.Sendmsg(peer, data, oob, nil, unix.MSG_DONTWAIT); err != nil {
+			return // the kernel does not take it: an empty or a huge packet
+		}
+		unix.Shutdown(peer, unix.SHUT_WR)
+		m, got, err := conn.Receive()
+		control.CloseAll(got)
+		if (m == nil) == (err == nil) {
+			t.Errorf("message %v with error %v", m, err)
+		}
+		if after := openDescriptors(t); after != before {
+			t.Errorf("%d descriptors are open, before there were %d", after, before)
+		}
+	})
+}

@@ -1,0 +1,82 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxPayload is the most bytes that a payload may have.
+const MaxPayload = 64 << 20
+
+const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+
+// Payload puts v as JSON into a sealed memory file, which the caller sends beside
+// a message and closes. Nobody can change or truncate it any more, so a receiver
+// may read it without fear of the sender.
+func Payload(v any) (*os.File, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("payload: %w", err)
+	}
+	if len(data) > MaxPayload {
+		return nil, fmt.Errorf("payload: %d bytes are too many (%d)", len(data), MaxPayload)
+	}
+	fd, err := unix.MemfdCreate("holdfast payload", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("payload: memfd_create: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "payload")
+	if _, err := f.Write(data); err != nil {
+		return nil, errors.Join(fmt.Errorf("payload: %w", err), f.Close())
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+		return nil, errors.Join(fmt.Errorf("payload: seal: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// ReadPayload reads what [Payload] has made into v. It closes fd.
+func ReadPayload(fd int, v any) error {
+	f := os.NewFile(uintptr(fd), "payload")
+	defer f.Close()
+	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err != nil || got&seals != seals {
+		return errors.New("payload: not a sealed memory file")
+	}
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, MaxPayload+1))
+	if err != nil {
+		return fmt.Errorf("payload: %w", err)
+	}
+	if len(data) > MaxPayload {
+		return fmt.Errorf("payload: more than %d bytes", MaxPayload)
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("payload: %w", err)
+	}
+	return nil
+}
+
+// Bundle is what a generation is started from. Its bytes are the whole truth: the
+// generation opens no file that the configuration names.
+type Bundle struct {
+	Path       string `json:"path"` // of the configuration, for messages
+	Config     []byte `json:"config"`
+	Generation int    `json:"generation"`
+
+	// Learnt is what an earlier generation has learnt that was built from the same
+	// configuration, where one has. It spares a replacement the questions that may
+	// have no answer just now.
+	Learnt *Learnt `json:"learnt,omitempty"`
+}
+
+// Learnt is what a generation finds out while it is built, as it reports it when it
+// is ready. The supervisor keeps it and does not look into it.
+type Learnt struct {
+	Addresses map[string][]netip.Addr `json:"addresses,omitempty"` // of the names among the endpoints
+}
