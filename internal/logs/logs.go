@@ -1,0 +1,40 @@
+// Package logs writes the log of a program without ever making it wait.
+//
+//	logger, writer := logs.New(os.Stderr, level, "text", slog.Int("pid", os.Getpid()))
+//	defer writer.Close(time.Second)
+//
+// Whoever reads a log may be slow, stuck or gone, and none of that may hold up
+// a connection. So a log call only puts its line into a bounded queue, and one
+// goroutine writes the queue out. Lines that find no room are dropped and
+// counted, and the log itself says where, and how many: "log lines dropped".
+package logs
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+)
+
+// New returns a logger that writes to out through the [Writer] beside it. format
+// is "json"; anything else means text. level is asked for every record, so that
+// a [slog.LevelVar] changes it at run time. attrs are on every line.
+//
+// The handlers of slog quote what they write: a value, key or message with a
+// line break in it cannot end its line or forge another one.
+//
+// New starts the writer's goroutine; [Writer.Close] ends it.
+func New(out io.Writer, level slog.Leveler, format string, attrs ...slog.Attr) (*slog.Logger, *Writer) {
+	handler := func(w io.Writer) slog.Handler {
+		options := &slog.HandlerOptions{Level: level}
+		if format == "json" {
+			return slog.NewJSONHandler(w, options).WithAttrs(attrs)
+		}
+		return slog.NewTextHandler(w, options).WithAttrs(attrs)
+	}
+	w := newWriter(out, func(lines uint64) []byte {
+		var line bytes.Buffer
+		slog.New(handler(&line)).Error("log lines dropped", "lines", lines)
+		return line.Bytes()
+	})
+	return slog.New(handler(w)), w
+}
