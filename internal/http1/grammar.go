@@ -1,0 +1,79 @@
+package http1
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// A charClass is a set of bytes that the grammar allows somewhere.
+type charClass uint8
+
+const (
+	tokenChar  charClass = 1 << iota // RFC 9110 §5.6.2
+	valueChar                        // RFC 9110 §5.5: HTAB, SP, VCHAR, obs-text
+	targetChar                       // VCHAR without "#": what clients really send, not only RFC 3986
+	hostChar                         // RFC 3986 §2.3, unreserved
+	digitChar
+)
+
+var charClasses = makeCharClasses()
+
+func makeCharClasses() (t [256]charClass) {
+	for c := range 256 {
+		letter := 'a' <= c|0x20 && c|0x20 <= 'z'
+		digit := '0' <= c && c <= '9'
+		visible := 0x21 <= c && c <= 0x7e
+		if letter || digit || visible && strings.IndexByte("!#$%&'*+-.^_`|~", byte(c)) >= 0 {
+			t[c] |= tokenChar
+		}
+		if letter || digit || visible && strings.IndexByte("-._~", byte(c)) >= 0 {
+			t[c] |= hostChar
+		}
+		if visible || c == ' ' || c == '\t' || c >= 0x80 {
+			t[c] |= valueChar
+		}
+		if visible && c != '#' {
+			t[c] |= targetChar
+		}
+		if digit {
+			t[c] |= digitChar
+		}
+	}
+	return t
+}
+
+// consistsOf says whether every byte of s is of the class; true of "".
+func consistsOf(s string, class charClass) bool {
+	for i := range len(s) {
+		if charClasses[s[i]]&class == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func isToken(s string) bool { return s != "" && consistsOf(s, tokenChar) }
+
+// isAuthority says whether s is host or host:port. User information and an empty
+// port are refused (RFC 9110 §4.2.4).
+func isAuthority(s string) bool {
+	if strings.HasPrefix(s, "[") {
+		host, port, ok := strings.Cut(s[1:], "]")
+		addr, err := netip.ParseAddr(host)
+		return ok && err == nil && addr.Is6() && addr.Zone() == "" && (port == "" || port[0] == ':' && isPort(port[1:]))
+	}
+	host, port, hasPort := strings.Cut(s, ":")
+	return host != "" && consistsOf(host, hostChar) && (!hasPort || isPort(port))
+}
+
+func isPort(s string) bool {
+	if s == "" || len(s) > 5 || !consistsOf(s, digitChar) {
+		return false
+	}
+	n, err := strconv.Atoi(s)
+	return err == nil && n <= 65535
+}
+
+// trimSpace removes optional white space (RFC 9110 §5.6.3).
+func trimSpace(s string) string { return strings.Trim(s, " \t") }

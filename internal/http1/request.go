@@ -1,0 +1,138 @@
+package http1
+
+import (
+	"strings"
+
+	"holdfast/internal/exchange"
+)
+
+// draft76Tail is how many bytes follow the head of a draft-76 WebSocket handshake
+// (draft-ietf-hybi-thewebsocketprotocol-00 §1.3).
+const draft76Tail = 8
+
+// requestHead is a request with what concerns its connection only.
+type requestHead struct {
+	*exchange.Request
+	close   bool // the client's last request here
+	expect  bool // the client waits for a 100 before it sends the body
+	hasTail bool // draft76Tail bytes follow the head and belong to it
+}
+
+// parseRequest reads a head that a headScanner has found, from the request line to
+// the empty line, of about n field lines. Errors are *exchange.StatusError.
+func parseRequest(head string, n int, scheme string) (requestHead, error) {
+	line, rest, _ := strings.Cut(strings.TrimSuffix(head, "\r\n"), "\r\n")
+	r := &exchange.Request{Scheme: scheme, Major: 1}
+	authority, err := parseRequestLine(r, line)
+	if err != nil {
+		return requestHead{}, err
+	}
+	fields, ctl, err := parseFields(rest, n)
+	if err != nil {
+		return requestHead{}, err
+	}
+	r.Fields, r.Trailers = fields, ctl.trailer
+	if r.Authority, err = ctl.authority(authority); err != nil {
+		return requestHead{}, err
+	}
+	if r.ContentLength, _, err = ctl.bodyLength(r.Minor); err != nil {
+		return requestHead{}, err
+	}
+	h := requestHead{Request: r, close: ctl.close || r.Minor == 0}
+	if h.expect, err = ctl.expectation(r); err != nil {
+		return requestHead{}, err
+	}
+	h.readUpgrade(&ctl)
+	return h, nil
+}
+
+// parseRequestLine fills in method, target and version. authority is that of an
+// absolute-form target, or "".
+func parseRequestLine(r *exchange.Request, line string) (authority string, err error) {
+	method, rest, ok1 := strings.Cut(line, " ")
+	target, version, ok2 := strings.Cut(rest, " ")
+	if !ok1 || !ok2 || !isToken(method) || target == "" {
+		return "", malformed("a malformed request line")
+	}
+	if r.Minor, err = parseMinor(version); err != nil {
+		return "", err
+	}
+	r.Method = method
+	switch {
+	case len(target) > maxTarget:
+		return "", refusal(414, "a target that is too long")
+	case method == "CONNECT":
+		return "", refusal(501, "CONNECT")
+	case !consistsOf(target, targetChar):
+		return "", malformed("a target with a forbidden character")
+	}
+	r.Target, authority, err = splitTarget(method, target)
+	return authority, err
+}
+
+// splitTarget reduces a target to origin-form or "*" (RFC 9112 §3.2).
+func splitTarget(method, target string) (path, authority string, err error) {
+	switch {
+	case target[0] == '/':
+		return target, "", nil
+	case target == "*" && method == "OPTIONS":
+		return target, "", nil
+	}
+	scheme, rest, ok := strings.Cut(target, "://")
+	if !ok || !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https") {
+		return "", "", malformed("a target in no known form")
+	}
+	end := strings.IndexAny(rest, "/?")
+	if end < 0 {
+		end = len(rest)
+	}
+	authority, path = rest[:end], rest[end:]
+	switch {
+	case !isAuthority(authority):
+		return "", "", malformed("a target with an invalid host")
+	case path == "" && method == "OPTIONS":
+		path = "*" // RFC 9112 §3.2.4
+	case path == "" || path[0] == '?':
+		path = "/" + path
+	}
+	return path, authority, nil
+}
+
+// authority checks Host against the target's authority, which may be "".
+func (ctl *control) authority(target string) (string, error) {
+	switch {
+	case ctl.host.count == 0:
+		return "", malformed("no Host")
+	case ctl.host.count > 1:
+		return "", malformed("more than one Host")
+	case !isAuthority(ctl.host.value):
+		return "", malformed("an invalid Host")
+	case target != "" && !strings.EqualFold(target, ctl.host.value):
+		return "", malformed("Host and target disagree")
+	}
+	return ctl.host.value, nil
+}
+
+// expectation says whether the client waits for a 100 (RFC 9110 §10.1.1).
+func (ctl *control) expectation(r *exchange.Request) (bool, error) {
+	switch {
+	case ctl.expect.count == 0:
+		return false, nil
+	case ctl.expect.count > 1 || !strings.EqualFold(ctl.expect.value, "100-continue"):
+		return false, refusal(417, "an unknown expectation")
+	}
+	return r.Minor == 1 && r.ContentLength != 0, nil
+}
+
+// readUpgrade applies the rule of [exchange.Request.Upgrade].
+func (h *requestHead) readUpgrade(ctl *control) {
+	r := h.Request
+	if r.Method != "GET" || r.Minor != 1 || !ctl.upgradeHere ||
+		ctl.upgrade.count != 1 || !strings.EqualFold(ctl.upgrade.value, "websocket") {
+		return
+	}
+	r.Upgrade = "websocket"
+	r.UpgradeBody = r.ContentLength != 0
+	h.hasTail = ctl.length.count == 0 && ctl.coding.count == 0 &&
+		r.Fields.Has("Sec-WebSocket-Key1") && r.Fields.Has("Sec-WebSocket-Key2") && !r.Fields.Has("Sec-WebSocket-Key")
+}

@@ -1,0 +1,274 @@
+package http1
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"holdfast/internal/exchange"
+)
+
+// readRequest scans and parses as a connection does, from bytes that are there at once.
+func readRequest(raw string) (requestHead, error) {
+	scan := headScanner{limit: defaultHeadSize}
+	end, err := scan.scan([]byte(raw))
+	if err != nil {
+		return requestHead{}, err
+	}
+	if end == 0 {
+		return requestHead{}, fmt.Errorf("no end of head in %q", raw)
+	}
+	return parseRequest(raw[:end], scan.lines-1, "http")
+}
+
+func TestRequestHeadsThatAreRefused(t *testing.T) {
+	t.Parallel()
+	const h = "Host: a.test\r\n"
+	tests := []struct {
+		name   string
+		raw    string
+		status int
+	}{
+		{"a request line without a version", "GET /\r\n\r\n", 400},
+		{"an empty method", " / HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"a method that is no token", "G@T / HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"two spaces before the target", "GET  / HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"two spaces before the version", "GET /  HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"a space behind the version", "GET / HTTP/1.1 \r\n" + h + "\r\n", 400},
+		{"a tab for a space", "GET\t/ HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"a space before the method", " GET / HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"lower-case http", "GET / http/1.1\r\n" + h + "\r\n", 400},
+		{"another protocol", "GET / RTSP/1.0\r\n" + h + "\r\n", 400},
+		{"a version of two digits", "GET / HTTP/1.10\r\n" + h + "\r\n", 400},
+		{"a version without a dot", "GET / HTTP/11\r\n" + h + "\r\n", 400},
+		{"HTTP/1.2", "GET / HTTP/1.2\r\n" + h + "\r\n", 505},
+		{"HTTP/0.9 that says so", "GET / HTTP/0.9\r\n" + h + "\r\n", 505},
+		{"the HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\n", 505},
+		{"CONNECT", "CONNECT a.test:80 HTTP/1.1\r\n" + h + "\r\n", 501},
+		{"CONNECT with a path", "CONNECT / HTTP/1.1\r\n" + h + "\r\n", 501},
+		{"a target without a slash", "GET a HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"an asterisk for GET", "GET * HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"an asterisk with more", "OPTIONS */a HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"a fragment", "GET /a#b HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"a target beyond ASCII", "GET /\xc3\xa4 HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"a target that is too long", "GET /" + strings.Repeat("a", maxTarget) + " HTTP/1.1\r\n" + h + "\r\n", 414},
+		{"absolute-form of another scheme", "GET ftp://a.test/ HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"absolute-form that disagrees with Host", "GET http://b.test/ HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"absolute-form with another port", "GET http://a.test:81/ HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"absolute-form with user information", "GET http://u@a.test/ HTTP/1.1\r\nHost: u@a.test\r\n\r\n", 400},
+		{"absolute-form without a host", "GET http:///a HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"no Host", "GET / HTTP/1.1\r\n\r\n", 400},
+		{"no Host in HTTP/1.0", "GET / HTTP/1.0\r\n\r\n", 400},
+		{"two Hosts", "GET / HTTP/1.1\r\n" + h + h + "\r\n", 400},
+		{"an empty Host", "GET / HTTP/1.1\r\nHost:\r\n\r\n", 400},
+		{"a Host with a path", "GET / HTTP/1.1\r\nHost: a.test/x\r\n\r\n", 400},
+		{"a Host list", "GET / HTTP/1.1\r\nHost: a.test, b.test\r\n\r\n", 400},
+		{"a Host with user information", "GET / HTTP/1.1\r\nHost: u@a.test\r\n\r\n", 400},
+		{"a Host with percent-encoding", "GET / HTTP/1.1\r\nHost: a%2etest\r\n\r\n", 400},
+		{"a Host with an empty port", "GET / HTTP/1.1\r\nHost: a.test:\r\n\r\n", 400},
+		{"a Host with a negative port", "GET / HTTP/1.1\r\nHost: a.test:-1\r\n\r\n", 400},
+		{"a Host with a port too high", "GET / HTTP/1.1\r\nHost: a.test:65536\r\n\r\n", 400},
+		{"a Host with two ports", "GET / HTTP/1.1\r\nHost: a.test:1:2\r\n\r\n", 400},
+		{"an IPv6 Host without brackets", "GET / HTTP/1.1\r\nHost: ::1\r\n\r\n", 400},
+		{"an IPv6 Host without an end", "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", 400},
+		{"an IPv6 Host with a zone", "GET / HTTP/1.1\r\nHost: [fe80::1%25eth0]\r\n\r\n", 400},
+		{"an IPv6 Host with a tail", "GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n", 400},
+		{"an IPv4 address in brackets", "GET / HTTP/1.1\r\nHost: [127.0.0.1]\r\n\r\n", 400},
+		{"a space before the colon", "GET / HTTP/1.1\r\n" + h + "A : b\r\n\r\n", 400},
+		{"an empty field name", "GET / HTTP/1.1\r\n" + h + ": b\r\n\r\n", 400},
+		{"a field without a colon", "GET / HTTP/1.1\r\n" + h + "A\r\n\r\n", 400},
+		{"a folded line", "GET / HTTP/1.1\r\n" + h + "A: b\r\n c\r\n\r\n", 400},
+		{"a line that begins with a tab", "GET / HTTP/1.1\r\n\t" + h + "\r\n", 400},
+		{"a bare LF", "GET / HTTP/1.1\n" + h + "\r\n", 400},
+		{"a bare LF at the end", "GET / HTTP/1.1\r\n" + h + "\n", 400},
+		{"a bare CR", "GET / HTTP/1.1\r\n" + h + "A: b\rC: d\r\n\r\n", 400},
+		{"a TLS hello", "\x16\x03\x01\x00P\x01\x00", 400},
+		{"CR for all line ends", "GET / HTTP/1.1\rHost: a.test\r\r", 400},
+		{"LF for all line ends", "GET / HTTP/1.1\nHost: a.test\n\n", 400},
+		{"a CR before CRLF", "GET / HTTP/1.1\r\n" + h + "A: b\r\r\n\r\n", 400},
+		{"too many fields", "GET / HTTP/1.1\r\n" + h + strings.Repeat("A: b\r\n", maxFields) + "\r\n", 431},
+		{"a head that is too large", "GET / HTTP/1.1\r\n" + h + "A: " + strings.Repeat("b", defaultHeadSize) + "\r\n\r\n", 431},
+		{"a request line without end", "GET /" + strings.Repeat("a", defaultHeadSize), 414},
+		{"a signed length", "POST / HTTP/1.1\r\n" + h + "Content-Length: +5\r\n\r\n", 400},
+		{"an empty length", "POST / HTTP/1.1\r\n" + h + "Content-Length:\r\n\r\n", 400},
+		{"a hexadecimal length", "POST / HTTP/1.1\r\n" + h + "Content-Length: 0x5\r\n\r\n", 400},
+		{"a length list", "POST / HTTP/1.1\r\n" + h + "Content-Length: 5, 5\r\n\r\n", 400},
+		{"two lengths", "POST / HTTP/1.1\r\n" + h + "Content-Length: 5\r\nContent-Length: 6\r\n\r\n", 400},
+		{"the same length twice", "POST / HTTP/1.1\r\n" + h + "Content-Length: 5\r\nContent-Length: 5\r\n\r\n", 400},
+		{"a length above 2^62", "POST / HTTP/1.1\r\n" + h + "Content-Length: 4611686018427387905\r\n\r\n", 400},
+		{"a length above 2^64", "POST / HTTP/1.1\r\n" + h + "Content-Length: 18446744073709551621\r\n\r\n", 400},
+		{"both lengths", "POST / HTTP/1.1\r\n" + h + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400},
+		{"chunked twice", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 400},
+		{"chunked twice in a list", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked, chunked\r\n\r\n", 400},
+		{"chunked before another coding", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked, gzip\r\n\r\n", 400},
+		{"chunked in quotes", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: \"chunked\"\r\n\r\n", 400},
+		{"a coding before chunked", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: gzip, chunked\r\n\r\n", 501},
+		{"an unknown coding", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: cow\r\n\r\n", 501},
+		{"an empty coding", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding:\r\n\r\n", 501},
+		{"chunked in HTTP/1.0", "POST / HTTP/1.0\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n", 400},
+		{"a name like Content-Length", "POST / HTTP/1.1\r\n" + h + "content_length: 5\r\n\r\n", 400},
+		{"a name like Transfer-Encoding", "POST / HTTP/1.1\r\n" + h + "Transfer_Encoding: chunked\r\n\r\n", 400},
+		{"Connection that names Host", "GET / HTTP/1.1\r\n" + h + "Connection: close, Host\r\n\r\n", 400},
+		{"Connection that names Content-Length", "GET / HTTP/1.1\r\n" + h + "Connection: content-length\r\n\r\n", 400},
+		{"Connection that names Transfer-Encoding", "GET / HTTP/1.1\r\n" + h + "Connection: transfer-encoding\r\n\r\n", 400},
+		{"a Connection option that is no token", "GET / HTTP/1.1\r\n" + h + "Connection: \"close\"\r\n\r\n", 400},
+		{"too many Connection options", "GET / HTTP/1.1\r\n" + h + "Connection: " + strings.Repeat("a,", maxOptions+1) + "\r\n\r\n", 400},
+		{"an unknown expectation", "GET / HTTP/1.1\r\n" + h + "Expect: 200-ok\r\n\r\n", 417},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			head, err := readRequest(tt.raw)
+			if got := exchange.StatusOf(err, 0); got != tt.status {
+				t.Errorf("status %d (%v), want %d; head %+v", got, err, tt.status, head.Request)
+			}
+		})
+	}
+}
+
+func TestRequestHeadsThatAreUnderstood(t *testing.T) {
+	t.Parallel()
+	const h = "Host: a.test\r\n"
+	const ws = "GET / HTTP/1.1\r\n" + h + "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
+	tests := []struct{ name, raw, want string }{
+		{"the least", "GET / HTTP/1.1\r\n" + h + "\r\n", "GET a.test / 1.1 0 []"},
+		{"white space around a value", "GET / HTTP/1.1\r\nHost:a.test \r\nA:\t b c \t\r\n\r\n", "GET a.test / 1.1 0 [A=b c]"},
+		{"an empty value and bytes beyond ASCII", "GET / HTTP/1.1\r\n" + h + "A:\r\nB: \xe4\r\n\r\n", "GET a.test / 1.1 0 [A= B=\xe4]"},
+		{"fields in their order and case", "GET / HTTP/1.1\r\nb: 1\r\n" + h + "A: 2\r\nb: 3\r\n\r\n", "GET a.test / 1.1 0 [b=1 A=2 b=3]"},
+		{"an unusual method", "M-SEARCH /x?y HTTP/1.1\r\n" + h + "\r\n", "M-SEARCH a.test /x?y 1.1 0 []"},
+		{"OPTIONS *", "OPTIONS * HTTP/1.1\r\n" + h + "\r\n", "OPTIONS a.test * 1.1 0 []"},
+		{"absolute-form", "GET http://A.test/x?y HTTP/1.1\r\n" + h + "\r\n", "GET a.test /x?y 1.1 0 []"},
+		{"absolute-form without a path", "GET HTTPS://a.test HTTP/1.1\r\n" + h + "\r\n", "GET a.test / 1.1 0 []"},
+		{"absolute-form with a query only", "GET http://a.test?x HTTP/1.1\r\n" + h + "\r\n", "GET a.test /?x 1.1 0 []"},
+		{"absolute-form OPTIONS without a path", "OPTIONS http://a.test HTTP/1.1\r\n" + h + "\r\n", "OPTIONS a.test * 1.1 0 []"},
+		{"a Host with a port", "GET / HTTP/1.1\r\nHost: a.test:80\r\n\r\n", "GET a.test:80 / 1.1 0 []"},
+		{"an IPv6 Host", "GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", "GET [::1]:80 / 1.1 0 []"},
+		{"HTTP/1.0 is the last one", "GET / HTTP/1.0\r\n" + h + "Connection: keep-alive\r\n\r\n", "GET a.test / 1.0 0 [] close"},
+		{"Connection: close", "GET / HTTP/1.1\r\n" + h + "Connection: Close\r\n\r\n", "GET a.test / 1.1 0 [] close"},
+		{"a length", "POST / HTTP/1.1\r\n" + h + "Content-Length: 0005\r\n\r\n", "POST a.test / 1.1 5 []"},
+		{"the largest length", "POST / HTTP/1.1\r\n" + h + "Content-Length: 4611686018427387904\r\n\r\n", "POST a.test / 1.1 4611686018427387904 []"},
+		{"chunked", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: Chunked\r\nTrailer: T\r\n\r\n", "POST a.test / 1.1 -1 [] trailers"},
+		{"an expectation", "POST / HTTP/1.1\r\n" + h + "Content-Length: 5\r\nExpect: 100-Continue\r\n\r\n", "POST a.test / 1.1 5 [] expect"},
+		{"an expectation without a body", "POST / HTTP/1.1\r\n" + h + "Expect: 100-continue\r\n\r\n", "POST a.test / 1.1 0 []"},
+		{"an expectation in HTTP/1.0", "POST / HTTP/1.0\r\n" + h + "Content-Length: 5\r\nExpect: 100-continue\r\n\r\n", "POST a.test / 1.0 5 [] close"},
+		{"fields of one hop are removed", "GET / HTTP/1.1\r\n" + h + "Keep-Alive: 1\r\nProxy-Connection: x\r\nTE: trailers\r\nHTTP2-Settings: x\r\nA: b\r\n\r\n", "GET a.test / 1.1 0 [A=b]"},
+		{"fields that Connection names are removed", "GET / HTTP/1.1\r\n" + h + "x-forwarded-for: 1\r\nA: b\r\nConnection: X-Forwarded-For,, keep-alive\r\nConnection: c\r\nC: d\r\n\r\n", "GET a.test / 1.1 0 [A=b]"},
+		{"an upgrade", ws + "\r\n", "GET a.test / 1.1 0 [] upgrade"},
+		{"an upgrade with an empty body", ws + "Content-Length: 0\r\n\r\n", "GET a.test / 1.1 0 [] upgrade"},
+		{"an upgrade with a body", ws + "Content-Length: 1\r\n\r\n", "GET a.test / 1.1 1 [] upgrade body"},
+		{"an upgrade with a chunked body", ws + "Transfer-Encoding: chunked\r\n\r\n", "GET a.test / 1.1 -1 [] upgrade body"},
+		{"an upgrade of draft 76", ws + "Sec-WebSocket-Key1: a\r\nSec-WebSocket-Key2: b\r\n\r\n", "GET a.test / 1.1 0 [Sec-WebSocket-Key1=a Sec-WebSocket-Key2=b] upgrade tail"},
+		{"an upgrade with all three keys", ws + "Sec-WebSocket-Key1: a\r\nSec-WebSocket-Key2: b\r\nSec-WebSocket-Key: c\r\n\r\n", "GET a.test / 1.1 0 [Sec-WebSocket-Key1=a Sec-WebSocket-Key2=b Sec-WebSocket-Key=c] upgrade"},
+		{"draft-76 keys without an upgrade", "GET / HTTP/1.1\r\n" + h + "Sec-WebSocket-Key1: a\r\nSec-WebSocket-Key2: b\r\n\r\n", "GET a.test / 1.1 0 [Sec-WebSocket-Key1=a Sec-WebSocket-Key2=b]"},
+		{"an Upgrade that Connection does not name", "GET / HTTP/1.1\r\n" + h + "Upgrade: websocket\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"an upgrade by POST", "POST / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "POST a.test / 1.1 0 []"},
+		{"an upgrade in HTTP/1.0", "GET / HTTP/1.0\r\n" + h + "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "GET a.test / 1.0 0 [] close"},
+		{"an upgrade to h2c", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"an upgrade list", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"two Upgrade lines", ws + "Upgrade: websocket\r\n\r\n", "GET a.test / 1.1 0 []"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			head, err := readRequest(tt.raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := describe(head); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// describe renders all that a request head says.
+func describe(h requestHead) string {
+	var fields []string
+	for _, f := range h.Fields {
+		fields = append(fields, f.Name+"="+f.Value)
+	}
+	s := fmt.Sprintf("%s %s %s %d.%d %d %v", h.Method, h.Authority, h.Target, h.Major, h.Minor, h.ContentLength, fields)
+	for _, flag := range []struct {
+		on   bool
+		name string
+	}{{h.Upgrade == "websocket", "upgrade"}, {h.UpgradeBody, "body"}, {h.hasTail, "tail"}, {h.Trailers, "trailers"}, {h.expect, "expect"}, {h.close, "close"}} {
+		if flag.on {
+			s += " " + flag.name
+		}
+	}
+	return s
+}
+
+// TestForbiddenBytes puts every byte at every place of a head and compares with the
+// grammar, written a second time.
+func TestForbiddenBytes(t *testing.T) {
+	t.Parallel()
+	const tokens = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	isTchar := func(c byte) bool { return strings.IndexByte(tokens, c) >= 0 }
+	tests := []struct {
+		name          string
+		before, after string
+		allowed       func(c byte) bool
+	}{
+		{"in the method", "GE", "T / HTTP/1.1\r\nHost: a\r\n\r\n", isTchar},
+		{"in the target", "GET /a", "b HTTP/1.1\r\nHost: a\r\n\r\n", func(c byte) bool { return c > ' ' && c < 0x7f && c != '#' }},
+		{"in the version", "GET / HTTP/1.", "\r\nHost: a\r\n\r\n", func(c byte) bool { return c == '0' || c == '1' }},
+		{"behind the version", "GET / HTTP/1.1", "\r\nHost: a\r\n\r\n", func(byte) bool { return false }},
+		{"in a field name", "GET / HTTP/1.1\r\nHost: a\r\nX", "Y: z\r\n\r\n", func(c byte) bool { return isTchar(c) || c == ':' }},
+		{"before a field name", "GET / HTTP/1.1\r\nHost: a\r\n", "Y: z\r\n\r\n", isTchar},
+		{"before the colon", "GET / HTTP/1.1\r\nHost: a\r\nY", ": z\r\n\r\n", func(c byte) bool { return isTchar(c) || c == ':' }},
+		{"in a value", "GET / HTTP/1.1\r\nHost: a\r\nX: y", "z\r\n\r\n", func(c byte) bool { return c == '\t' || c >= ' ' && c != 0x7f }},
+		{"behind a value", "GET / HTTP/1.1\r\nHost: a\r\nX: y", "\r\n\r\n", func(c byte) bool { return c == '\t' || c >= ' ' && c != 0x7f }},
+		{"in Host", "GET / HTTP/1.1\r\nHost: a", "b\r\n\r\n", func(c byte) bool { return isTchar(c) && strings.IndexByte("!#$%&'*+^`|", c) < 0 }},
+		{"in Content-Length", "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1", "1\r\n\r\n", func(c byte) bool { return '0' <= c && c <= '9' }},
+		{"in Transfer-Encoding", "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chun", "ked\r\n\r\n", func(byte) bool { return false }},
+		{"as a line of its own", "GET / HTTP/1.1\r\nHost: a\r\n", "\r\n\r\n", func(byte) bool { return false }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			for c := range 256 {
+				_, err := readRequest(tt.before + string([]byte{byte(c)}) + tt.after)
+				if (err == nil) != tt.allowed(byte(c)) {
+					t.Errorf("byte %#02x: error %v", c, err)
+				}
+				if err != nil && exchange.StatusOf(err, 0) == 0 {
+					t.Errorf("byte %#02x: waits for more", c)
+				}
+			}
+		})
+	}
+}
+
+// TestScannerAtEverySplit feeds heads in two pieces, and byte by byte.
+func TestScannerAtEverySplit(t *testing.T) {
+	t.Parallel()
+	for _, raw := range []string{
+		"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\nbehind",
+		"GET / HTTP/1.1\r\nHost: a\r\nX: y\n\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nX: y\rz\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: \x00a\r\n\r\n",
+		"\r\nGET",
+	} {
+		whole := headScanner{limit: 100}
+		wantEnd, wantErr := whole.scan([]byte(raw))
+		for split := range len(raw) {
+			scan := headScanner{limit: 100}
+			end, err := scan.scan([]byte(raw[:split]))
+			if end == 0 && err == nil {
+				end, err = scan.scan([]byte(raw))
+			}
+			if end != wantEnd || fmt.Sprint(err) != fmt.Sprint(wantErr) {
+				t.Errorf("%q split at %d: end %d, error %v; want %d, %v", raw, split, end, err, wantEnd, wantErr)
+			}
+		}
+		bytewise := headScanner{limit: 100}
+		end, err := 0, error(nil)
+		for n := 0; n <= len(raw) && end == 0 && err == nil; n++ {
+			end, err = bytewise.scan([]byte(raw[:n]))
+		}
+		if end != wantEnd || fmt.Sprint(err) != fmt.Sprint(wantErr) {
+			t.Errorf("%q byte by byte: end %d, error %v; want %d, %v", raw, end, err, wantEnd, wantErr)
+		}
+	}
+}
