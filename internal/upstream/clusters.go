@@ -1,0 +1,221 @@
+// Package upstream holds the clusters of a generation: their endpoints, how one is
+// chosen, how it is connected to, and the idle connections that are kept for
+// the next request.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"holdfast/internal/config"
+)
+
+// maxLookups is how many names are resolved at the same time.
+const maxLookups = 16
+
+// Clusters are all clusters of one configuration.
+type Clusters struct {
+	byName    map[string]*Cluster
+	addresses map[string][]netip.Addr
+}
+
+// Cluster is a named group of endpoints.
+type Cluster struct {
+	Name      string
+	endpoints []*Endpoint
+	next      atomic.Uint64 // where the next request begins its round
+}
+
+// Network is the outside world as this package reaches it.
+type Network struct {
+	// Lookup returns every address of a name.
+	Lookup func(ctx context.Context, name string) ([]netip.Addr, error)
+
+	// Connect opens a connection to an address of network "tcp" or "unix". ctx
+	// bounds the connecting only. idle takes the connection over whenever an
+	// exchange has ended and it can carry another.
+	Connect func(ctx context.Context, network, address string, idle func(Conn)) (Conn, error)
+}
+
+// NewOn is [New] on another network, for tests.
+func NewOn(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr, network Network) (*Clusters, error) {
+	addresses, failures := resolve(ctx, network, known, names(cfg))
+	all := &Clusters{byName: make(map[string]*Cluster, len(cfg.Clusters)), addresses: addresses}
+	var errs []error
+	for i := range cfg.Clusters {
+		c := &Cluster{Name: cfg.Clusters[i].Name}
+		all.byName[c.Name] = c
+		for _, e := range cfg.Clusters[i].Endpoints {
+			endpoints, err := expand(e.Address, addresses, failures)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("cluster %q: endpoint %q: %w", c.Name, e.Address, err))
+			}
+			for _, at := range endpoints {
+				c.endpoints = append(c.endpoints, newEndpoint(&cfg.Clusters[i], e.Address, at, network))
+			}
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	return all, nil
+}
+
+// Get returns the cluster of that name.
+func (c *Clusters) Get(name string) (cluster *Cluster, ok bool) {
+	cluster, ok = c.byName[name]
+	return cluster, ok
+}
+
+// Addresses returns what the names of endpoints stand for, as New takes it. The
+// caller must not change it.
+func (c *Clusters) Addresses() map[string][]netip.Addr { return c.addresses }
+
+// Close closes every idle connection, and from now on every connection as it
+// becomes idle. Those in use are not touched, and new ones may still be made.
+// It returns when no goroutine of the package is left.
+func (c *Clusters) Close() {
+	for _, cluster := range c.byName {
+		for _, e := range cluster.endpoints {
+			e.pool.close()
+		}
+	}
+}
+
+// Endpoints yields every endpoint once, in the order in which a request should try
+// them. Each call begins one endpoint further than the one before (round robin).
+func (c *Cluster) Endpoints() iter.Seq[*Endpoint] {
+	return func(yield func(*Endpoint) bool) {
+		n := uint64(len(c.endpoints))
+		if n == 0 {
+			return
+		}
+		first := c.next.Add(1) - 1
+		for i := range n {
+			if !yield(c.endpoints[(first%n+i)%n]) {
+				return
+			}
+		}
+	}
+}
+
+// place is where an endpoint is: a TCP address, or the path of a unix socket.
+type place struct {
+	addr netip.AddrPort
+	path string
+}
+
+// expand turns an endpoint as configured into the places that it stands for.
+func expand(address string, addresses map[string][]netip.Addr, failures map[string]error) ([]place, error) {
+	if path, ok := strings.CutPrefix(address, "unix:"); ok {
+		return []place{{path: path}}, nil
+	}
+	if addr, err := netip.ParseAddrPort(address); err == nil {
+		return []place{{addr: addr}}, nil
+	}
+	name, portText, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	port, err := parsePort(portText)
+	if err != nil {
+		return nil, err
+	}
+	if err := failures[name]; err != nil {
+		return nil, err
+	}
+	var places []place
+	for _, a := range addresses[name] {
+		places = append(places, place{addr: netip.AddrPortFrom(a, port)})
+	}
+	return places, nil
+}
+
+func parsePort(s string) (uint16, error) {
+	p, err := netip.ParseAddrPort("0.0.0.0:" + s)
+	if err != nil {
+		return 0, fmt.Errorf("invalid port %q", s)
+	}
+	return p.Port(), nil
+}
+
+// names returns the names among the endpoints, each once.
+func names(cfg *config.Config) []string {
+	seen := make(map[string]bool)
+	var names []string
+	for _, c := range cfg.Clusters {
+		for _, e := range c.Endpoints {
+			if strings.HasPrefix(e.Address, "unix:") {
+				continue
+			}
+			name, _, err := net.SplitHostPort(e.Address)
+			if err != nil || seen[name] {
+				continue
+			}
+			if _, err := netip.ParseAddr(name); err == nil {
+				continue
+			}
+			seen[name] = true
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// resolve looks those names up that are not known, some at a time. A name is in one
+// of the two maps.
+func resolve(ctx context.Context, network Network, known map[string][]netip.Addr, names []string) (map[string][]netip.Addr, map[string]error) {
+	var (
+		mu        sync.Mutex
+		addresses = make(map[string][]netip.Addr)
+		failures  = make(map[string]error)
+		turns     = make(chan struct{}, maxLookups)
+		lookups   sync.WaitGroup
+	)
+	for _, name := range names {
+		if at := known[name]; len(at) > 0 {
+			mu.Lock()
+			addresses[name] = at
+			mu.Unlock()
+			continue
+		}
+		turns <- struct{}{}
+		lookups.Go(func() {
+			defer func() { <-turns }()
+			found, err := network.Lookup(ctx, name)
+			found = canonical(found)
+			if err == nil && len(found) == 0 {
+				err = errors.New("the name has no address")
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failures[name] = err
+			} else {
+				addresses[name] = found
+			}
+		})
+	}
+	lookups.Wait()
+	return addresses, failures
+}
+
+// canonical unmaps IPv4-mapped addresses and drops repeated ones.
+func canonical(addrs []netip.Addr) []netip.Addr {
+	seen := make(map[netip.Addr]bool)
+	var out []netip.Addr
+	for _, a := range addrs {
+		if a = a.Unmap(); !seen[a] {
+			seen[a] = true
+			out = append(out, a)
+		}
+	}
+	return out
+}

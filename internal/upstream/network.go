@@ -1,0 +1,44 @@
+package upstream
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"time"
+
+	"holdfast/internal/config"
+	"holdfast/internal/http1"
+)
+
+// keepAlive finds out about a host that vanished without a word in two minutes.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
+
+// New builds the clusters of cfg with the host's resolver and HTTP/1.1 connections.
+// It resolves the names among the endpoints that are not known, and blocks until all
+// are answered or ctx is done; every address of a name becomes an endpoint. The error names
+// each cluster and endpoint that could not be resolved. Nothing is connected to.
+func New(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr) (*Clusters, error) {
+	buffers := new(http1.Buffers)
+	return NewOn(ctx, cfg, known, Network{
+		Lookup: func(ctx context.Context, name string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		},
+		Connect: func(ctx context.Context, network, address string, idle func(Conn)) (Conn, error) {
+			return connect(ctx, network, address, http1.ClientOptions{
+				Buffers: buffers,
+				OnIdle:  func(c *http1.Conn) { idle(c) },
+			})
+		},
+	})
+}
+
+func connect(ctx context.Context, network, address string, options http1.ClientOptions) (Conn, error) {
+	dialer := net.Dialer{KeepAliveConfig: keepAlive}
+	// The engine reads TCP_INFO of these sockets, which MPTCP does not fill.
+	dialer.SetMultipathTCP(false)
+	conn, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return http1.NewClient(conn, options), nil
+}
