@@ -1,0 +1,220 @@
+package tunnel_test
+
+import (
+	"errors"
+	"flag"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"holdfast/internal/tunnel"
+)
+
+var seed = flag.Uint64("seed", 0, "run only the schedule with this seed")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience bounds every wait of a test.
+const patience = 30 * time.Second
+
+// ends collects the records of tunnels that ended.
+type ends struct {
+	mu      sync.Mutex
+	records []tunnel.Record
+}
+
+func (e *ends) add(r tunnel.Record) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.records = append(e.records, r)
+}
+
+func (e *ends) all() []tunnel.Record {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return append([]tunnel.Record(nil), e.records...)
+}
+
+// newSet returns a Set whose tunnels must have ended by the end of the test.
+func newSet(t testing.TB) (*tunnel.Set, *ends) {
+	t.Helper()
+	e := new(ends)
+	s := tunnel.NewSet(slog.New(slog.DiscardHandler), e.add)
+	t.Cleanup(func() {
+		s.CloseAll(tunnel.Stopped, 0)
+		waitEmpty(t, s)
+		if n := s.Buffers(); n != 0 {
+			t.Errorf("%d buffers are still out", n)
+		}
+	})
+	return s, e
+}
+
+func waitEmpty(t testing.TB, s *tunnel.Set) {
+	t.Helper()
+	select {
+	case <-s.Empty():
+	case <-time.After(patience):
+		t.Fatalf("tunnels are left: %+v", s.List())
+	}
+}
+
+// wantEnd waits for the only tunnel to end and checks why it did.
+func wantEnd(t testing.TB, s *tunnel.Set, e *ends, want tunnel.Reason) tunnel.Record {
+	t.Helper()
+	waitEmpty(t, s)
+	all := e.all()
+	if len(all) != 1 {
+		t.Fatalf("%d tunnels ended, want 1", len(all))
+	}
+	if all[0].Reason != want {
+		t.Errorf("reason is %q, want %q", all[0].Reason, want)
+	}
+	return all[0]
+}
+
+// tcpPair returns both ends of a connection over loopback. small makes the
+// kernel's buffers small, but not smaller than loopback's segments of 64 KiB: then
+// it is the kernel's timers that one measures.
+func tcpPair(t testing.TB, small bool) (far, near *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, near = c.(*net.TCPConn), a.(*net.TCPConn)
+	if small {
+		for _, c := range []*net.TCPConn{far, near} {
+			c.SetReadBuffer(32 << 10)
+			c.SetWriteBuffer(16 << 10)
+		}
+	}
+	t.Cleanup(func() { far.Close() })
+	far.SetDeadline(time.Now().Add(2 * patience))
+	return far, near
+}
+
+// open starts a tunnel and returns its client and its server.
+func open(t testing.TB, s *tunnel.Set, spec tunnel.Spec) (client, server *net.TCPConn) {
+	t.Helper()
+	client, down := tcpPair(t, false)
+	server, up := tcpPair(t, false)
+	spec.Down, spec.Up = down, up
+	s.Start(spec)
+	return client, server
+}
+
+func write(t testing.TB, c net.Conn, p []byte) {
+	t.Helper()
+	if n, err := c.Write(p); err != nil {
+		t.Fatalf("write: %v after %d of %d bytes", err, n, len(p))
+	}
+}
+
+// wantBytes reads exactly want.
+func wantBytes(t testing.TB, c net.Conn, want string) {
+	t.Helper()
+	got := make([]byte, len(want))
+	if n, err := io.ReadFull(c, got); err != nil || string(got) != want {
+		t.Fatalf("read %q (%v), want %q", got[:n], err, want)
+	}
+}
+
+func wantEOF(t testing.TB, c net.Conn) {
+	t.Helper()
+	if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Fatalf("read %d bytes and %v, want a FIN", n, err)
+	}
+}
+
+func wantReset(t testing.TB, c net.Conn) {
+	t.Helper()
+	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("read %d bytes and %v, want a reset", n, err)
+	}
+}
+
+func reset(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("still not so: %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// memConn is one end of a connection in memory that can be half-closed, for
+// tests on a fake clock.
+type memConn struct {
+	net.Conn // what is read
+	out      net.Conn
+}
+
+func (c memConn) Write(p []byte) (int, error)        { return c.out.Write(p) }
+func (c memConn) CloseWrite() error                  { return c.out.Close() }
+func (c memConn) SetWriteDeadline(t time.Time) error { return c.out.SetWriteDeadline(t) }
+func (c memConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+func (c memConn) Close() error { return errors.Join(c.Conn.Close(), c.out.Close()) }
+
+func memPair() (far, near memConn) {
+	a, b := net.Pipe()
+	c, d := net.Pipe()
+	return memConn{a, c}, memConn{d, b}
+}
+
+// memOpen starts a tunnel in memory whose peers answer a FIN with a FIN.
+func memOpen(s *tunnel.Set, spec tunnel.Spec) (client, server memConn) {
+	client, down := memPair()
+	server, up := memPair()
+	spec.Down, spec.Up = down, up
+	s.Start(spec)
+	return client, server
+}
+
+// polite reads until the FIN and closes.
+func polite(conns ...memConn) {
+	for _, c := range conns {
+		go func() {
+			io.Copy(io.Discard, c)
+			c.Close()
+		}()
+	}
+}
+
+// plain hides everything of a connection but what any net.Conn with half-close has.
+type plain struct{ net.Conn }
+
+func (p plain) CloseWrite() error { return p.Conn.(*net.TCPConn).CloseWrite() }
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}

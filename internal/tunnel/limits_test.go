@@ -1,0 +1,262 @@
+package tunnel_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"holdfast/internal/tunnel"
+)
+
+func TestATunnelThatCarriesNothingIsClosedAfterItsIdleTimeout(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set, e := newSet(t)
+		start := time.Now()
+		limits := tunnel.Limits{IdleTimeout: time.Minute}
+		client, server := memOpen(set, tunnel.Spec{ID: "quiet", Limits: limits})
+		polite(client, server)
+		client, server = memOpen(set, tunnel.Spec{ID: "chatty", Limits: limits})
+		quiet, _ := memOpen(set, tunnel.Spec{ID: "unlimited"})
+		defer quiet.Close()
+		// Only one direction carries something; that is enough.
+		for range 10 {
+			time.Sleep(50 * time.Second)
+			go client.Write([]byte("x"))
+			wantBytes(t, server, "x")
+		}
+		all := e.all()
+		if len(all) != 1 || all[0].ID != "quiet" || all[0].Reason != tunnel.IdleTimeout {
+			t.Fatalf("after ten times 50 s: %+v", all)
+		}
+		wantWithin(t, all[0].Ended.Sub(start), time.Minute, time.Minute+time.Second)
+		polite(client, server)
+		time.Sleep(62 * time.Second)
+		all = e.all()
+		if len(all) != 2 || all[1].ID != "chatty" || all[1].Reason != tunnel.IdleTimeout {
+			t.Fatalf("once it was quiet: %+v", all)
+		}
+		wantWithin(t, all[1].Ended.Sub(start), 560*time.Second, 561*time.Second)
+	})
+}
+
+func TestADirectionTakesInNoMoreThanItsBuffer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set, _ := newSet(t)
+		client, server := memOpen(set, tunnel.Spec{Limits: tunnel.Limits{Buffer: 7}})
+		defer server.Close()
+		client.SetWriteDeadline(time.Now().Add(time.Minute))
+		if n, _ := client.Write(make([]byte, 100)); n != 7 {
+			t.Errorf("%d bytes were taken in while the server read none, want 7", n)
+		}
+		client.Close()
+	})
+}
+
+func wantWithin(t *testing.T, got, from, to time.Duration) {
+	t.Helper()
+	if got < from || got > to {
+		t.Errorf("took %v, want %v to %v", got, from, to)
+	}
+}
+
+func TestATunnelIsClosedAtItsMaxAgeHoweverBusy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set, e := newSet(t)
+		start := time.Now()
+		client, server := memOpen(set, tunnel.Spec{Limits: tunnel.Limits{MaxAge: time.Hour, IdleTimeout: 2 * time.Hour}})
+		polite(server)
+		go func() {
+			wantEOF(t, client)
+			client.Close()
+		}()
+		for err := error(nil); err == nil; time.Sleep(time.Second) {
+			_, err = client.Write([]byte("x"))
+		}
+		r := wantEnd(t, set, e, tunnel.MaxAge)
+		wantWithin(t, r.Ended.Sub(start), time.Hour, time.Hour+2*time.Second)
+	})
+}
+
+func TestADrainClosesLimitedTunnelsEvenlyOverTheSpread(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set, e := newSet(t)
+		const n = 200
+		limits := tunnel.Limits{DrainTimeout: 10 * time.Minute}
+		for range n - 20 {
+			client, server := memOpen(set, tunnel.Spec{Limits: limits})
+			polite(client, server)
+		}
+		unlimited, _ := memOpen(set, tunnel.Spec{ID: "unlimited"})
+		defer unlimited.Close()
+
+		start := time.Now()
+		set.Drain(5 * time.Minute)
+		time.Sleep(time.Minute)
+		set.Drain(0) // no effect
+		for range 20 {
+			client, server := memOpen(set, tunnel.Spec{ID: "late", Limits: limits})
+			polite(client, server)
+		}
+		time.Sleep(9*time.Minute - time.Millisecond)
+		if ended := e.all(); len(ended) != 0 {
+			t.Fatalf("%d tunnels were closed before the limit", len(ended))
+		}
+		time.Sleep(5*time.Minute + time.Second)
+		ended := e.all()
+		if len(ended) != n {
+			t.Fatalf("%d tunnels were closed after limit and spread, want %d", len(ended), n)
+		}
+		perMinute := make(map[int]int)
+		gaps := make(map[time.Duration]bool)
+		last := start
+		for _, r := range ended {
+			if r.Reason != tunnel.DrainLimit || r.ID == "unlimited" {
+				t.Fatalf("closed: %+v", r)
+			}
+			after := r.Ended.Sub(start) - 10*time.Minute
+			wantWithin(t, after, 0, 5*time.Minute+time.Second)
+			perMinute[int(after/time.Minute)]++
+			gaps[r.Ended.Sub(last)] = true
+			last = r.Ended
+		}
+		for minute := range 5 {
+			if got := perMinute[minute]; got < n/5-20 || got > n/5+25 {
+				t.Errorf("%d tunnels closed in minute %d, want about %d", got, minute, n/5)
+			}
+		}
+		if len(gaps) < 6 {
+			t.Errorf("tunnels were closed at a beat: only the gaps %v", gaps)
+		}
+		if count, _ := set.Summary(); count != 1 {
+			t.Errorf("%d tunnels are left, want the one without a limit", count)
+		}
+	})
+}
+
+func TestUndrainLetsTheRestLive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set, e := newSet(t)
+		for range 50 {
+			client, server := memOpen(set, tunnel.Spec{Limits: tunnel.Limits{DrainTimeout: time.Minute}})
+			polite(client, server)
+		}
+		set.Drain(time.Minute)
+		time.Sleep(90 * time.Second)
+		set.Undrain()
+		time.Sleep(time.Second)
+		closed := len(e.all())
+		if closed < 20 || closed > 30 {
+			t.Errorf("%d of 50 tunnels closed at half time", closed)
+		}
+		client, server := memOpen(set, tunnel.Spec{Limits: tunnel.Limits{DrainTimeout: time.Minute}})
+		polite(client, server)
+		time.Sleep(time.Hour)
+		if n := len(e.all()); n != closed {
+			t.Errorf("%d tunnels were closed after Undrain", n-closed)
+		}
+		set.Drain(0) // from now on, again
+		time.Sleep(59 * time.Second)
+		if n := len(e.all()); n != closed {
+			t.Errorf("%d tunnels were closed before the limit of the second drain", n-closed)
+		}
+		time.Sleep(2 * time.Second)
+		waitEmpty(t, set)
+	})
+}
+
+func TestCloseAllSpreadsAndLeavesLaterTunnelsAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set, e := newSet(t)
+		for range 60 {
+			client, server := memOpen(set, tunnel.Spec{})
+			polite(client, server)
+		}
+		set.CloseAll(tunnel.Operator, time.Minute)
+		later, _ := memOpen(set, tunnel.Spec{})
+		defer later.Close()
+		time.Sleep(30 * time.Second)
+		if n := len(e.all()); n < 25 || n > 35 {
+			t.Errorf("%d of 60 tunnels closed at half time", n)
+		}
+		time.Sleep(31 * time.Second)
+		if n := len(e.all()); n != 60 {
+			t.Errorf("%d tunnels closed, want 60", n)
+		}
+		if count, _ := set.Summary(); count != 1 {
+			t.Errorf("%d tunnels are left, want the later one", count)
+		}
+	})
+}
+
+func TestStoppingIsForGoodAndASecondStopIsSooner(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set, e := newSet(t)
+		start := time.Now()
+		for range 10 {
+			client, server := memOpen(set, tunnel.Spec{})
+			polite(client, server)
+		}
+		set.CloseAll(tunnel.Stopped, time.Hour)
+		client, server := memOpen(set, tunnel.Spec{ID: "handshake was under way"})
+		polite(client, server)
+		set.CloseAll(tunnel.Stopped, 0)
+		client, server = memOpen(set, tunnel.Spec{ID: "so was this"})
+		polite(client, server)
+		waitEmpty(t, set)
+		wantWithin(t, time.Since(start), 0, time.Second)
+		all := e.all()
+		if len(all) != 12 {
+			t.Fatalf("%d tunnels ended, want 12", len(all))
+		}
+		for _, r := range all {
+			if r.Reason != tunnel.Stopped {
+				t.Errorf("reason of %q is %q", r.ID, r.Reason)
+			}
+		}
+	})
+}
+
+func TestEmptyIsToldAfterTheLastTunnelWasReported(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set, e := newSet(t)
+		waitEmpty(t, set)
+		a, b := memOpen(set, tunnel.Spec{})
+		c, d := memOpen(set, tunnel.Spec{})
+		empty := set.Empty()
+		polite(a, b)
+		a.CloseWrite()
+		synctest.Wait()
+		select {
+		case <-empty:
+			t.Fatal("told too early")
+		default:
+		}
+		polite(c, d)
+		c.CloseWrite()
+		<-empty
+		if n := len(e.all()); n != 2 {
+			t.Errorf("%d tunnels were reported when Empty told, want 2", n)
+		}
+	})
+}
+
+func TestTheFirstCauseIsTheReason(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set, e := newSet(t)
+		client, server := memOpen(set, tunnel.Spec{Limits: tunnel.Limits{IdleTimeout: time.Second}})
+		time.Sleep(2 * time.Second)
+		set.CloseAll(tunnel.Operator, 0)
+		client.Close()
+		server.Close()
+		wantEnd(t, set, e, tunnel.IdleTimeout)
+	})
+}

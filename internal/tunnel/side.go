@@ -1,0 +1,177 @@
+package tunnel
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// keepAlive finds peers that vanished while nothing is sent: after 60 s + 4 × 15 s
+// the connection fails with ETIMEDOUT. TCP_USER_TIMEOUT is not set on purpose: it
+// also kills a peer that is alive but does not read (zero window).
+var keepAlive = net.KeepAliveConfig{
+	Enable:   true,
+	Idle:     60 * time.Second,
+	Interval: 15 * time.Second,
+	Count:    4,
+}
+
+// side is one of the two connections of a tunnel. One goroutine reads it and
+// another one writes it.
+type side struct {
+	conn   net.Conn
+	raw    syscall.RawConn // nil for what can only be read by blocking
+	tcp    *net.TCPConn    // nil for everything else
+	closed Reason          // when this side closes first
+	lost   Reason          // when this side is cut off
+
+	finSent   atomic.Bool // set before our FIN goes out, and unset if it cannot
+	truncated atomic.Bool // bytes for this side were given up, so a FIN would be a lie
+}
+
+func newSide(conn net.Conn, closed, lost Reason) *side {
+	s := &side{conn: conn, closed: closed, lost: lost}
+	// By type and not by interface: a wrapper that embeds a connection has a
+	// SyscallConn that goes behind its back.
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		s.tcp = c
+		s.raw, _ = c.SyscallConn() // fails only on an invalid conn; then reads fail, too
+	case *net.UnixConn:
+		s.raw, _ = c.SyscallConn()
+	}
+	return s
+}
+
+// prepare removes what the connection's former owner may have set.
+func (s *side) prepare(log *slog.Logger) {
+	s.conn.SetDeadline(time.Time{})
+	if s.tcp == nil {
+		return
+	}
+	if err := s.tcp.SetKeepAliveConfig(keepAlive); err != nil {
+		log.Debug("keepalive not set on a tunnel's connection", "err", err)
+	}
+}
+
+// closeWrite sends a FIN, once. It reports false for a connection that cannot
+// be half-closed.
+func (s *side) closeWrite() (ok bool, err error) {
+	c, ok := s.conn.(interface{ CloseWrite() error })
+	if !ok || s.finSent.Swap(true) {
+		return ok, nil
+	}
+	if err = c.CloseWrite(); err != nil {
+		// No FIN went out, and whoever takes the error of the connection
+		// must not make the reader take the reset for an answer to a FIN.
+		s.finSent.Store(false)
+	}
+	return true, err
+}
+
+// reset closes the connection so that its peer notices that the stream was cut.
+// Bytes that the kernel still holds are discarded.
+func (s *side) reset() {
+	if s.tcp != nil {
+		s.tcp.SetLinger(0)
+	}
+	s.conn.Close()
+}
+
+// broken reports whether the kernel has given the connection up (it was reset or
+// timed out), without reading. It is needed where no read tells: a read returns 0
+// for ever after a FIN, and also after a reset whose error a write has taken.
+//
+// POLLERR is a pending error. POLLHUP of a TCP socket means that both directions
+// have ended (Linux tcp_poll), which without a FIN of ours only a reset can do.
+func (s *side) broken() bool {
+	if s.raw == nil {
+		return false
+	}
+	broken := false
+	s.raw.Control(func(fd uintptr) { broken = s.brokenFD(fd) })
+	return broken
+}
+
+func (s *side) brokenFD(fd uintptr) bool {
+	fds := []unix.PollFd{{Fd: int32(fd)}}
+	if _, err := unix.Poll(fds, 0); err != nil {
+		return false
+	}
+	hup := fds[0].Revents&unix.POLLHUP != 0
+	return fds[0].Revents&unix.POLLERR != 0 || hup && s.tcp != nil && !s.finSent.Load()
+}
+
+// waitBroken waits until broken, or until the read deadline passes. The caller
+// has read a FIN, so nothing is readable; the poller reports a reset as an edge.
+// It returns false at once for a connection of which it cannot be told.
+func (s *side) waitBroken() bool {
+	if s.tcp == nil {
+		return false
+	}
+	return s.raw.Read(s.brokenFD) == nil
+}
+
+// pendingError takes the error that the kernel holds for the socket.
+func (s *side) pendingError() error {
+	if s.raw == nil {
+		return nil
+	}
+	var err error
+	s.raw.Control(func(fd uintptr) {
+		if errno, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); errno != 0 {
+			err = syscall.Errno(errno)
+		}
+	})
+	return err
+}
+
+// why turns an error of the connection into the reason that it is. A connection
+// that gave up waiting for its peer has ETIMEDOUT, or what ICMP had said about
+// the peer meanwhile (Linux tcp_write_err).
+func (s *side) why(err error) Reason {
+	for _, dead := range []error{unix.ETIMEDOUT, unix.EHOSTUNREACH, unix.ENETUNREACH} {
+		if errors.Is(err, dead) {
+			return DeadPeer
+		}
+	}
+	return s.lost
+}
+
+// waitSent waits until the peer has acknowledged everything, for as long as it
+// makes progress at least every stall, and not beyond limit.
+func (s *side) waitSent(limit time.Time, stall time.Duration) {
+	last, since := -1, time.Now()
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		n := s.unsent()
+		now := time.Now()
+		switch {
+		case n == 0 || !now.Before(limit) || s.broken():
+			return
+		case n != last:
+			last, since = n, now
+		case now.Sub(since) >= stall:
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+// unsent returns the bytes in the send queue that are not acknowledged, 0 where
+// nobody knows.
+func (s *side) unsent() (n int) {
+	if s.raw == nil {
+		return 0
+	}
+	s.raw.Control(func(fd uintptr) {
+		if v, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
+			n = v
+		}
+	})
+	return n
+}
