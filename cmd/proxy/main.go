@@ -1,0 +1,97 @@
+// Command holdfast-proxy is the data plane of Holdfast: one process of it is one
+// generation. The supervisor starts it; there is no use in starting it by hand,
+// except for
+//
+//	holdfast-proxy version
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"holdfast/internal/config"
+	"holdfast/internal/control"
+	"holdfast/internal/logs"
+	"holdfast/internal/proxy"
+	"holdfast/internal/version"
+)
+
+// Exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitConfig = 2 // what check refuses, and bad usage
+)
+
+// Descriptors that the supervisor passes besides the standard ones.
+const (
+	binaryFD  = 3 // what was executed; of no use to us
+	controlFD = 4
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) != 1 {
+		args = []string{""}
+	}
+	switch args[0] {
+	case "version":
+		fmt.Fprintln(stdout, "holdfast-proxy", version.String())
+		return exitDone
+	case "check":
+		return check(stdout, stderr)
+	case "run":
+		return serve(stderr)
+	}
+	fmt.Fprintln(stderr, "holdfast-proxy is started by the supervisor: see `holdfast run`")
+	return exitConfig
+}
+
+// check validates the bundle on the standard input: a sealed memory file. It
+// prints one mistake a line.
+func check(stdout, stderr io.Writer) int {
+	bundle := new(control.Bundle)
+	if err := control.ReadPayload(0, bundle); err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitFailed
+	}
+	if _, err := config.Parse(bundle.Path, bundle.Config); err != nil {
+		fmt.Fprintln(stdout, err)
+		return exitConfig
+	}
+	return exitDone
+}
+
+// serve is the life of a generation. Everything but the end comes over the control
+// channel: of all signals only SIGTERM means anything. SIGPIPE is ignored so that a
+// log reader that goes away takes nothing with it.
+func serve(stderr io.Writer) int {
+	control.CloseAll([]int{binaryFD})
+	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE)
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, syscall.SIGTERM)
+
+	var writer *logs.Writer
+	log := slog.New(slog.NewTextHandler(stderr, nil)).With("pid", os.Getpid()) // until the configuration is known
+	err := proxy.Run(context.Background(), controlFD, terminate, func(cfg config.Log, generation int) (*slog.Logger, func() uint64) {
+		log, writer = logs.New(stderr, cfg.Level, cfg.Format, slog.Int("generation", generation), slog.Int("pid", os.Getpid()))
+		return log, writer.Dropped
+	})
+	if err != nil {
+		log.Error("the generation ends", "err", err)
+	}
+	if writer != nil {
+		_ = writer.Close(100 * time.Millisecond) // a reader that never reads must not keep us
+	}
+	if err != nil {
+		return exitFailed
+	}
+	return exitDone
+}

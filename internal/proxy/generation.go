@@ -1,0 +1,387 @@
+// Package proxy is one generation: listeners, the HTTP connection manager, and the
+// drain of both.
+//
+// A generation is a process that the supervisor starts and commands over the
+// control channel ([Run]). It opens no listening socket and reads no file: both
+// come over the channel. One goroutine, the loop in [generation.run], owns its
+// state.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"holdfast/internal/config"
+	"holdfast/internal/control"
+	"holdfast/internal/http1"
+	"holdfast/internal/route"
+	"holdfast/internal/tunnel"
+	"holdfast/internal/upstream"
+	"holdfast/internal/version"
+)
+
+const (
+	// sendTimeout bounds how long we wait in front of the supervisor's queue.
+	sendTimeout = 5 * time.Second
+
+	// endMargin is how long closing takes at the most when the time to stop is
+	// over. It is shorter than what the supervisor adds before it kills.
+	endMargin = 3 * time.Second
+)
+
+// ErrAbandoned ends a generation that lost the supervisor before it was ever told
+// to serve.
+var ErrAbandoned = errors.New("the supervisor is gone before it said serve")
+
+// Logger makes the logger of a generation when its configuration is known, and
+// returns what counts the lines that it dropped.
+type Logger func(cfg config.Log, generation int) (log *slog.Logger, dropped func() uint64)
+
+// generation is the whole process. Fields without a remark are set once.
+type generation struct {
+	number  int
+	cfg     *config.Config
+	conn    *control.Conn
+	log     *slog.Logger
+	dropped func() uint64
+	known   map[string][]netip.Addr // what names of endpoints stand for; see control.Learnt
+
+	// Set by build, which is over when the loop has had its result.
+	clusters  *upstream.Clusters
+	tunnels   *tunnel.Set
+	manager   *Manager
+	listeners []*listener
+
+	messages chan received
+	built    chan error    // once: whether everything could be made
+	changed  chan struct{} // has room for one: something ended, look again
+
+	// Owned by the loop.
+	sockets map[string]int // of the supervisor, by key; taken by serve
+	phase   phase
+	hold    time.Time // do not end before
+	beat    heartbeat
+	limit   *time.Timer // of the drain's streams, or of the stop
+	cut     bool        // the stop's limit was reached
+	over    bool        // stopped before it served
+}
+
+type phase int
+
+const (
+	building phase = iota
+	standby        // could serve
+	serving
+	draining
+	stopping
+)
+
+// received is a message, or the end of the channel where m is nil.
+type received struct {
+	m   *control.Message
+	fds []int
+}
+
+// Run is the life of a generation. fd is its end of the control channel. It blocks
+// until nothing is left to do, and returns nil then. terminate asks for a stop
+// within the configured time.
+func Run(ctx context.Context, fd int, terminate <-chan os.Signal, logger Logger) error {
+	conn, err := control.NewConn(fd)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	hello := control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid()}
+	if err := conn.Send(&control.Message{Type: control.TypeHello, Hello: &hello}, sendTimeout); err != nil {
+		return err
+	}
+	bundle, err := receiveBundle(conn)
+	if err != nil {
+		return err
+	}
+	cfg, err := config.Parse(bundle.Path, bundle.Config)
+	if err != nil {
+		return errors.Join(err, conn.Send(&control.Message{Type: control.TypeReady, Error: err.Error()}, sendTimeout))
+	}
+	log, dropped := logger(cfg.Log, bundle.Generation)
+	var known map[string][]netip.Addr
+	if bundle.Learnt != nil {
+		known = bundle.Learnt.Addresses
+	}
+	g := &generation{
+		number: bundle.Generation, cfg: cfg, conn: conn, log: log, dropped: dropped, known: known,
+		messages: make(chan received), built: make(chan error, 1), changed: make(chan struct{}, 1),
+		sockets: make(map[string]int),
+	}
+	return g.run(ctx, terminate)
+}
+
+// receiveBundle waits for what the generation is to run; nothing else means
+// anything before. The supervisor bounds the wait: it kills what is not ready in
+// time.
+func receiveBundle(conn *control.Conn) (*control.Bundle, error) {
+	for {
+		m, fds, err := conn.Receive()
+		if err != nil {
+			return nil, fmt.Errorf("wait for the bundle: %w", err)
+		}
+		if m.Type == control.TypeBundle && len(fds) == 1 {
+			bundle := new(control.Bundle)
+			return bundle, control.ReadPayload(fds[0], bundle)
+		}
+		control.CloseAll(fds)
+	}
+}
+
+func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g.limit = time.NewTimer(0)
+	<-g.limit.C
+	go g.receive(ctx)
+	go g.beat.watch(ctx, g.log, g.pauseAccepting)
+	go func() { g.built <- g.build(ctx) }()
+	defer g.close()
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	for {
+		if g.finished() {
+			g.log.Info("nothing is left: the generation ends")
+			return nil
+		}
+		select {
+		case err := <-g.built:
+			if err := g.onBuilt(err); err != nil {
+				return err
+			}
+		case r := <-g.messages:
+			if err := g.onMessage(r); err != nil {
+				return err
+			}
+		case <-terminate:
+			g.log.Info("terminated by signal: draining", "timeout", g.cfg.Stop.Timeout)
+			g.stop(g.cfg.Stop.Timeout)
+		case <-g.limit.C:
+			if g.onLimit() {
+				return nil
+			}
+		case <-g.changed:
+		case <-tick.C:
+			if g.beat.tick() {
+				g.log.Warn("the control loop runs again: accepting")
+				g.resumeAccepting()
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// receive hands messages to the loop until the channel or the loop ends.
+func (g *generation) receive(ctx context.Context) {
+	for {
+		m, fds, err := g.conn.Receive()
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+				g.log.Error("the supervisor's message cannot be read", "err", err)
+			}
+			m = nil
+		}
+		select {
+		case g.messages <- received{m, fds}:
+		case <-ctx.Done():
+			control.CloseAll(fds)
+			return
+		}
+		if m == nil {
+			return
+		}
+	}
+}
+
+// build makes everything that the configuration wants: step 4 of a reload.
+func (g *generation) build(ctx context.Context) error {
+	clusters, err := upstream.New(ctx, g.cfg, g.known)
+	if err != nil {
+		return err
+	}
+	g.clusters = clusters
+	g.tunnels = tunnel.NewSet(g.log, g.onTunnelEnd)
+	g.manager = NewManager(ManagerOptions{
+		Routes: route.New(g.cfg), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Tunnels: g, Log: g.log,
+	})
+	for i, cfg := range g.cfg.HTTPListeners {
+		server := http1.NewServer(http1.ServerOptions{Limits: cfg.Limits, Scheme: "http", Handler: g.manager, Log: g.log})
+		g.listeners = append(g.listeners, newListener(cfg, g.cfg.Listeners[i].Key(), server, g.log, g.notice))
+	}
+	return nil
+}
+
+func (g *generation) onBuilt(err error) error {
+	g.phase = standby
+	if err != nil {
+		return errors.Join(err, g.conn.Send(&control.Message{Type: control.TypeReady, Error: err.Error()}, sendTimeout))
+	}
+	learnt, err := control.Payload(control.Learnt{Addresses: g.clusters.Addresses()})
+	if err != nil {
+		return err
+	}
+	defer learnt.Close()
+	return g.conn.Send(&control.Message{Type: control.TypeReady}, sendTimeout, int(learnt.Fd()))
+}
+
+// onMessage does what the supervisor says. The error ends the generation.
+func (g *generation) onMessage(r received) error {
+	if r.m == nil {
+		return g.onChannelEnd()
+	}
+	switch r.m.Type {
+	case control.TypeListeners:
+		g.takeSockets(r)
+		return nil
+	case control.TypeServe:
+		g.answer(r.m, g.serve(), nil)
+	case control.TypeDrain:
+		g.drain(r.m.Keys, r.m.Within)
+		g.answer(r.m, nil, nil)
+	case control.TypeStatus:
+		g.answer(r.m, nil, g.status())
+	case control.TypeStop:
+		g.stop(r.m.Within)
+	default:
+		if r.m.ID != 0 {
+			g.answer(r.m, fmt.Errorf("unknown message %q", r.m.Type), nil)
+		}
+	}
+	control.CloseAll(r.fds)
+	return nil
+}
+
+func (g *generation) answer(to *control.Message, err error, st *control.Status) {
+	a := &control.Message{Type: control.TypeAnswer, Re: to.ID, Status: st}
+	if err != nil {
+		a.Error = err.Error()
+	}
+	if err := g.conn.Send(a, sendTimeout); err != nil {
+		g.log.Error("cannot answer the supervisor", "to", to.Type, "err", err)
+	}
+}
+
+// onChannelEnd: clients do not suffer from the supervisor's death. What serves goes
+// on, what drains drains; what never served has nobody to live for.
+func (g *generation) onChannelEnd() error {
+	g.messages = nil
+	if g.phase < serving {
+		return ErrAbandoned
+	}
+	g.log.Error("the supervisor is gone; this generation goes on by itself, SIGTERM drains it")
+	return nil
+}
+
+// takeSockets keeps the supervisor's sockets until serve.
+func (g *generation) takeSockets(r received) {
+	if len(r.m.Keys) != len(r.fds) {
+		g.log.Error("listeners and descriptors do not match", "listeners", len(r.m.Keys), "descriptors", len(r.fds))
+		control.CloseAll(r.fds)
+		return
+	}
+	for i, key := range r.m.Keys {
+		if old, ok := g.sockets[key]; ok {
+			control.CloseAll([]int{old})
+		}
+		g.sockets[key] = r.fds[i]
+	}
+}
+
+// serve begins to accept, for the first time or again.
+func (g *generation) serve() error {
+	switch g.phase {
+	case standby, draining:
+	case serving:
+		return nil
+	default:
+		return errors.New("not possible now")
+	}
+	for _, l := range g.listeners {
+		fd, ok := g.sockets[l.key]
+		if !ok {
+			g.log.Error("no socket for a listener: it does not serve", "listener", l.cfg.Name, "address", l.key)
+			continue
+		}
+		delete(g.sockets, l.key)
+		l.server.Resume()
+		if err := l.accept(fd); err != nil {
+			g.stopAccepting(nil)
+			return err
+		}
+	}
+	g.dropSockets()
+	g.tunnels.Undrain()
+	g.limit.Stop()
+	g.phase = serving
+	g.log.Info("serving")
+	return nil
+}
+
+// dropSockets closes those that no listener wants.
+func (g *generation) dropSockets() {
+	for key, fd := range g.sockets {
+		control.CloseAll([]int{fd})
+		delete(g.sockets, key)
+	}
+}
+
+func (g *generation) status() *control.Status {
+	st := &control.Status{RSS: residentBytes(), Draining: g.phase >= draining, LogsDropped: g.dropped()}
+	if g.phase == building {
+		return st
+	}
+	for _, l := range g.listeners {
+		st.Connections += l.server.Connections()
+		st.Requests += l.server.Requests()
+	}
+	st.Tunnels, st.OldestTunnel = g.tunnels.Summary()
+	st.TunnelsTotal = g.tunnels.Total()
+	st.RequestsTotal = g.manager.Stats().Requests
+	return st
+}
+
+// residentBytes is what the kernel counts as this process's memory.
+func residentBytes() int64 {
+	data, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(data), &size, &resident); err != nil {
+		return 0
+	}
+	return resident * int64(os.Getpagesize())
+}
+
+// notice has the loop look whether anything is left.
+func (g *generation) notice() {
+	select {
+	case g.changed <- struct{}{}:
+	default:
+	}
+}
+
+// close lets go of what keeps no client: only the end of the process follows.
+func (g *generation) close() {
+	g.dropSockets()
+	if g.phase == building {
+		return // what is being built belongs to another goroutine still
+	}
+	g.stopAccepting(nil)
+	if g.clusters != nil {
+		g.clusters.Close()
+	}
+}

@@ -1,0 +1,225 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/config"
+	"holdfast/internal/control"
+	"holdfast/internal/exchange"
+	"holdfast/internal/http1"
+)
+
+// acceptPause is the wait after accept failed for want of descriptors or memory.
+const acceptPause = 200 * time.Millisecond
+
+// listener accepts from one of the supervisor's sockets and has its connections
+// served. accept and stop are called by the generation's loop.
+type listener struct {
+	cfg    config.Listener
+	key    string
+	server *http1.Server
+	log    *slog.Logger
+	notice func() // tells the loop that a connection has ended
+
+	// Owned by the generation's loop.
+	fd      int           // our copy of the socket; -1: not accepting
+	stopped chan struct{} // closed by stop
+	loop    sync.WaitGroup
+
+	mu     sync.Mutex
+	ln     net.Listener  // the same socket in Go's netpoller; nil: not accepting
+	open   int           // connections, with those that became tunnels
+	serves int           // connections that the server has
+	room   chan struct{} // has a value when a place may have become free
+	paused bool
+	resume chan struct{} // has a value when paused may have ended
+}
+
+func newListener(cfg config.Listener, key string, server *http1.Server, log *slog.Logger, notice func()) *listener {
+	return &listener{
+		cfg: cfg, key: key, server: server, log: log.With("listener", cfg.Name), notice: notice,
+		fd: -1, room: make(chan struct{}, 1), resume: make(chan struct{}, 1),
+	}
+}
+
+// accept begins to accept from fd, which the listener owns from now on.
+func (l *listener) accept(fd int) error {
+	// The socket is non-blocking, and os.File leaves it so: it only clears
+	// O_NONBLOCK in Fd where it has set it itself.
+	f := os.NewFile(uintptr(fd), l.key)
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listener %q: %w", l.cfg.Name, err), f.Close())
+	}
+	ln, err := net.FileListener(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		control.CloseAll([]int{dup})
+		return fmt.Errorf("listener %q: %w", l.cfg.Name, err)
+	}
+	l.mu.Lock()
+	l.ln = ln
+	l.mu.Unlock()
+	stopped := make(chan struct{})
+	l.fd, l.stopped = dup, stopped
+	l.loop.Go(func() { l.acceptLoop(ln, stopped) })
+	return nil
+}
+
+// stop ends accepting and gives up our copies of the socket. With empty, what is in
+// the queue is served first: nobody else will.
+func (l *listener) stop(empty bool) {
+	if l.fd < 0 {
+		return
+	}
+	close(l.stopped)
+	l.mu.Lock()
+	l.ln.Close()
+	l.ln = nil
+	l.mu.Unlock()
+	l.loop.Wait()
+	for empty {
+		fd, _, err := unix.Accept4(l.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		if err != nil {
+			break
+		}
+		f := os.NewFile(uintptr(fd), "accepted")
+		if conn, err := net.FileConn(f); err == nil {
+			l.enter()
+			l.serve(conn)
+		}
+		f.Close()
+	}
+	control.CloseAll([]int{l.fd})
+	l.fd = -1
+}
+
+func (l *listener) acceptLoop(ln net.Listener, stopped <-chan struct{}) {
+	failing := false
+	for l.awaitTurn(stopped) {
+		conn, err := ln.Accept()
+		switch {
+		case err == nil:
+			failing = false
+			l.enter()
+			l.serve(conn)
+		case errors.Is(err, net.ErrClosed):
+			return
+		case errors.Is(err, os.ErrDeadlineExceeded): // paused
+		case errors.Is(err, unix.ECONNABORTED): // it went away in the queue
+		default:
+			if !failing {
+				l.log.Error("cannot accept; connections wait in the queue", "err", err)
+				failing = true
+			}
+			select {
+			case <-time.After(acceptPause):
+			case <-stopped:
+			}
+		}
+	}
+}
+
+// awaitTurn blocks while there is no room for a connection or accepting is paused.
+// It says false when the listener stops.
+func (l *listener) awaitTurn(stopped <-chan struct{}) bool {
+	for {
+		l.mu.Lock()
+		full := l.cfg.Limits.Connections > 0 && l.open >= l.cfg.Limits.Connections
+		paused := l.paused
+		l.mu.Unlock()
+		switch {
+		case paused:
+			select {
+			case <-l.resume:
+			case <-stopped:
+				return false
+			}
+		case full:
+			select {
+			case <-l.room:
+			case <-stopped:
+				return false
+			}
+		default:
+			return true
+		}
+	}
+}
+
+// pause holds accepting, or ends that.
+func (l *listener) pause(on bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.paused = on
+	d, ok := l.ln.(interface{ SetDeadline(time.Time) error })
+	switch {
+	case !ok:
+	case on:
+		_ = d.SetDeadline(time.Unix(1, 0)) // fails only when the listener is closed
+	default:
+		_ = d.SetDeadline(time.Time{})
+		signal(l.resume)
+	}
+}
+
+// serve has the server serve conn in a goroutine that the connection owns.
+func (l *listener) serve(conn net.Conn) {
+	d := exchange.Downstream{Listener: l.cfg.Name, Remote: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())}
+	l.mu.Lock()
+	l.serves++
+	l.mu.Unlock()
+	go func() {
+		l.server.Serve(conn, d)
+		l.mu.Lock()
+		l.serves--
+		l.mu.Unlock()
+		l.leave()
+		l.notice()
+	}()
+}
+
+// connections is how many the server has.
+func (l *listener) connections() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.serves
+}
+
+// enter and leave count what limits.connections bounds.
+func (l *listener) enter() {
+	l.mu.Lock()
+	l.open++
+	l.mu.Unlock()
+}
+
+func (l *listener) leave() {
+	l.mu.Lock()
+	l.open--
+	l.mu.Unlock()
+	signal(l.room)
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// addrPort is the zero value for a unix socket.
+func addrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		ap := t.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}

@@ -1,0 +1,118 @@
+package proxy
+
+import (
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"holdfast/internal/config"
+	"holdfast/internal/exchange"
+	"holdfast/internal/route"
+	"holdfast/internal/tunnel"
+	"holdfast/internal/upstream"
+)
+
+// Manager is the HTTP connection manager: it answers exchanges by the routes, from
+// the clusters' endpoints or by itself, and makes tunnels of upgrades. It
+// implements [exchange.Handler] and knows no protocol. Its methods may be
+// called by any number of goroutines.
+//
+// A request is answered by itself with 404 without a route, with the redirect of
+// a redirecting route, with 503 without an endpoint that can be connected to and
+// 504 if connecting took too long. Then the endpoint's answer is relayed, both
+// ways at once and unbuffered. Before the head of an answer, a fault of the
+// upstream is 502 (nonsense) or 503 (no answer), its delay 504, a fault in the
+// client's body what the codec says; after the head, each of them cuts the
+// client's connection, because a proper end would pass for a complete answer.
+// How upgrades are answered stands at [request.upgrade]. A drain is the codec's: it
+// knows its connections, and adds Close to what is answered on them.
+type Manager struct {
+	options  ManagerOptions
+	trusted  map[string][]netip.Prefix // by listener
+	buffers  sync.Pool                 // of *copyBuffer
+	counters counters
+}
+
+// ManagerOptions are what a Manager works with.
+type ManagerOptions struct {
+	Routes    *route.Table
+	Clusters  *upstream.Clusters
+	Listeners []config.Listener // whose forwarding fields are believed
+	Tunnels   TunnelStarter
+	Log       *slog.Logger
+
+	// Random chooses clusters and makes request ids. It may be called by several
+	// goroutines at once. nil means the runtime's generator.
+	Random func() uint64
+}
+
+// TunnelStarter takes a pair of connections over; *[tunnel.Set] does.
+type TunnelStarter interface {
+	Start(tunnel.Spec)
+}
+
+// Stats are a Manager's counts since its start.
+type Stats struct {
+	Requests        uint64 // all, upgrades included
+	InFlight        int64  // now with the manager; tunnels are not
+	Upgrades        uint64 // requests that asked for an upgrade and had a route
+	UpgradesRefused uint64 // of them those on routes without "websocket"
+	Tunnels         uint64 // of them those that became a tunnel
+}
+
+type counters struct {
+	requests, upgrades, refused, tunnels atomic.Uint64
+	inFlight                             atomic.Int64
+}
+
+// copyBuffer is what one direction of a body is copied through.
+type copyBuffer [32 << 10]byte
+
+// NewManager returns a manager for these options. It starts nothing.
+func NewManager(o ManagerOptions) *Manager {
+	if o.Random == nil {
+		o.Random = rand.Uint64
+	}
+	m := &Manager{options: o, trusted: make(map[string][]netip.Prefix, len(o.Listeners))}
+	for _, l := range o.Listeners {
+		m.trusted[l.Name] = l.TrustedProxies
+	}
+	m.buffers.New = func() any { return new(copyBuffer) }
+	return m
+}
+
+// Stats returns the counts of this moment.
+func (m *Manager) Stats() Stats {
+	return Stats{
+		Requests:        m.counters.requests.Load(),
+		InFlight:        m.counters.inFlight.Load(),
+		Upgrades:        m.counters.upgrades.Load(),
+		UpgradesRefused: m.counters.refused.Load(),
+		Tunnels:         m.counters.tunnels.Load(),
+	}
+}
+
+// Serve implements [exchange.Handler]. It returns when nothing of the exchange is
+// left: no goroutine, no upstream connection in use.
+func (m *Manager) Serve(x exchange.Exchange) {
+	m.counters.requests.Add(1)
+	m.counters.inFlight.Add(1)
+	defer m.counters.inFlight.Add(-1)
+
+	r := newRequest(m, x)
+	defer r.end()
+	var outcome route.Outcome
+	r.route, outcome = m.options.Routes.Match(r.listener, r.head.Authority, r.head.Target)
+	switch {
+	case outcome != route.Matched:
+		r.refuse(404, outcome.String())
+	case r.head.Upgrade != "":
+		r.upgrade()
+	case r.route.Redirects():
+		r.redirect()
+	default:
+		r.forward()
+	}
+}

@@ -1,0 +1,407 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"holdfast/internal/exchange"
+	"holdfast/internal/route"
+	"holdfast/internal/upstream"
+)
+
+// maxAttempts is how many endpoints are tried until one is connected.
+const maxAttempts = 3
+
+// Why a request has failed, where no codec or kernel said it.
+var (
+	errNoCluster        = errors.New("no such cluster")
+	errNoEndpoint       = errors.New("the cluster has no endpoint")
+	errResponseTimeout  = errors.New("no response within the route's timeout")
+	errHandshakeTimeout = errors.New("no answer to the upgrade within its handshake_timeout")
+	errUnasked101       = errors.New("a 101 that nobody asked for")
+	errImproper101      = errors.New("a 101 that does not agree to WebSocket")
+
+	// The stream_idle_timeout ran out while we waited for one of the two.
+	errIdleClient   = &exchange.StatusError{Status: 408, Text: "no byte moved within the route's stream_idle_timeout, the client's body was due"}
+	errIdleUpstream = &exchange.StatusError{Status: 504, Text: "no byte moved within the route's stream_idle_timeout"}
+)
+
+// bodyError is a fault in the request's body, goneError one in sending to the client,
+// so that neither is taken for the upstream's.
+type (
+	bodyError struct{ error }
+	goneError struct{ error }
+)
+
+func (e bodyError) Unwrap() error { return e.error }
+func (e goneError) Unwrap() error { return e.error }
+
+// request is one exchange on its way through the manager. Its handler's goroutine
+// owns it, apart from what mu guards.
+type request struct {
+	m        *Manager
+	x        exchange.Exchange
+	head     *exchange.Request
+	listener string
+	route    *route.Route // nil: none matches
+	cluster  string       // "": none chosen
+	endpoint *upstream.Endpoint
+
+	id        string
+	scheme    string // that the client used, behind proxies that we trust
+	authority string // as received
+	target    string // as received
+	status    int    // of the response, once there is one
+
+	ctx    context.Context // ends with the exchange's, and by fail
+	cancel context.CancelCauseFunc
+	idle   watchdog
+
+	clientDue atomic.Bool // the client's next bytes are waited for
+
+	mu           sync.Mutex
+	answering    bool        // the final response has begun
+	givenUp      bool        // nobody wants the rest of the request body
+	over         bool        // Serve is about to return
+	responseTime *time.Timer // until the final response; nil: none is running
+}
+
+func newRequest(m *Manager, x exchange.Exchange) *request {
+	head, down := x.Request(), x.Downstream()
+	r := &request{
+		m: m, x: x, head: head, listener: down.Listener,
+		authority: head.Authority, target: head.Target,
+	}
+	r.ctx, r.cancel = context.WithCancelCause(x.Context())
+	trusted := trusts(m.trusted[down.Listener], down.Remote)
+	r.id, r.scheme = setForwarding(head, down.Remote, trusted, m.options.Random)
+	return r
+}
+
+// end makes sure that nothing touches the exchange after Serve has returned.
+func (r *request) end() {
+	r.mu.Lock()
+	r.over = true
+	r.stopTimerLocked()
+	r.mu.Unlock()
+	r.idle.stop()
+	r.cancel(nil)
+}
+
+// fail ends the exchange with the upstream for a reason that the handler finds in
+// r.ctx, and wakes whoever waits for the client: before the response so that
+// the handler can answer, afterwards by cutting the connection. Any goroutine
+// may call it; the first reason counts.
+func (r *request) fail(reason error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failLocked(reason)
+}
+
+// bodyFailed is fail for a fault in the request's body, if anybody still wants it.
+func (r *request) bodyFailed(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.givenUp {
+		r.failLocked(bodyError{err})
+	}
+}
+
+// giveUpBody makes reading the request's body end.
+func (r *request) giveUpBody() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.givenUp = true
+	r.x.StopReading()
+}
+
+func (r *request) failLocked(reason error) {
+	if r.over || r.ctx.Err() != nil {
+		return
+	}
+	r.cancel(reason)
+	r.givenUp = true
+	r.x.StopReading()
+	if r.answering {
+		r.x.Abort()
+	}
+}
+
+// beginAnswer ends the wait for a response. false means that it failed meanwhile.
+func (r *request) beginAnswer() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopTimerLocked()
+	r.answering = r.ctx.Err() == nil
+	return r.answering
+}
+
+// awaitAnswer gives the upstream limited time for its final response, from now on.
+func (r *request) awaitAnswer(limit time.Duration, reason error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if limit <= 0 || r.answering || r.over {
+		return
+	}
+	r.responseTime = time.AfterFunc(limit, func() { r.fail(reason) })
+}
+
+func (r *request) stopTimerLocked() {
+	if r.responseTime != nil {
+		r.responseTime.Stop()
+		r.responseTime = nil
+	}
+}
+
+// opener is how an endpoint begins an exchange.
+type opener func(*upstream.Endpoint, context.Context) (exchange.Upstream, error)
+
+// connect chooses a cluster, unless that was done, and begins an exchange with one
+// of its endpoints: with the next in turn, or with others where that one cannot
+// be reached.
+func (r *request) connect(open opener) (exchange.Upstream, error) {
+	if r.cluster == "" {
+		r.cluster = r.route.Cluster(r.m.options.Random())
+	}
+	cluster, ok := r.m.options.Clusters.Get(r.cluster)
+	if !ok {
+		return nil, errNoCluster
+	}
+	err := errNoEndpoint
+	attempts := 0
+	for e := range cluster.Endpoints() {
+		r.endpoint = e
+		var up exchange.Upstream
+		if up, err = open(e, r.ctx); err == nil {
+			return up, nil
+		}
+		if attempts++; attempts == maxAttempts || r.ctx.Err() != nil {
+			break
+		}
+		r.log(slog.LevelDebug, "trying another endpoint", slog.Any("err", err))
+	}
+	return nil, err
+}
+
+// closeWith closes up when ctx is done. What it returns closes up too, and waits
+// until nobody else does.
+func closeWith(ctx context.Context, up exchange.Upstream) (release func()) {
+	closed := make(chan struct{})
+	unhook := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		up.Close()
+	})
+	return func() {
+		if !unhook() {
+			<-closed
+		}
+		up.Close()
+	}
+}
+
+// rewrite makes the head the one that the chosen endpoint gets.
+func (r *request) rewrite() {
+	r.head.Target = r.route.Target(r.target)
+	switch {
+	case r.route.HostRewrite != "":
+		r.head.Authority = r.route.HostRewrite
+	case r.route.AutoHostRewrite && r.endpoint.Path == "": // a path is no host
+		r.head.Authority = r.endpoint.Address
+	}
+}
+
+// receive relays interim responses and returns the final one, or a 101.
+func (r *request) receive(up exchange.Upstream) (*exchange.Response, error) {
+	for {
+		resp, err := up.Receive()
+		if err != nil {
+			return nil, err
+		}
+		r.idle.touch()
+		if resp.Status >= 200 || resp.Status == 101 {
+			return resp, nil
+		}
+		if err := r.x.Inform(resp); err != nil {
+			return nil, goneError{err}
+		}
+	}
+}
+
+// relay sends a final response on as it comes. It returns without an error at the
+// end of the body, before the response is finished.
+func (r *request) relay(up exchange.Upstream, resp *exchange.Response) error {
+	r.status = resp.Status
+	resp.Close = r.closes()
+	if err := r.x.Respond(resp); err != nil {
+		return goneError{err}
+	}
+	if r.hasBody(resp) {
+		// What follows may take its time: an event stream's head goes out first.
+		if err := r.x.Flush(); err != nil {
+			return goneError{err}
+		}
+	}
+	buf := r.m.buffers.Get().(*copyBuffer)
+	defer r.m.buffers.Put(buf)
+	for {
+		n, err := up.Read(buf[:])
+		if n > 0 {
+			r.idle.touch()
+			if _, err := r.x.Write(buf[:n]); err != nil {
+				return goneError{err}
+			}
+			r.idle.touch()
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (r *request) hasBody(resp *exchange.Response) bool {
+	return resp.ContentLength != 0 && r.head.Method != "HEAD" && resp.Status != 204 && resp.Status != 304
+}
+
+// closes says whether the response is its connection's last one. Behind a refused
+// upgrade nobody can tell which protocol the client's next bytes are.
+func (r *request) closes() bool { return r.head.Upgrade != "" }
+
+// failed ends a request that cannot be completed: with an answer, or, once the
+// response has begun or the client has gone, by leaving it unfinished, so that
+// the codec cuts the connection.
+func (r *request) failed(err error) {
+	_, gone := errors.AsType[goneError](err)
+	if r.ctx.Err() != nil {
+		// What we see is the consequence of the first reason, which may be ours.
+		err = context.Cause(r.ctx)
+		gone = err == context.Cause(r.x.Context())
+	}
+	switch {
+	case gone:
+		// A tunnel that did not come about is worth a line: clients that give up
+		// tell of upstreams that hang.
+		level := slog.LevelDebug
+		if r.head.Upgrade != "" {
+			level = slog.LevelInfo
+		}
+		r.log(level, "the client has gone", slog.Any("err", err))
+	case r.answering:
+		r.log(slog.LevelInfo, "response cut", slog.Int("status", r.status), slog.Any("err", err))
+	default:
+		r.refuse(statusOf(err), err.Error())
+	}
+}
+
+// statusOf returns the answer to a failure before the response.
+func statusOf(err error) int {
+	if c, ok := errors.AsType[*upstream.ConnectError](err); ok && c.Timeout {
+		return 504
+	}
+	if b, ok := errors.AsType[bodyError](err); ok {
+		return exchange.StatusOf(b, 400)
+	}
+	switch err {
+	case errResponseTimeout, errHandshakeTimeout:
+		return 504
+	case errUnasked101, errImproper101:
+		return 502
+	}
+	return exchange.StatusOf(err, 503)
+}
+
+// refuse answers by ourselves, and logs why.
+func (r *request) refuse(status int, reason string) {
+	level := slog.LevelDebug
+	if status >= 500 {
+		level = slog.LevelInfo
+	}
+	r.log(level, "request refused", slog.Int("status", status), slog.String("reason", reason))
+	r.reply(status, nil)
+}
+
+func (r *request) redirect() {
+	status, location, ok := r.route.Redirect(r.scheme, r.authority, r.target)
+	if !ok {
+		r.refuse(400, "a redirect needs a host, the request has none")
+		return
+	}
+	r.reply(status, exchange.Fields{{Name: "Location", Value: location}})
+}
+
+// reply sends an answer of our own. The client learns the status and nothing else.
+func (r *request) reply(status int, fields exchange.Fields) {
+	body := strconv.Itoa(status) + " " + reasons[status] + "\n"
+	fields.Add("Content-Type", "text/plain; charset=utf-8")
+	err := r.x.Respond(&exchange.Response{
+		Status: status, Reason: reasons[status], Fields: fields,
+		ContentLength: int64(len(body)), Close: r.closes(),
+	})
+	if err == nil && r.head.Method != "HEAD" {
+		_, err = io.WriteString(r.x, body)
+	}
+	if err == nil {
+		err = r.x.Finish(nil)
+	}
+	if err != nil {
+		r.log(slog.LevelDebug, "the client did not take its answer", slog.Int("status", status), slog.Any("err", err))
+	}
+}
+
+// reasons are those of RFC 9110 §15, for what we answer ourselves and for what
+// codecs ask us to.
+var reasons = map[int]string{
+	301: "Moved Permanently",
+	302: "Found",
+	303: "See Other",
+	307: "Temporary Redirect",
+	308: "Permanent Redirect",
+	400: "Bad Request",
+	403: "Forbidden",
+	404: "Not Found",
+	408: "Request Timeout",
+	413: "Content Too Large",
+	431: "Request Header Fields Too Large",
+	502: "Bad Gateway",
+	503: "Service Unavailable",
+	504: "Gateway Timeout",
+}
+
+// log writes a line about the request. What the client chose is in attributes only.
+func (r *request) log(level slog.Level, message string, attrs ...slog.Attr) {
+	if !r.m.options.Log.Enabled(r.ctx, level) {
+		return
+	}
+	client := "unix"
+	if remote := r.x.Downstream().Remote; remote.IsValid() {
+		client = remote.String()
+	}
+	attrs = append(attrs,
+		slog.String("request", r.id),
+		slog.String("listener", r.listener),
+		slog.String("client", client),
+		slog.String("method", r.head.Method),
+		slog.String("host", r.authority),
+		slog.String("target", r.target))
+	if r.head.Upgrade != "" {
+		attrs = append(attrs, slog.String("upgrade", r.head.Upgrade))
+	}
+	if r.route != nil {
+		attrs = append(attrs, slog.String("route", r.route.Name))
+	}
+	if r.cluster != "" {
+		attrs = append(attrs, slog.String("cluster", r.cluster))
+	}
+	if r.endpoint != nil {
+		attrs = append(attrs, slog.String("endpoint", r.endpoint.String()))
+	}
+	r.m.options.Log.LogAttrs(r.ctx, level, message, attrs...)
+}

@@ -1,0 +1,332 @@
+package proxy_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"holdfast/internal/config"
+	"holdfast/internal/exchange"
+	"holdfast/internal/http1"
+	"holdfast/internal/proxy"
+	"holdfast/internal/route"
+	"holdfast/internal/tunnel"
+	"holdfast/internal/upstream"
+)
+
+// bound is far more than anything here takes.
+const bound = 20 * time.Second
+
+// wire is one end of a connection over which a test speaks in bytes.
+type wire struct {
+	t *testing.T
+	net.Conn
+	in *bufio.Reader
+}
+
+func newWire(t *testing.T, conn net.Conn) *wire {
+	conn.SetDeadline(time.Now().Add(bound))
+	return &wire{t, conn, bufio.NewReader(conn)}
+}
+
+func (w *wire) say(format string, args ...any) {
+	w.t.Helper()
+	if _, err := fmt.Fprintf(w, strings.ReplaceAll(format, "\n", "\r\n"), args...); err != nil {
+		w.t.Errorf("say: %v", err)
+	}
+}
+
+// head reads up to an empty line and returns it without carriage returns.
+func (w *wire) head() string {
+	w.t.Helper()
+	var head strings.Builder
+	for !strings.HasSuffix(head.String(), "\n\n") {
+		line, err := w.in.ReadString('\n')
+		if err != nil {
+			w.t.Errorf("after %q: %v", head.String(), err)
+			return head.String()
+		}
+		head.WriteString(strings.TrimSuffix(line, "\r\n") + "\n")
+	}
+	return head.String()
+}
+
+func (w *wire) want(text string) {
+	w.t.Helper()
+	text = strings.ReplaceAll(text, "\n", "\r\n")
+	got := make([]byte, len(text))
+	if n, err := io.ReadFull(w.in, got); err != nil || string(got) != text {
+		w.t.Errorf("got %q (%v), want %q", got[:n], err, text)
+	}
+}
+
+// rest reads to the end, whatever the end is.
+func (w *wire) rest() string {
+	b, _ := io.ReadAll(w.in)
+	return string(b)
+}
+
+func (w *wire) closeWrite() { w.Conn.(*net.TCPConn).CloseWrite() }
+
+// wantHead reads a head and looks for parts of it.
+func (w *wire) wantHead(parts ...string) {
+	w.t.Helper()
+	head := w.head()
+	for _, p := range parts {
+		if !strings.Contains(head, p) {
+			w.t.Errorf("no %q in\n%s", p, head)
+		}
+	}
+}
+
+// site is the whole way of a request: server codec, manager, client codec, and an
+// endpoint that the test plays.
+type site struct {
+	t       *testing.T
+	address string
+	conns   chan *wire // at the endpoint
+	manager *proxy.Manager
+}
+
+func newSite(t *testing.T) *site {
+	s := &site{t: t, conns: make(chan *wire, 16)}
+	endpoint := s.listen(func(conn net.Conn) { s.conns <- newWire(t, conn) })
+	cfg := &config.Config{
+		HTTPListeners: []config.Listener{{Name: "public"}},
+		VirtualHosts: []config.VirtualHost{{Name: "site", Listeners: []string{"public"}, Domains: []string{"*"},
+			Routes: []config.Route{webSocket("/socket", "web"), to("/", "web")}}},
+		Clusters: []config.Cluster{{Name: "web", ConnectTimeout: bound, IdleTimeout: bound,
+			Endpoints: []config.Endpoint{{Address: endpoint}}}},
+	}
+	clusters, err := upstream.New(t.Context(), cfg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(clusters.Close)
+	log := slog.New(slog.DiscardHandler)
+	tunnels := tunnel.NewSet(log, nil)
+	t.Cleanup(func() {
+		tunnels.CloseAll(tunnel.Stopped, 0)
+		select {
+		case <-tunnels.Empty():
+		case <-time.After(bound):
+			t.Error("tunnels do not end")
+		}
+	})
+	s.manager = proxy.NewManager(proxy.ManagerOptions{
+		Routes: route.New(cfg), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: tunnels, Log: log})
+	server := http1.NewServer(http1.ServerOptions{Scheme: "http", Handler: s.manager, Log: log})
+	s.address = s.listen(func(conn net.Conn) {
+		server.Serve(conn, exchange.Downstream{Listener: "public", Remote: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())})
+	})
+	t.Cleanup(server.Close)
+	return s
+}
+
+func addrPort(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
+
+// listen serves each connection in a goroutine of its own until the test ends.
+func (s *site) listen(serve func(net.Conn)) (address string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() { serve(conn) })
+		}
+	})
+	s.t.Cleanup(func() { l.Close(); serving.Wait() })
+	return l.Addr().String()
+}
+
+func (s *site) client() *wire {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", s.address)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	return newWire(s.t, conn)
+}
+
+// endpoint waits for the next connection at the endpoint.
+func (s *site) endpoint() *wire {
+	s.t.Helper()
+	select {
+	case w := <-s.conns:
+		s.t.Cleanup(func() { w.Close() })
+		return w
+	case <-time.After(bound):
+		s.t.Fatal("nobody connects to the endpoint")
+		return nil
+	}
+}
+
+const askSocket = "GET /socket HTTP/1.1\nHost: a.example\nConnection: keep-alive, Upgrade\nUpgrade: WebSocket\nSec-WebSocket-Key: k\n\n"
+
+func TestSocketsKeepAliveAndTrailers(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.client()
+	c.say("POST /x?y HTTP/1.1\nHost: a.example\nTransfer-Encoding: chunked\nX-Forwarded-For: 6.6.6.6\n\n3\none\n0\nSum: 1\n\n")
+	u := s.endpoint()
+	u.wantHead("POST /x?y HTTP/1.1\n", "Host: a.example\n", "X-Forwarded-For: 127.0.0.1\n", "Transfer-Encoding: chunked\n")
+	u.want("3\none\n0\nSum: 1\n\n")
+	u.say("HTTP/1.1 103 Early Hints\nLink: </a>\n\nHTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n3\ntwo\n0\nSum: 2\n\n")
+	c.wantHead("HTTP/1.1 103 Early Hints\n", "Link: </a>\n")
+	c.wantHead("HTTP/1.1 200 OK\n", "Transfer-Encoding: chunked\n")
+	c.want("3\ntwo\n0\nSum: 2\n\n")
+
+	c.say("GET /again HTTP/1.1\nHost: a.example\n\n")
+	u.wantHead("GET /again HTTP/1.1\n") // on the same connection
+	u.say("HTTP/1.1 204 No Content\n\n")
+	c.wantHead("HTTP/1.1 204 No Content\n")
+}
+
+func TestSocketsEventStream(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.client()
+	c.say("GET /events HTTP/1.1\nHost: a.example\n\n")
+	u := s.endpoint()
+	u.head()
+	u.say("HTTP/1.1 200 OK\nContent-Type: text/event-stream\n\n")
+	c.wantHead("HTTP/1.1 200 OK\n", "Content-Type: text/event-stream\n")
+	u.say("data: 1")
+	c.want("7\ndata: 1\n")
+	u.say("data: 2")
+	c.want("7\ndata: 2\n")
+	u.Close()
+	c.want("0\n\n")
+}
+
+func TestSocketsEarlyResponse(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.client()
+	c.say("POST / HTTP/1.1\nHost: a.example\nContent-Length: 1000000000\n\n")
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		for {
+			if _, err := c.Write(make([]byte, 64<<10)); err != nil {
+				return
+			}
+		}
+	})
+	defer sending.Wait()
+	defer c.Close()
+	u := s.endpoint()
+	u.head()
+	u.say("HTTP/1.1 413 Content Too Large\nContent-Length: 8\n\ntoo much")
+	c.wantHead("HTTP/1.1 413 Content Too Large\n")
+	c.want("too much")
+}
+
+func TestSocketsResponseCutShort(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.client()
+	c.say("GET / HTTP/1.1\nHost: a.example\n\n")
+	u := s.endpoint()
+	u.head()
+	u.say("HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n3\nabc\n")
+	u.Close()
+	c.wantHead("HTTP/1.1 200 OK\n")
+	if got := c.rest(); got != "3\r\nabc\r\n" {
+		t.Errorf("the client got %q: no end should follow", got)
+	}
+}
+
+func TestSocketsKeptConnectionThatWasClosed(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.client()
+	c.say("GET /1 HTTP/1.1\nHost: a.example\n\n")
+	u := s.endpoint()
+	u.head()
+	u.say("HTTP/1.1 200 OK\nContent-Length: 0\n\n")
+	c.wantHead("200 OK")
+	c.say("GET /2 HTTP/1.1\nHost: a.example\n\n")
+	u.wantHead("GET /2") // it goes out on the kept connection, which ends without an answer
+	u.Close()
+	u = s.endpoint()
+	u.wantHead("GET /2")
+	u.say("HTTP/1.1 200 OK\nContent-Length: 0\n\n")
+	c.wantHead("200 OK")
+
+	c.say("POST /3 HTTP/1.1\nHost: a.example\nContent-Length: 0\n\n")
+	u.wantHead("POST /3")
+	u.Close()
+	c.wantHead("503 Service Unavailable")
+}
+
+func TestSocketsTunnel(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.client()
+	c.say(askSocket + "early client bytes")
+	u := s.endpoint()
+	u.wantHead("GET /socket HTTP/1.1\n", "Upgrade: websocket\n", "Connection: Upgrade\n", "Sec-WebSocket-Key: k\n")
+	u.say("HTTP/1.1 101 Switching Protocols\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Accept: a\n\nearly server bytes")
+	c.wantHead("HTTP/1.1 101 Switching Protocols\n", "Upgrade: websocket\n", "Sec-WebSocket-Accept: a\n")
+	c.want("early server bytes")
+	u.want("early client bytes")
+	c.closeWrite()
+	if got := u.rest(); got != "" {
+		t.Errorf("the endpoint got %q", got)
+	}
+	u.say("still here")
+	u.Close()
+	if got := c.rest(); got != "still here" {
+		t.Errorf("the client got %q", got)
+	}
+	if got := s.manager.Stats(); got.Tunnels != 1 || got.InFlight != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestSocketsRefusedUpgradeSmugglesNothing(t *testing.T) {
+	t.Parallel()
+	const smuggled = "GET /admin HTTP/1.1\nHost: a.example\n\n"
+	tests := []struct{ name, target, answer, want string }{
+		{"by the upstream", "/socket", "HTTP/1.1 200 OK\nContent-Length: 2\n\nno", "HTTP/1.1 200 OK\r\n"},
+		{"by a 101 of another kind", "/socket", "HTTP/1.1 101 Switching Protocols\nConnection: Upgrade\nUpgrade: foo\n\n", "HTTP/1.1 502 Bad Gateway\r\n"},
+		{"by the route", "/plain", "", "HTTP/1.1 403 Forbidden\r\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			c := s.client()
+			c.say(strings.Replace(askSocket, "/socket", tt.target, 1) + smuggled)
+			if tt.answer != "" {
+				u := s.endpoint()
+				u.head()
+				u.say("%s", strings.ReplaceAll(tt.answer, "\n", "\r\n"))
+				if got := u.rest(); got != "" {
+					t.Errorf("behind the refused upgrade the endpoint got %q", got)
+				}
+			}
+			got := c.rest()
+			if !strings.HasPrefix(got, tt.want) || !strings.Contains(got, "Connection: close\r\n") || strings.Count(got, "HTTP/1.1") != 1 {
+				t.Errorf("the client got %q", got)
+			}
+			if len(s.conns) > 0 {
+				t.Error("something went upstream on another connection")
+			}
+		})
+	}
+}

@@ -1,0 +1,122 @@
+package proxy
+
+import (
+	"context"
+	"log/slog"
+
+	"holdfast/internal/exchange"
+	"holdfast/internal/tunnel"
+	"holdfast/internal/upstream"
+)
+
+// upgrade answers a WebSocket upgrade that has a route, in this order:
+//
+//	the route is not for WebSocket, a redirect included    403, counted
+//	the request announced a body                            400
+//	no endpoint can be connected to / in time               503 / 504
+//	the upstream answers 100, 102 or 103 first              relayed, the wait goes on
+//	it agrees with a 101 to WebSocket                       relayed, then a tunnel
+//	it answers with another 101                             502
+//	it answers anything else                                relayed
+//	it does not answer within handshake_timeout             504
+//	the client goes first                                   recorded
+//
+// In every case but the tunnel both connections end: what the client has sent
+// behind its head may be of either protocol, and it reaches no upstream that did
+// not agree. The upstream's connection is a fresh one and is never used again.
+// The route's other timeouts do not apply.
+func (r *request) upgrade() {
+	r.m.counters.upgrades.Add(1)
+	switch {
+	case !r.route.WebSocket || r.route.Redirects():
+		r.m.counters.refused.Add(1)
+		r.refuse(403, "the route does not allow WebSocket")
+		return
+	case r.head.UpgradeBody:
+		r.refuse(400, "an upgrade request with a body")
+		return
+	}
+	r.awaitAnswer(r.route.Tunnels.HandshakeTimeout, errHandshakeTimeout)
+	up, err := r.connect((*upstream.Endpoint).Dial)
+	if err == nil {
+		err = r.handshake(up)
+	}
+	if err != nil {
+		r.failed(err)
+	}
+}
+
+// handshake sends the upgrade and does what the upstream answers.
+func (r *request) handshake(up exchange.Upstream) error {
+	defer closeWith(r.ctx, up)()
+
+	r.rewrite()
+	if err := up.Send(r.head); err != nil {
+		return err
+	}
+	if err := up.Finish(nil); err != nil {
+		return err
+	}
+	resp, err := r.receive(up)
+	if err != nil {
+		return err
+	}
+	if resp.Status == 101 && resp.Upgrade != "websocket" {
+		return errImproper101
+	}
+	if resp.Status == 101 {
+		return r.startTunnel(up, resp)
+	}
+	if !r.beginAnswer() {
+		return context.Cause(r.ctx)
+	}
+	r.log(slog.LevelDebug, "the upstream refused the upgrade", slog.Int("status", resp.Status))
+	if err := r.relay(up, resp); err != nil {
+		return err
+	}
+	if err := r.x.Finish(up.Trailers()); err != nil {
+		return goneError{err}
+	}
+	return nil
+}
+
+// startTunnel takes both connections from their codecs and hands them on. The
+// upstream's comes first: taking it sends nothing, so that the client is told of
+// a tunnel only when there is one.
+func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) error {
+	upConn, upEarly, err := up.Switch()
+	if err != nil {
+		return err
+	}
+	if !r.beginAnswer() {
+		upConn.Close()
+		return context.Cause(r.ctx)
+	}
+	r.status = resp.Status
+	downConn, downEarly, err := r.x.Switch(resp)
+	if err != nil {
+		upConn.Close()
+		return goneError{err}
+	}
+	r.m.counters.tunnels.Add(1)
+	limits := &r.route.Tunnels
+	r.m.options.Tunnels.Start(tunnel.Spec{
+		Down: downConn, Up: upConn,
+		DownEarly: downEarly, UpEarly: upEarly,
+		ID:           r.id,
+		Listener:     r.listener,
+		VirtualHost:  r.route.VirtualHost,
+		Route:        r.route.Name,
+		Cluster:      r.cluster,
+		Endpoint:     r.endpoint.Address,
+		Client:       r.x.Downstream().Remote,
+		EndpointAddr: r.endpoint.Addr,
+		Limits: tunnel.Limits{
+			IdleTimeout:  limits.IdleTimeout,
+			MaxAge:       limits.MaxAge,
+			DrainTimeout: limits.DrainTimeout,
+			Buffer:       limits.Buffer,
+		},
+	})
+	return nil
+}
