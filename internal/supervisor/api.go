@@ -1,0 +1,137 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"holdfast/internal/config"
+)
+
+// ErrStopping refuses a command that would change anything while the service ends.
+var ErrStopping = errors.New("the service is stopping")
+
+// Refusal is the error of a reload that has changed nothing.
+type Refusal struct {
+	Step     string   // what was attempted: "configuration", "listeners", "start", "ready", "serve", …
+	Problems []string // each a sentence or a configuration problem; never empty
+}
+
+func (r *Refusal) Error() string { return r.Step + ": " + strings.Join(r.Problems, "\n") }
+
+func refuse(step string, err error) *Refusal {
+	var all []string
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			all = append(all, e.Error())
+		}
+	} else {
+		all = strings.Split(err.Error(), "\n")
+	}
+	return &Refusal{Step: step, Problems: all}
+}
+
+// ReloadResult is what a reload did.
+type ReloadResult struct {
+	Generation int           `json:"generation"`         // the one that serves now
+	Previous   int           `json:"previous,omitempty"` // the one that it relieved; 0: there was none
+	Duration   time.Duration `json:"duration"`           // from reading the file to the old one's drain; nanoseconds
+	Added      []string      `json:"added,omitempty"`    // listeners, by canonical address
+	Removed    []string      `json:"removed,omitempty"`
+	Warnings   []string      `json:"warnings,omitempty"`
+
+	// Probation is "pending", or, for a caller that waited it out, "passed",
+	// "crashed" (the generation died and another was put in its place) or
+	// "superseded" (a later reload came first).
+	Probation string `json:"probation"`
+}
+
+// Status is everything that can be seen from outside.
+type Status struct {
+	Version     string             `json:"version"`
+	PID         int                `json:"pid"`
+	Started     time.Time          `json:"started"`
+	ConfigPath  string             `json:"config_path"`
+	ConfigHash  string             `json:"config_hash"`          // of what serves
+	FileDiffers bool               `json:"file_differs"`         // whether the file on disk is not what serves
+	FileError   string             `json:"file_error,omitempty"` // why it could not be read
+	Ready       bool               `json:"ready"`                // what /readyz answers
+	ReadyOff    bool               `json:"ready_off"`            // the operator said `ready off`
+	Stopping    bool               `json:"stopping"`
+	Reloading   bool               `json:"reloading"`
+	LastReload  *LastReload        `json:"last_reload,omitempty"`
+	Listeners   []ListenerStatus   `json:"listeners"`
+	Generations []GenerationStatus `json:"generations"` // living ones, newest first
+	LogsDropped uint64             `json:"logs_dropped"`
+}
+
+// LastReload is how the last reload ended.
+type LastReload struct {
+	Time  time.Time `json:"time"`
+	Error string    `json:"error,omitempty"` // "" if it worked
+}
+
+// ListenerStatus is one listening socket.
+type ListenerStatus struct {
+	Name    string `json:"name"`
+	Key     string `json:"key"`     // canonical address as configured
+	Address string `json:"address"` // as bound: the port is the real one
+}
+
+// GenerationStatus is one living generation.
+type GenerationStatus struct {
+	Number        int       `json:"generation"`
+	State         string    `json:"state"`
+	NotAnswering  bool      `json:"not_answering,omitempty"` // the figures are its last ones
+	PID           int       `json:"pid"`
+	Version       string    `json:"version"`
+	ConfigHash    string    `json:"config_hash"`
+	Started       time.Time `json:"started"`
+	Connections   int       `json:"connections"`
+	Requests      int       `json:"requests"` // in flight
+	Tunnels       int       `json:"tunnels"`
+	OldestTunnel  time.Time `json:"oldest_tunnel,omitzero"`
+	RSS           int64     `json:"rss_bytes"`
+	RequestsTotal uint64    `json:"requests_total"`
+	TunnelsTotal  uint64    `json:"tunnels_total"`
+	LogsDropped   uint64    `json:"logs_dropped"`
+}
+
+// Commands is what the admin surface and signals may ask of a running supervisor.
+// All methods may be called from anywhere, block until they are done or ctx is,
+// and fail with [ErrStopping] once it has ended.
+type Commands interface {
+	// Reload puts the file as it is now into service. The error is a *Refusal if
+	// nothing was changed. With wait it returns when probation has ended.
+	Reload(ctx context.Context, wait bool) (*ReloadResult, error)
+
+	Status(ctx context.Context) (*Status, error)
+
+	// Stop begins the end of the service and returns at once; a second call ends
+	// it without waiting for anything.
+	Stop()
+
+	// SetReady overrides what /readyz answers.
+	SetReady(ctx context.Context, ready bool) error
+
+	// Kill ends a generation at once, whatever it holds.
+	Kill(ctx context.Context, generation int) error
+
+	// Alive and Ready answer health checks without blocking.
+	Alive() bool
+	Ready() bool
+}
+
+// AdminSurface is the part of the admin surface that depends on the configuration.
+type AdminSurface interface {
+	// Prepare makes what cfg needs (its listening socket). Exactly one of commit
+	// and abort is then called.
+	Prepare(cfg config.Admin) (commit, abort func(), err error)
+}
+
+// notFound says that there is no such generation.
+func notFound(generation int) error {
+	return fmt.Errorf("no living generation %d", generation)
+}

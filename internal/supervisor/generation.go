@@ -1,0 +1,243 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"holdfast/internal/control"
+)
+
+// sendTimeout bounds how long a message may wait in front of a full queue: the
+// queue of a process that reads is never full.
+const sendTimeout = 2 * time.Second
+
+// caller is the sending half of a control channel.
+type caller interface {
+	Send(m *control.Message, within time.Duration, fds ...int) error
+}
+
+// generation is one proxy process.
+type generation struct {
+	number  int
+	release *release
+	proc    process
+	ch      channel
+	started time.Time
+	log     *slog.Logger
+
+	hello chan *control.Hello // what it said first
+	ready chan error          // nil, or why it cannot serve
+	died  chan struct{}       // closed when the process is gone; how is set then
+	how   string
+
+	// Owned by the supervisor's loop.
+	state    state
+	served   time.Time // when it began to serve
+	cutOff   error     // why its channel was closed
+	silent   bool      // did not answer the last question
+	lastSeen control.Status
+
+	mu      sync.Mutex // guards what follows
+	version string
+	lastID  uint64
+	waiting map[uint64]chan *control.Message
+}
+
+func newGeneration(number int, r *release, proc process, ch channel, log *slog.Logger) *generation {
+	return &generation{
+		number: number, release: r, proc: proc, ch: ch,
+		started: time.Now(), state: starting,
+		log:     log.With("of_generation", number, "of_pid", proc.PID()),
+		hello:   make(chan *control.Hello, 1),
+		ready:   make(chan error, 1),
+		died:    make(chan struct{}),
+		waiting: make(map[uint64]chan *control.Message),
+	}
+}
+
+// receive takes what the generation says until its channel breaks. It returns nil
+// at the proper end, otherwise why the channel had to be closed.
+func (g *generation) receive() error {
+	for {
+		m, fds, err := g.ch.Receive()
+		if err != nil {
+			if errors.Is(err, control.ErrProtocol) {
+				return err
+			}
+			return nil
+		}
+		if err := g.take(m, fds); err != nil {
+			return err
+		}
+	}
+}
+
+// versionNow is what it said it is, "" before.
+func (g *generation) versionNow() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.version
+}
+
+// take does what a message says, and closes its descriptors.
+func (g *generation) take(m *control.Message, fds []int) error {
+	switch m.Type {
+	case control.TypeHello:
+		if m.Hello == nil {
+			return fmt.Errorf("%w: an empty hello", control.ErrProtocol)
+		}
+		g.mu.Lock()
+		g.version = m.Hello.Version
+		g.mu.Unlock()
+		offer(g.hello, m.Hello)
+	case control.TypeReady:
+		if m.Error != "" {
+			offer(g.ready, errors.New(m.Error))
+			break
+		}
+		if len(fds) == 1 {
+			learnt := new(control.Learnt)
+			if err := control.ReadPayload(fds[0], learnt); err != nil {
+				return fmt.Errorf("%w: %w", control.ErrProtocol, err)
+			}
+			g.release.learnt.CompareAndSwap(nil, learnt)
+			fds = nil
+		}
+		offer(g.ready, nil)
+	case control.TypeAnswer:
+		g.mu.Lock()
+		to := g.waiting[m.Re]
+		delete(g.waiting, m.Re)
+		g.mu.Unlock()
+		if to != nil {
+			to <- m // has room for its one answer
+		}
+	default:
+		g.log.Debug("message of an unknown type", "type", m.Type)
+	}
+	control.CloseAll(fds)
+	return nil
+}
+
+// offer gives v to whoever waits for the first one; repetitions are dropped.
+func offer[T any](to chan T, v T) {
+	select {
+	case to <- v:
+	default:
+	}
+}
+
+// errSilent says that a generation lives but does not answer.
+var errSilent = errors.New("no answer")
+
+// ask sends a question and waits for its answer, for its process to end, or for
+// the time to pass.
+func (g *generation) ask(ctx context.Context, m control.Message, within time.Duration, fds ...int) (*control.Message, error) {
+	answer := make(chan *control.Message, 1)
+	g.mu.Lock()
+	g.lastID++
+	m.ID = g.lastID
+	g.waiting[m.ID] = answer
+	g.mu.Unlock()
+	defer func() {
+		g.mu.Lock()
+		delete(g.waiting, m.ID)
+		g.mu.Unlock()
+	}()
+	if err := g.ch.Send(&m, min(within, sendTimeout), fds...); err != nil {
+		return nil, err
+	}
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	select {
+	case a := <-answer:
+		if a.Error != "" {
+			return nil, errors.New(a.Error)
+		}
+		return a, nil
+	case <-g.died:
+		return nil, fmt.Errorf("generation %d has ended: %s", g.number, g.how)
+	case <-timer.C:
+		return nil, fmt.Errorf("generation %d: %w to %s within %s", g.number, errSilent, m.Type, within)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// prepare brings a started process to ready: hello, bundle, listeners.
+func (g *generation) prepare(ctx context.Context, listeners map[string]int) error {
+	hello, err := await(ctx, g, g.hello, "did not say hello")
+	if err != nil {
+		return err
+	}
+	if !hello.Meets(control.Core, control.CoreMin) {
+		return fmt.Errorf("speaks control protocol %d to %d, this supervisor %d to %d", hello.CoreMin, hello.Core, control.CoreMin, control.Core)
+	}
+	bundle, err := g.release.bundle(g.number)
+	if err != nil {
+		return err
+	}
+	defer bundle.Close()
+	err = g.ch.Send(&control.Message{Type: control.TypeBundle}, sendTimeout, int(bundle.Fd()))
+	if err == nil {
+		err = g.sendListeners(listeners)
+	}
+	if err != nil && !errors.Is(err, syscall.EPIPE) { // a process that ended is explained by its last words
+		return err
+	}
+	problem, err := await(ctx, g, g.ready, "was not ready")
+	return errors.Join(err, problem)
+}
+
+// sendListeners hands over duplicates of the listening sockets, by key.
+func (g *generation) sendListeners(listeners map[string]int) error {
+	m := &control.Message{Type: control.TypeListeners}
+	var fds []int
+	for key, fd := range listeners {
+		if len(fds) == control.ListenersPerMessage {
+			m.More = true
+			if err := g.ch.Send(m, sendTimeout, fds...); err != nil {
+				return err
+			}
+			m, fds = &control.Message{Type: control.TypeListeners}, nil
+		}
+		m.Keys, fds = append(m.Keys, key), append(fds, fd)
+	}
+	return g.ch.Send(m, sendTimeout, fds...)
+}
+
+// await waits for what a starting generation says next.
+func await[T any](ctx context.Context, g *generation, from chan T, missing string) (v T, err error) {
+	select {
+	case v = <-from:
+		return v, nil
+	case <-g.died:
+		// What it said before it ended explains more than how it ended.
+		select {
+		case v = <-from:
+			return v, nil
+		default:
+		}
+		return v, fmt.Errorf("the proxy ended while it was starting: %s", g.how)
+	case <-ctx.Done():
+		if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+			return v, fmt.Errorf("the proxy %s within %s", missing, g.release.config.Reload.ReadyTimeout)
+		}
+		return v, context.Cause(ctx)
+	}
+}
+
+// kill ends the process at once and waits until it is gone.
+func (g *generation) kill() {
+	if err := g.proc.Signal(os.Kill); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		g.log.Error("cannot kill", "err", err)
+		return
+	}
+	<-g.died
+}

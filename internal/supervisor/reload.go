@@ -1,0 +1,301 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"holdfast/internal/control"
+	"holdfast/internal/socket"
+)
+
+type reloadOutcome struct {
+	result    *ReloadResult
+	err       error
+	probation *probation
+}
+
+// Reload implements [Commands]. One runs at a time; everybody who asks meanwhile
+// shares the next one, so that each answer is from a reload that has read the file
+// after it was asked for.
+func (s *Supervisor) Reload(ctx context.Context, wait bool) (*ReloadResult, error) {
+	outcome := make(chan reloadOutcome, 1)
+	if !s.do(func() {
+		if s.stopping {
+			outcome <- reloadOutcome{err: ErrStopping}
+			return
+		}
+		s.waiting = append(s.waiting, outcome)
+		s.nextReload()
+	}) {
+		return nil, ErrStopping
+	}
+	select {
+	case o := <-outcome:
+		if o.err != nil || !wait {
+			return o.result, o.err
+		}
+		return o.probation.wait(ctx, *o.result)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// nextReload starts a reload for all who wait, unless one runs. Called in the loop.
+func (s *Supervisor) nextReload() {
+	if s.reloading || s.stopping || len(s.waiting) == 0 {
+		return
+	}
+	callers := s.waiting
+	s.waiting, s.reloading = nil, true
+	s.workers.Go(func() {
+		o := s.reload(s.work)
+		s.do(func() {
+			s.reloading = false
+			s.last = &LastReload{Time: time.Now()}
+			if o.err != nil {
+				s.last.Error = o.err.Error()
+			}
+			s.nextReload()
+		})
+		for _, c := range callers {
+			c <- o
+		}
+	})
+}
+
+// reload puts the file as it is into service. A failure before the new generation
+// serves leaves everything as it was.
+func (s *Supervisor) reload(ctx context.Context) reloadOutcome {
+	began := time.Now()
+	plan, err := s.plan(ctx)
+	if err == nil {
+		var o reloadOutcome
+		if o, err = s.replace(ctx, plan); err == nil {
+			o.result.Duration = time.Since(began)
+			if o.result.Previous == 0 {
+				s.log.Info("a generation serves", "serving", o.result.Generation, "config", plan.release.hash, "took", o.result.Duration)
+			} else {
+				s.log.Info("reloaded", "serving", o.result.Generation, "draining", o.result.Previous, "config", plan.release.hash, "took", o.result.Duration)
+			}
+			return o
+		}
+		plan.abort()
+	}
+	if s.work.Err() != nil {
+		err = ErrStopping
+	}
+	s.log.Error("reload refused; nothing has changed", "err", err)
+	return reloadOutcome{err: err}
+}
+
+// A plan is what a reload needs before it starts a generation.
+type plan struct {
+	release       *release
+	sockets       map[string]*socket.Socket // of the new configuration, by key
+	added         []string                  // those that were opened for it
+	commit, abort func()                    // exactly one is called
+
+	// Set when the plan is adopted.
+	removed   []string // keys of the sockets that it does not want any more
+	probation *probation
+}
+
+// plan reads, validates, and opens what is new: steps 1 and 2.
+func (s *Supervisor) plan(ctx context.Context) (*plan, error) {
+	r, err := loadRelease(s.opts.ConfigPath, s.opts.DefaultProxy)
+	if err != nil {
+		return nil, fullCheck(ctx, s.opts.ConfigPath, s.opts.DefaultProxy, err)
+	}
+	p := &plan{release: r}
+	if err = r.check(ctx); err == nil {
+		s.do(func() {
+			if err = s.admit(r); err == nil {
+				err = s.openSockets(p)
+			}
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.binary.Close())
+	}
+	commitAdmin, abortAdmin, err := s.opts.Admin.Prepare(r.config.Admin)
+	if err != nil {
+		p.closeAdded()
+		return nil, errors.Join(refuse("admin", err), r.binary.Close())
+	}
+	p.commit = commitAdmin
+	p.abort = func() {
+		abortAdmin()
+		p.closeAdded()
+		r.binary.Close()
+	}
+	return p, nil
+}
+
+// admit refuses what no reload can do. Called in the loop.
+func (s *Supervisor) admit(r *release) error {
+	if s.serving == nil && s.pinned == nil {
+		s.process = r.config.Process // the start
+	}
+	if r.config.Process != s.process {
+		return refuse("configuration", errors.New("[process] is read at the start of the service: restart it to change process.proxy"))
+	}
+	if most := r.config.Reload.MaxGenerations; most > 0 && len(s.living) >= most {
+		var holders []string
+		for _, g := range s.newestFirst() {
+			holders = append(holders, fmt.Sprintf("generation %d is %s with %d tunnels and %d requests (pid %d)",
+				g.number, g.state, g.lastSeen.Tunnels, g.lastSeen.Requests, g.proc.PID()))
+		}
+		return &Refusal{Step: "generations", Problems: append([]string{fmt.Sprintf("%d generations live, reload.max_generations is %d", len(s.living), most)}, holders...)}
+	}
+	return nil
+}
+
+// openSockets fills p.sockets: those that stay, and new ones. Called in the loop.
+func (s *Supervisor) openSockets(p *plan) error {
+	p.sockets = make(map[string]*socket.Socket)
+	var problems []error
+	for _, l := range p.release.config.Listeners {
+		if o := s.sockets[l.Key()]; o != nil {
+			problems = append(problems, o.CanBecome(l))
+			p.sockets[l.Key()] = o
+			continue
+		}
+		n, err := socket.Open(l, s.ownSockets(p))
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		p.sockets[l.Key()] = n
+		p.added = append(p.added, l.Key())
+	}
+	if err := errors.Join(problems...); err != nil {
+		p.closeAdded()
+		return refuse("listeners", err)
+	}
+	return nil
+}
+
+// ownSockets are all that are open, for p too. Called in the loop.
+func (s *Supervisor) ownSockets(p *plan) []*socket.Socket {
+	all := slices.Collect(maps.Values(s.sockets))
+	for _, key := range p.added {
+		all = append(all, p.sockets[key])
+	}
+	return all
+}
+
+func (p *plan) closeAdded() {
+	for _, key := range p.added {
+		p.sockets[key].Close()
+	}
+}
+
+// replace starts a generation and has it relieve the serving one: steps 3 to 7.
+func (s *Supervisor) replace(ctx context.Context, p *plan) (reloadOutcome, error) {
+	g, err := s.launch(ctx, p)
+	if err != nil {
+		return reloadOutcome{}, refuse("start", err)
+	}
+	old, err := s.relieve(ctx, g, p, false)
+	if err != nil {
+		return reloadOutcome{}, refuse("serve", err)
+	}
+	o := reloadOutcome{result: &ReloadResult{Generation: g.number, Added: p.added, Removed: p.removed, Probation: "pending"}, probation: p.probation}
+	if old != nil {
+		o.result.Previous = old.number
+		if err := s.drain(old, p.removed); err != nil {
+			o.result.Warnings = append(o.result.Warnings, err.Error())
+		}
+	}
+	return o, nil
+}
+
+// relieve has g serve what p holds, in place of the serving generation, which it
+// returns (nil if there is none) and which goes on accepting until it is drained.
+// A restored g serves only if nothing else does. With an error nothing has
+// changed, and g is gone unless it was draining before.
+func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restored bool) (old *generation, err error) {
+	s.switchTurn <- struct{}{}
+	defer func() { <-s.switchTurn }()
+	useless := false
+	s.do(func() {
+		s.switching = true
+		if restored && s.serving != nil {
+			err = errors.New("another generation serves meanwhile")
+		}
+	})
+	if err == nil {
+		_, err = g.ask(ctx, control.Message{Type: control.TypeServe}, answerTimeout)
+	}
+	s.do(func() {
+		s.switching = false
+		if err == nil && g.state == ended {
+			err = fmt.Errorf("generation %d has ended: %s", g.number, g.how)
+		}
+		if err == nil {
+			old, s.serving = s.serving, g
+			g.served = time.Now()
+			s.move(g, evServe)
+			s.adopt(p, restored)
+			return
+		}
+		s.ensureServing()
+		if g.state == ready { // never accepted
+			s.move(g, evStop)
+			useless = true
+		}
+	})
+	if useless {
+		g.kill()
+	}
+	return old, err
+}
+
+// adopt makes p what is served. Called in the loop.
+func (s *Supervisor) adopt(p *plan, restored bool) {
+	for key, o := range s.sockets {
+		if p.sockets[key] == nil {
+			p.removed = append(p.removed, key)
+			o.Close()
+		}
+	}
+	slices.Sort(p.removed)
+	s.sockets = p.sockets
+	for _, l := range p.release.config.Listeners {
+		if o := s.sockets[l.Key()]; o != nil {
+			if err := o.Reconfigure(l); err != nil {
+				s.log.Error("listener keeps its old mode", "err", err)
+			}
+		}
+	}
+	p.commit()
+	s.opts.ApplyLog(p.release.config.Log)
+	if !restored {
+		p.probation = s.beginProbation()
+	}
+}
+
+// drain tells g to stop accepting and to empty the queues of the removed
+// listeners, of which it then has the last copies. One that drains already learns
+// how long it must stay at hand. What goes wrong is logged too.
+func (s *Supervisor) drain(g *generation, removed []string) error {
+	m := control.Message{Type: control.TypeDrain, Keys: removed}
+	alive := false
+	s.do(func() {
+		m.Within = s.holdOf(g)
+		alive = (g.state == serving || g.state == draining) && s.move(g, evDrain)
+	})
+	if !alive {
+		return nil // it has ended, or the service ends
+	}
+	_, err := g.ask(s.work, m, answerTimeout)
+	if err != nil {
+		s.do(func() { g.silent = g.state != ended })
+		g.log.Error("generation has not confirmed that it accepts no more", "err", err)
+	}
+	return err
+}

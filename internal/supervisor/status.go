@@ -1,0 +1,89 @@
+package supervisor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"holdfast/internal/control"
+	"holdfast/internal/version"
+)
+
+// statusTimeout bounds how long a generation may take to say what it holds; after
+// that its last figures stand.
+const statusTimeout = 250 * time.Millisecond
+
+// Status implements [Commands].
+func (s *Supervisor) Status(ctx context.Context) (*Status, error) {
+	var asked []*generation
+	if !s.do(func() {
+		// One that is starting expects its bundle first, and holds nothing yet.
+		asked = slices.DeleteFunc(s.newestFirst(), func(g *generation) bool { return g.state == starting })
+	}) {
+		return nil, ErrStopping
+	}
+	s.refresh(ctx, asked)
+	st := &Status{
+		Version: version.String(), PID: os.Getpid(), Started: s.started,
+		ConfigPath: s.opts.ConfigPath, LogsDropped: s.opts.LogsDropped(),
+	}
+	if !s.do(func() { s.fill(st) }) {
+		return nil, ErrStopping
+	}
+	if data, err := os.ReadFile(s.opts.ConfigPath); err != nil {
+		st.FileError = err.Error()
+	} else {
+		st.FileDiffers = hashOf(data) != st.ConfigHash
+	}
+	return st, nil
+}
+
+// refresh asks all generations at once.
+func (s *Supervisor) refresh(ctx context.Context, all []*generation) {
+	var asked sync.WaitGroup
+	for _, g := range all {
+		asked.Go(func() {
+			a, err := g.ask(ctx, control.Message{Type: control.TypeStatus}, statusTimeout)
+			s.do(func() {
+				g.silent = errors.Is(err, errSilent) || errors.Is(err, os.ErrDeadlineExceeded)
+				if err == nil && a.Status != nil {
+					g.lastSeen = *a.Status
+				}
+			})
+		})
+	}
+	asked.Wait()
+}
+
+// fill adds what the loop knows. Called in the loop.
+func (s *Supervisor) fill(st *Status) {
+	if s.serving != nil {
+		st.ConfigHash = s.serving.release.hash
+	} else if s.pinned != nil {
+		st.ConfigHash = s.pinned.hash
+	}
+	st.Ready, st.ReadyOff = s.Ready(), s.readyOff
+	st.Stopping, st.Reloading, st.LastReload = s.stopping, s.reloading, s.last
+	for key, o := range s.sockets {
+		st.Listeners = append(st.Listeners, ListenerStatus{Name: o.Config().Name, Key: key, Address: o.Address()})
+	}
+	slices.SortFunc(st.Listeners, func(a, b ListenerStatus) int { return cmp.Compare(a.Name, b.Name) })
+	for _, g := range s.newestFirst() {
+		st.Generations = append(st.Generations, g.status())
+	}
+}
+
+// status says what was last seen of g. Called in the loop.
+func (g *generation) status() GenerationStatus {
+	l := g.lastSeen
+	return GenerationStatus{
+		Number: g.number, State: g.state.String(), NotAnswering: g.silent, PID: g.proc.PID(),
+		Version: g.versionNow(), ConfigHash: g.release.hash, Started: g.started,
+		Connections: l.Connections, Requests: l.Requests, Tunnels: l.Tunnels, OldestTunnel: l.OldestTunnel,
+		RSS: l.RSS, RequestsTotal: l.RequestsTotal, TunnelsTotal: l.TunnelsTotal, LogsDropped: l.LogsDropped,
+	}
+}

@@ -1,0 +1,106 @@
+package supervisor
+
+import (
+	"os"
+	"sync"
+	"time"
+
+	"holdfast/internal/config"
+	"holdfast/internal/control"
+)
+
+// stopMargin is how much longer than stop.timeout a generation may take before it
+// is killed: at the time limit it still has to close what is left.
+const stopMargin = 5 * time.Second
+
+// Stop implements [Commands]. It wins over everything: what is starting is killed,
+// a reload is refused.
+func (s *Supervisor) Stop() {
+	s.do(func() {
+		if !s.stopping {
+			s.stopping = true
+			s.accepting.Store(false)
+			s.stopWork(ErrStopping)
+			go s.shutdown() // ends the loop, for which Run waits
+			return
+		}
+		select {
+		case <-s.stopNow:
+		default:
+			s.log.Warn("second stop: nothing is waited for")
+			close(s.stopNow)
+		}
+	})
+}
+
+// shutdown ends every generation and then the loop. The order matters: readiness
+// turned negative first, so that a load balancer has the delay to look elsewhere;
+// our copies of the sockets go before the generations empty the queues, so that no
+// connection can arrive behind their backs.
+func (s *Supervisor) shutdown() {
+	var limits config.Stop
+	s.do(func() {
+		if s.pinned != nil {
+			limits = s.pinned.config.Stop
+		}
+		if s.serving != nil {
+			limits = s.serving.release.config.Stop
+		}
+	})
+	s.log.Info("stopping", "delay", limits.Delay, "timeout", limits.Timeout)
+	select {
+	case <-time.After(limits.Delay):
+	case <-s.stopNow:
+	}
+	var all []*generation
+	s.do(func() {
+		for key, o := range s.sockets {
+			if err := o.Close(); err != nil {
+				s.log.Error("close listener", "key", key, "err", err)
+			}
+		}
+		clear(s.sockets)
+		all = s.newestFirst()
+		for _, g := range all {
+			if g.state == serving || g.state == draining {
+				s.move(g, evStop)
+			} else if err := g.proc.Signal(os.Kill); err == nil {
+				s.move(g, evStop)
+			}
+		}
+	})
+	var ends sync.WaitGroup
+	for _, g := range all {
+		ends.Go(func() { s.end(g, limits.Timeout) })
+	}
+	ends.Wait()
+	s.workers.Wait()
+	s.do(func() {
+		for _, c := range s.waiting {
+			c <- reloadOutcome{err: ErrStopping}
+		}
+		s.waiting = nil
+		s.alive.Store(false)
+		s.pin(nil)
+	})
+	s.log.Info("stopped")
+	s.inbox <- nil
+}
+
+// end has g end in time, or kills it.
+func (s *Supervisor) end(g *generation, within time.Duration) {
+	stop := &control.Message{Type: control.TypeStop, Within: within}
+	if err := g.ch.Send(stop, sendTimeout); err != nil {
+		g.log.Warn("cannot be told to stop; killing it", "err", err)
+		g.kill()
+		return
+	}
+	select {
+	case <-g.died:
+		return
+	case <-time.After(within + stopMargin):
+		g.log.Error("generation has not ended in time; killing it")
+	case <-s.stopNow:
+	}
+	g.kill()
+}

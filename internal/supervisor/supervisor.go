@@ -1,0 +1,259 @@
+// Package supervisor is the process that stays. It owns the listening sockets,
+// starts proxy generations and hands the sockets to them, and has one of them
+// serve at a time while older ones drain. It touches no byte of a client.
+//
+// One goroutine, the loop in [Supervisor.Run], owns all state. What takes time (a
+// reload, the replacement of a crashed generation, the stop) is sequential code in
+// a goroutine of its own, which reads and changes the state only through
+// [Supervisor.do]. At most one of each runs.
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"holdfast/internal/config"
+	"holdfast/internal/socket"
+)
+
+// answerTimeout bounds how long a generation may take to accept or to stop
+// accepting. Both are a matter of microseconds.
+const answerTimeout = 5 * time.Second
+
+// Options are what a supervisor needs to know; all are set by the caller.
+type Options struct {
+	ConfigPath   string // read by every reload
+	DefaultProxy string // the proxy binary where the configuration names none
+	Log          *slog.Logger
+	ApplyLog     func(config.Log) // called when a configuration with other log settings serves
+	LogsDropped  func() uint64
+	Admin        AdminSurface
+}
+
+// Supervisor implements [Commands]. The zero value is of no use; see [New].
+type Supervisor struct {
+	opts    Options
+	log     *slog.Logger
+	started time.Time
+
+	inbox chan func()
+	ended chan struct{} // closed when the loop has ended
+
+	// work is cancelled when the service stops; workers are what it is given to.
+	work     context.Context
+	stopWork context.CancelCauseFunc
+	workers  sync.WaitGroup
+
+	alive, accepting atomic.Bool // for health checks
+
+	// switchTurn is held, by putting into it, while a generation becomes the
+	// serving one.
+	switchTurn chan struct{}
+
+	// Set once.
+	startGeneration func(*release) (process, channel, error)
+	process         config.Process // as it was at the start
+
+	// What follows is owned by the loop.
+	numbers   int // the last one given
+	living    map[int]*generation
+	serving   *generation
+	sockets   map[string]*socket.Socket
+	passed    *generation // passed probation last; nil when it is gone
+	pinned    *release    // its release; what a crash is mended with
+	probation *probation  // nil: nobody is on probation
+	switching bool        // a ready generation is about to become the serving one
+	restoring bool        // a crash is being mended
+	crashes   int         // of serving generations in a row
+	readyOff  bool
+	stopping  bool
+	stopNow   chan struct{} // closed by the second stop, in the loop
+	reloading bool
+	waiting   []chan reloadOutcome // for the next reload
+	last      *LastReload
+}
+
+// New returns a supervisor that Run starts.
+func New(opts Options) *Supervisor {
+	work, stopWork := context.WithCancelCause(context.Background())
+	return &Supervisor{
+		opts: opts, log: opts.Log, started: time.Now(),
+		inbox: make(chan func()), ended: make(chan struct{}),
+		work: work, stopWork: stopWork,
+		startGeneration: startChild,
+		living:          make(map[int]*generation),
+		sockets:         make(map[string]*socket.Socket),
+		stopNow:         make(chan struct{}),
+		switchTurn:      make(chan struct{}, 1),
+	}
+}
+
+// Run starts the first generation and serves until [Supervisor.Stop] or the end of
+// ctx, which is a Stop too. When it returns, no generation lives. The error is a
+// *Refusal if the first generation could not be put into service.
+func (s *Supervisor) Run(ctx context.Context) error {
+	go s.loop()
+	s.alive.Store(true)
+	defer context.AfterFunc(ctx, s.Stop)()
+	_, err := s.Reload(ctx, false)
+	if err != nil {
+		s.Stop()
+	}
+	<-s.ended
+	if errors.Is(err, ErrStopping) {
+		return nil // it was told to stop while it started
+	}
+	return err
+}
+
+func (s *Supervisor) loop() {
+	defer close(s.ended)
+	for f := range s.inbox {
+		if f == nil {
+			return
+		}
+		f()
+	}
+}
+
+// do runs f in the loop and waits for it. It says false, and f has not run, if the
+// loop has ended. It must not be called from the loop.
+func (s *Supervisor) do(f func()) bool {
+	done := make(chan struct{})
+	select {
+	case s.inbox <- func() { f(); close(done) }:
+		<-done
+		return true
+	case <-s.ended:
+		return false
+	}
+}
+
+// move changes g's state as the table says. Called in the loop.
+func (s *Supervisor) move(g *generation, e event) bool {
+	to, ok := g.state.next(e)
+	if !ok {
+		g.log.Error("event refused", "state", g.state.String(), "event", e.String())
+		return false
+	}
+	if to != g.state {
+		g.log.Info("generation is "+to.String(), "was", g.state.String())
+	}
+	g.state = to
+	s.accepting.Store(s.serving != nil && !s.readyOff && !s.stopping)
+	return true
+}
+
+// launch starts a generation of r and brings it to ready. On failure nothing of it
+// is left.
+func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
+	r := p.release
+	cause := fmt.Errorf("the proxy was not ready within %s: %w", r.config.Reload.ReadyTimeout, context.DeadlineExceeded)
+	ctx, cancel := context.WithTimeoutCause(ctx, r.config.Reload.ReadyTimeout, cause)
+	defer cancel()
+	var g *generation
+	var err error
+	if !s.do(func() { g, err = s.spawn(r) }) {
+		return nil, ErrStopping
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = g.prepare(ctx, descriptors(p))
+	s.do(func() {
+		if err != nil {
+			s.move(g, evStop)
+		} else if !s.move(g, evReady) {
+			err = fmt.Errorf("generation %d ended when it was ready: %s", g.number, g.how)
+		}
+	})
+	if err != nil {
+		g.kill()
+		return nil, err
+	}
+	return g, nil
+}
+
+// spawn starts the process. Called in the loop.
+func (s *Supervisor) spawn(r *release) (*generation, error) {
+	if s.stopping {
+		return nil, ErrStopping
+	}
+	proc, ch, err := s.startGeneration(r)
+	if err != nil {
+		return nil, err
+	}
+	s.numbers++
+	g := newGeneration(s.numbers, r, proc, ch, s.log)
+	s.living[g.number] = g
+	g.log.Info("generation is starting", "config", r.hash)
+	s.workers.Go(func() { s.listen(g) })
+	s.workers.Go(func() {
+		how := proc.Wait()
+		s.do(func() { s.onDeath(g, how) })
+	})
+	return g, nil
+}
+
+// listen takes what g says. A generation that breaks the protocol is cut off and
+// asked by signal to finish what it has; whatever it served is served by another.
+func (s *Supervisor) listen(g *generation) {
+	err := g.receive()
+	if err == nil {
+		select {
+		case <-g.died:
+			return
+		case <-time.After(cutOffGrace):
+			err = errors.New("it has closed its control channel")
+		}
+	}
+	g.ch.Close()
+	g.log.Error("generation cut off", "err", err)
+	s.do(func() { s.onCutOff(g, err) })
+}
+
+// Ready says whether new connections are welcome.
+func (s *Supervisor) Ready() bool { return s.accepting.Load() }
+
+// Alive says whether the supervisor runs.
+func (s *Supervisor) Alive() bool { return s.alive.Load() }
+
+// SetReady overrides what Ready says.
+func (s *Supervisor) SetReady(_ context.Context, ready bool) error {
+	if !s.do(func() {
+		s.readyOff = !ready
+		s.accepting.Store(s.serving != nil && ready && !s.stopping)
+	}) {
+		return ErrStopping
+	}
+	s.log.Info("readiness was set", "ready", ready)
+	return nil
+}
+
+// Kill ends a generation at once.
+func (s *Supervisor) Kill(_ context.Context, number int) error {
+	var g *generation
+	if !s.do(func() { g = s.living[number] }) {
+		return ErrStopping
+	}
+	if g == nil {
+		return notFound(number)
+	}
+	g.log.Warn("generation is killed by command")
+	g.kill()
+	return nil
+}
+
+// newestFirst returns the living generations. Called in the loop.
+func (s *Supervisor) newestFirst() []*generation {
+	all := slices.Collect(maps.Values(s.living))
+	slices.SortFunc(all, func(a, b *generation) int { return b.number - a.number })
+	return all
+}
