@@ -1,0 +1,86 @@
+// Package admintest has a supervisor for tests: one that writes down what it is
+// told and says what it was given to say.
+package admintest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"holdfast/internal/supervisor"
+)
+
+// Supervisor implements [supervisor.Commands]. Its fields are set before it is
+// used; a nil function does nothing and succeeds.
+type Supervisor struct {
+	OnReload func(ctx context.Context, wait bool) (*supervisor.ReloadResult, error)
+	OnStatus func(ctx context.Context) (*supervisor.Status, error)
+	OnReady  func(ready bool) error
+	OnKill   func(generation int) error
+	OnStop   func()
+	Dead     bool
+	NotReady bool
+
+	mu    sync.Mutex
+	calls []string
+}
+
+// Calls returns what it was told to do, in order: "stop", "kill 3", "ready false",
+// "reload", "reload and wait".
+func (s *Supervisor) Calls() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.calls)
+}
+
+func (s *Supervisor) note(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, fmt.Sprintf(format, args...))
+}
+
+func (s *Supervisor) Reload(ctx context.Context, wait bool) (*supervisor.ReloadResult, error) {
+	if wait {
+		s.note("reload and wait")
+	} else {
+		s.note("reload")
+	}
+	if s.OnReload == nil {
+		return &supervisor.ReloadResult{}, nil
+	}
+	return s.OnReload(ctx, wait)
+}
+
+func (s *Supervisor) Status(ctx context.Context) (*supervisor.Status, error) {
+	if s.OnStatus == nil {
+		return &supervisor.Status{Ready: !s.NotReady}, nil
+	}
+	return s.OnStatus(ctx)
+}
+
+func (s *Supervisor) Stop() {
+	s.note("stop")
+	if s.OnStop != nil {
+		s.OnStop()
+	}
+}
+
+func (s *Supervisor) SetReady(_ context.Context, ready bool) error {
+	s.note("ready %t", ready)
+	if s.OnReady == nil {
+		return nil
+	}
+	return s.OnReady(ready)
+}
+
+func (s *Supervisor) Kill(_ context.Context, generation int) error {
+	s.note("kill %d", generation)
+	if s.OnKill == nil {
+		return nil
+	}
+	return s.OnKill(generation)
+}
+
+func (s *Supervisor) Alive() bool { return !s.Dead }
+func (s *Supervisor) Ready() bool { return !s.NotReady }

@@ -1,0 +1,174 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"holdfast/internal/supervisor"
+)
+
+// ErrNotRunning is wrapped where no supervisor listens: the command has done nothing.
+var ErrNotRunning = errors.New("no supervisor runs")
+
+// ErrUnknown is wrapped where a command was sent and its answer was lost: it may
+// have been done, or be done yet.
+var ErrUnknown = errors.New("unknown whether it was done")
+
+// maxAnswer bounds what is read of an answer.
+const maxAnswer = 16 << 20
+
+// endPoll is how often Stop looks whether the socket is gone.
+const endPoll = 20 * time.Millisecond
+
+// Client commands the supervisor of a runtime directory. Its methods may run
+// concurrently; each uses a connection of its own and blocks until the answer is
+// there or ctx has ended.
+type Client struct {
+	dir  string
+	http *http.Client
+}
+
+// Dial returns a client. It connects when it is used.
+func Dial(runtimeDir string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		path, err := socketPath(runtimeDir)
+		if err != nil {
+			return nil, &notConnected{err}
+		}
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if err != nil {
+			return nil, &notConnected{err}
+		}
+		return conn, nil
+	}
+	return &Client{dir: runtimeDir, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+}
+
+// notConnected marks an error before which nothing was sent.
+type notConnected struct{ error }
+
+func (e *notConnected) Unwrap() error { return e.error }
+
+// Reload is [supervisor.Commands.Reload]: a *supervisor.Refusal has changed nothing.
+func (c *Client) Reload(ctx context.Context, wait bool) (*supervisor.ReloadResult, error) {
+	result := new(supervisor.ReloadResult)
+	return result, c.into(ctx, result, "POST", "/reload", url.Values{"wait": {strconv.FormatBool(wait)}})
+}
+
+// Status is [supervisor.Commands.Status].
+func (c *Client) Status(ctx context.Context) (*supervisor.Status, error) {
+	status := new(supervisor.Status)
+	return status, c.into(ctx, status, "GET", "/status", nil)
+}
+
+// Stop ends the service, with now without waiting for anything, and returns when
+// it has ended. ctx ends the waiting only.
+func (c *Client) Stop(ctx context.Context, now bool) error {
+	_, err := c.do(ctx, "POST", "/stop", url.Values{"wait": {"true"}, "now": {strconv.FormatBool(now)}})
+	if err == nil || ctx.Err() != nil || !errors.Is(err, ErrUnknown) {
+		return err
+	}
+	// The connection broke: the process has ended without a word, or will be found.
+	for {
+		_, err := c.do(ctx, "GET", "/healthz", nil)
+		if errors.Is(err, ErrNotRunning) {
+			return nil
+		}
+		select {
+		case <-time.After(endPoll):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: the connection was lost and a supervisor still answers", ErrUnknown)
+		}
+	}
+}
+
+// SetReady is [supervisor.Commands.SetReady].
+func (c *Client) SetReady(ctx context.Context, ready bool) error {
+	_, err := c.do(ctx, "POST", "/ready", url.Values{"on": {strconv.FormatBool(ready)}})
+	return err
+}
+
+// Kill is [supervisor.Commands.Kill].
+func (c *Client) Kill(ctx context.Context, generation int) error {
+	_, err := c.do(ctx, "POST", "/kill", url.Values{"generation": {strconv.Itoa(generation)}})
+	return err
+}
+
+func (c *Client) into(ctx context.Context, value any, method, path string, query url.Values) error {
+	body, err := c.do(ctx, method, path, query)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(body, value); err != nil {
+		return fmt.Errorf("answer of the supervisor: %w", err)
+	}
+	return nil
+}
+
+// do returns the body of a 200 and makes an error of everything else.
+func (c *Client) do(ctx context.Context, method, path string, query url.Values) ([]byte, error) {
+	to := url.URL{Scheme: "http", Host: "localhost", Path: path, RawQuery: query.Encode()}
+	request, err := http.NewRequestWithContext(ctx, method, to.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, c.explain(ctx, method, err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return nil, c.explain(ctx, method, err)
+	}
+	if response.StatusCode == http.StatusOK {
+		return body, nil
+	}
+	return nil, said(response.StatusCode, body)
+}
+
+// explain turns an error of the connection into one that says what is known.
+func (c *Client) explain(ctx context.Context, method string, err error) error {
+	if before, ok := errors.AsType[*notConnected](err); ok {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("%w with runtime directory %s", ErrNotRunning, c.dir)
+		}
+		return before
+	}
+	what := "the connection to the supervisor was lost"
+	if ctx.Err() != nil {
+		what = "no answer from the supervisor in time"
+		err = context.Cause(ctx)
+	}
+	if method == "GET" {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return fmt.Errorf("%s (%w): %w", what, err, ErrUnknown)
+}
+
+// said turns an answer other than 200 into the error that the supervisor had.
+func said(code int, body []byte) error {
+	if code == http.StatusConflict {
+		var r refused
+		if err := json.Unmarshal(body, &r); err == nil && len(r.Problems) > 0 {
+			return &supervisor.Refusal{Step: r.Step, Problems: r.Problems}
+		}
+	}
+	text := string(bytes.TrimSpace(body))
+	if code == http.StatusServiceUnavailable && text == supervisor.ErrStopping.Error() {
+		return supervisor.ErrStopping
+	}
+	return errors.New(strings.ToValidUTF8(text, "\uFFFD"))
+}

@@ -1,0 +1,330 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"holdfast/internal/supervisor"
+)
+
+// actionHeader must be "1" in a POST over TCP. A page in a browser cannot send it
+// to another origin without a preflight request, which nothing here answers.
+const actionHeader = "Holdfast-Action"
+
+// A resource is one path. What changes something is a POST.
+type resource struct {
+	method, path, about string
+	serve               func(http.ResponseWriter, *http.Request) error
+}
+
+func (s *Server) resources() []resource {
+	return []resource{
+		{"GET", "/healthz", "200 if the supervisor is alive", s.health},
+		{"GET", "/readyz", "200 if new connections are welcome, or 503 and why not", s.ready},
+		{"GET", "/status", "everything that can be seen, as JSON", s.status},
+		{"POST", "/reload", "put the configuration file into service; ?wait=1 waits for the end of probation", s.reload},
+		{"POST", "/stop", "end the service; ?now=1 without waiting for anything, ?wait=1 answers when it has ended", s.stop},
+		{"POST", "/ready", "?on=false has /readyz answer 503, ?on=true takes that back", s.setReady},
+		{"POST", "/kill", "?generation=N ends a generation at once", s.kill},
+	}
+}
+
+// failure is an error with its status code.
+type failure struct {
+	code int
+	text string
+}
+
+func (f *failure) Error() string { return f.text }
+
+func (s *Server) handler(e *endpoint) http.Handler {
+	all := s.resources()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		res, err := find(all, r)
+		if err == nil {
+			err = e.admit(r)
+		}
+		if err == nil {
+			err = noBody(w, r)
+		}
+		if err == nil {
+			if res.method == "POST" {
+				s.log.Info("admin command", "command", r.URL.RequestURI(), "from", e.from(r))
+			}
+			err = res.serve(w, r)
+		}
+		if err != nil {
+			answerError(w, err)
+		}
+	})
+}
+
+func find(all []resource, r *http.Request) (*resource, error) {
+	var list strings.Builder
+	for i, res := range all {
+		if res.path != r.URL.Path {
+			fmt.Fprintf(&list, "%-4s %-8s  %s\n", res.method, res.path, res.about)
+			continue
+		}
+		if r.Method == res.method || r.Method == "HEAD" && res.method == "GET" {
+			return &all[i], nil
+		}
+		return nil, &failure{http.StatusMethodNotAllowed, fmt.Sprintf("%s takes %s", res.path, res.method)}
+	}
+	return nil, &failure{http.StatusNotFound, "there is no such path here; there are\n" + strings.TrimSuffix(list.String(), "\n")}
+}
+
+// admit applies the rules of TCP, where anybody may call, also a browser that was
+// sent by somebody else's page.
+func (e *endpoint) admit(r *http.Request) error {
+	if e.overUnix() {
+		return nil
+	}
+	switch {
+	case !literalHost(r.Host):
+		return &failure{http.StatusForbidden, "the Host header must be an IP address or localhost"}
+	case r.Method == "GET" || r.Method == "HEAD":
+		return nil
+	case !e.actions.Load():
+		return &failure{http.StatusForbidden, "this address changes nothing: admin.allow_actions is false"}
+	case r.Header.Get(actionHeader) != "1":
+		return &failure{http.StatusForbidden, "a POST needs the header " + actionHeader + ": 1"}
+	}
+	return nil
+}
+
+func (e *endpoint) overUnix() bool { return !e.address.IsValid() }
+
+func (e *endpoint) from(r *http.Request) string {
+	if e.overUnix() {
+		return "admin socket"
+	}
+	return r.RemoteAddr
+}
+
+// literalHost says whether a Host header names this machine by nothing that the
+// DNS could have been made to say (rebinding). A browser always sends the header;
+// health checks over HTTP/1.0 may not.
+func literalHost(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if host == "" || strings.EqualFold(host, "localhost") {
+		return true
+	}
+	_, err := netip.ParseAddr(host)
+	return err == nil
+}
+
+// noBody refuses a request with a body, and to read it.
+func noBody(w http.ResponseWriter, r *http.Request) error {
+	if r.ContentLength == 0 {
+		return nil
+	}
+	http.NewResponseController(w).SetReadDeadline(time.Now())
+	w.Header().Set("Connection", "close")
+	return &failure{http.StatusBadRequest, "no request here takes a body"}
+}
+
+func (s *Server) health(w http.ResponseWriter, _ *http.Request) error {
+	if !s.cmds.Alive() {
+		return &failure{http.StatusServiceUnavailable, "dead"}
+	}
+	answerText(w, http.StatusOK, "ok")
+	return nil
+}
+
+func (s *Server) ready(w http.ResponseWriter, r *http.Request) error {
+	if !s.cmds.Ready() {
+		return &failure{http.StatusServiceUnavailable, s.whyNotReady(r.Context())}
+	}
+	answerText(w, http.StatusOK, "ok")
+	return nil
+}
+
+func (s *Server) whyNotReady(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	status, err := s.cmds.Status(ctx)
+	switch {
+	case errors.Is(err, supervisor.ErrStopping):
+		return "stopping"
+	case err != nil:
+		return "stuck"
+	}
+	return Unreadiness(status)
+}
+
+// Unreadiness says in a word why the service is not ready; "" if it is.
+func Unreadiness(status *supervisor.Status) string {
+	switch {
+	case status.Ready:
+		return ""
+	case status.Stopping:
+		return "stopping"
+	case status.ReadyOff:
+		return "off"
+	}
+	return "starting"
+}
+
+func (s *Server) status(w http.ResponseWriter, r *http.Request) error {
+	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
+	defer cancel()
+	status, err := s.cmds.Status(ctx)
+	if err != nil {
+		return err
+	}
+	answerJSON(w, http.StatusOK, status)
+	return nil
+}
+
+// reload takes as long as it takes: the configuration bounds it.
+func (s *Server) reload(w http.ResponseWriter, r *http.Request) error {
+	wait, err := boolean(r, "wait", false)
+	if err != nil {
+		return err
+	}
+	result, err := s.cmds.Reload(r.Context(), wait)
+	if err != nil {
+		return err
+	}
+	answerJSON(w, http.StatusOK, result)
+	return nil
+}
+
+func (s *Server) stop(w http.ResponseWriter, r *http.Request) error {
+	now, err := boolean(r, "now", false)
+	if err != nil {
+		return err
+	}
+	wait, err := boolean(r, "wait", false)
+	if err != nil {
+		return err
+	}
+	s.begin(r.Context(), now)
+	if !wait {
+		answerText(w, http.StatusOK, "stopping")
+		return nil
+	}
+	select {
+	case <-s.ending:
+		answerText(w, http.StatusOK, "ended")
+	case <-r.Context().Done(): // nobody is there to be answered
+	}
+	return nil
+}
+
+// begin has the service end. A second Stop cuts what is left, which here only now
+// means: to ask for the end twice is no haste.
+func (s *Server) begin(ctx context.Context, now bool) {
+	if now {
+		s.cmds.Stop()
+		s.cmds.Stop()
+		return
+	}
+	s.stopping.Do(func() {
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		status, err := s.cmds.Status(ctx)
+		begun := errors.Is(err, supervisor.ErrStopping) || err == nil && status.Stopping // by a signal
+		if !begun {
+			s.cmds.Stop()
+		}
+	})
+}
+
+func (s *Server) setReady(w http.ResponseWriter, r *http.Request) error {
+	if !r.URL.Query().Has("on") {
+		return &failure{http.StatusBadRequest, "say ?on=true or ?on=false"}
+	}
+	on, err := boolean(r, "on", false)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
+	defer cancel()
+	if err := s.cmds.SetReady(ctx, on); err != nil {
+		return err
+	}
+	answerText(w, http.StatusOK, "ok")
+	return nil
+}
+
+func (s *Server) kill(w http.ResponseWriter, r *http.Request) error {
+	generation, err := strconv.Atoi(r.URL.Query().Get("generation"))
+	if err != nil || generation < 1 {
+		return &failure{http.StatusBadRequest, "say ?generation=N, with a number from 1"}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
+	defer cancel()
+	if err := s.cmds.Kill(ctx, generation); err != nil {
+		return err
+	}
+	answerText(w, http.StatusOK, "killed")
+	return nil
+}
+
+func boolean(r *http.Request, key string, absent bool) (bool, error) {
+	if !r.URL.Query().Has(key) {
+		return absent, nil
+	}
+	v, err := strconv.ParseBool(r.URL.Query().Get(key))
+	if err != nil {
+		return false, &failure{http.StatusBadRequest, "?" + key + "= takes true or false"}
+	}
+	return v, nil
+}
+
+// refused is the body of a 409.
+type refused struct {
+	Step     string   `json:"step"`
+	Problems []string `json:"problems"`
+}
+
+func answerError(w http.ResponseWriter, err error) {
+	if refusal, ok := errors.AsType[*supervisor.Refusal](err); ok {
+		answerJSON(w, http.StatusConflict, refused{refusal.Step, refusal.Problems})
+		return
+	}
+	code := http.StatusInternalServerError
+	if known, ok := errors.AsType[*failure](err); ok {
+		code = known.code
+	} else if errors.Is(err, supervisor.ErrStopping) {
+		code = http.StatusServiceUnavailable
+	} else if errors.Is(err, context.DeadlineExceeded) {
+		code, err = http.StatusGatewayTimeout, errors.New("the supervisor does not answer")
+	}
+	answerText(w, code, err.Error())
+}
+
+func answerJSON(w http.ResponseWriter, code int, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	answer(w, code)
+	body := json.NewEncoder(w)
+	body.SetIndent("", "  ")
+	body.Encode(value) // an error is the peer's absence
+}
+
+func answerText(w http.ResponseWriter, code int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	answer(w, code)
+	fmt.Fprintln(w, text)
+}
+
+// answer writes the head. From here on a peer that does not read has writeTimeout.
+func answer(w http.ResponseWriter, code int) {
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	w.WriteHeader(code)
+}

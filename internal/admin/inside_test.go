@@ -1,0 +1,131 @@
+package admin
+
+// What cannot be brought about from outside: a peer of another user, and a
+// supervisor that is stuck for longer than a test may wait.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/admin/admintest"
+	"holdfast/internal/supervisor"
+)
+
+func TestWhoMayCommand(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		peer uint32
+		self int
+		may  bool
+	}{
+		"the user of the service": {1000, 1000, true},
+		"root":                    {0, 1000, true},
+		"another user":            {1001, 1000, false},
+		"a user commanding root":  {1000, 0, false},
+		"a user that this namespace knows nothing of": {65534, 1000, false},
+	} {
+		if err := mayCommand(&unix.Ucred{Uid: test.peer, Pid: 4711}, test.self); (err == nil) != test.may {
+			t.Errorf("%s: got %v, want %t", name, err, test.may)
+		}
+	}
+}
+
+func TestThePeerIsWhoTheKernelSays(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "hf-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var log bytes.Buffer
+	refuse := true
+	g := newGate(l, func(c net.Conn) error {
+		if refuse {
+			refuse = false
+			return errors.New("not you")
+		}
+		return checkPeer(c)
+	}, slog.New(slog.NewTextHandler(&log, nil)))
+
+	first, second := dial(t, l), dial(t, l)
+	conn, err := g.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	first.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if _, err := first.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection of a refused peer stays open")
+	}
+	second.Close()
+	if !strings.Contains(log.String(), "not you") {
+		t.Errorf("log is %q", log.String())
+	}
+	if len(g.places) != 0 {
+		t.Errorf("%d places are still taken", len(g.places))
+	}
+}
+
+func TestTheSocketAsksWhoCalls(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "hf-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	s := New(slog.New(slog.DiscardHandler))
+	if err := s.Start(dir, &admintest.Supervisor{}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	// Another user cannot be played without root; who is let in is tested above.
+	if s.unix.listener.check == nil {
+		t.Error("the socket lets everybody in")
+	}
+}
+
+func dial(t *testing.T, l net.Listener) net.Conn {
+	t.Helper()
+	c, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestAStuckSupervisorIsNotWaitedFor(t *testing.T) {
+	for what, want := range map[string]int{"GET /status": 504, "GET /readyz": 503} {
+		synctest.Test(t, func(t *testing.T) {
+			s := New(slog.New(slog.DiscardHandler))
+			s.cmds = &admintest.Supervisor{NotReady: true, OnStatus: func(ctx context.Context) (*supervisor.Status, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}}
+			method, path, _ := strings.Cut(what, " ")
+			answer := httptest.NewRecorder()
+			began := time.Now()
+			s.handler(&endpoint{}).ServeHTTP(answer, httptest.NewRequest(method, path, nil))
+			if answer.Code != want || time.Since(began) > askTimeout {
+				t.Errorf("%s: got %d %q after %s, want %d", what, answer.Code, answer.Body, time.Since(began), want)
+			}
+		})
+	}
+}
