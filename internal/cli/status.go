@@ -1,0 +1,162 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/admin"
+	"holdfast/internal/supervisor"
+)
+
+func (c *commands) status() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what runs",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := c.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := within(cmd.Context(), askTimeout)
+			defer cancel()
+			status, err := client.Status(ctx)
+			if err != nil {
+				return &commandError{"nothing can be shown", err}
+			}
+			if asJSON {
+				out := json.NewEncoder(cmd.OutOrStdout())
+				out.SetIndent("", "  ")
+				return out.Encode(status)
+			}
+			showStatus(cmd.OutOrStdout(), status, time.Now())
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "for programs")
+	return cmd
+}
+
+func showStatus(w io.Writer, s *supervisor.Status, now time.Time) {
+	fmt.Fprintf(w, "holdfast %s, pid %d, up %s\n\n", s.Version, s.PID, age(now.Sub(s.Started)))
+	heading := [][]string{{"configuration", s.ConfigPath + " (" + short(s.ConfigHash) + ")"}}
+	if note := fileNote(s); note != "" {
+		heading = append(heading, []string{"", note})
+	}
+	heading = append(heading, []string{"ready", readiness(s)}, []string{"last reload", lastReload(s, now)})
+	for i, l := range s.Listeners {
+		label := ""
+		if i == 0 {
+			label = "listeners"
+		}
+		heading = append(heading, []string{label, l.Name + " on " + l.Address})
+	}
+	if s.LogsDropped > 0 {
+		heading = append(heading, []string{"log", count(int(s.LogsDropped), "line") + " dropped: nobody read them in time"})
+	}
+	table(w, heading, 0)
+
+	fmt.Fprintln(w)
+	rows := [][]string{{"GENERATION", "STATE", "VERSION", "CONFIG", "PID", "AGE", "REQUESTS", "TUNNELS", "OLDEST", "RSS"}}
+	for _, g := range s.Generations {
+		rows = append(rows, generationRow(g, now))
+	}
+	table(w, rows, 4)
+	for _, g := range s.Generations {
+		if g.NotAnswering {
+			fmt.Fprintf(w, "\ngeneration %d does not answer; its figures are the last ones.\n", g.Number)
+			fmt.Fprintf(w, "`holdfast kill --generation %d` ends it, with all that it holds.\n", g.Number)
+		}
+	}
+}
+
+func generationRow(g supervisor.GenerationStatus, now time.Time) []string {
+	state, oldest := g.State, "-"
+	if g.NotAnswering {
+		state += ", not answering"
+	}
+	if !g.OldestTunnel.IsZero() {
+		oldest = age(now.Sub(g.OldestTunnel))
+	}
+	return []string{
+		fmt.Sprint(g.Number), state, g.Version, short(g.ConfigHash), fmt.Sprint(g.PID), age(now.Sub(g.Started)),
+		number(g.Requests), number(g.Tunnels), oldest, size(g.RSS),
+	}
+}
+
+func fileNote(s *supervisor.Status) string {
+	switch {
+	case s.FileError != "":
+		return "the file on disk cannot be read: " + s.FileError
+	case s.FileDiffers:
+		return "the file on disk differs from what runs: `holdfast reload` puts it into service"
+	}
+	return ""
+}
+
+func readiness(s *supervisor.Status) string {
+	switch why := admin.Unreadiness(s); why {
+	case "":
+		return "yes"
+	case "off":
+		return "no: turned off; `holdfast ready on` turns it on"
+	default:
+		return "no: " + why
+	}
+}
+
+func lastReload(s *supervisor.Status, now time.Time) string {
+	if s.Reloading {
+		return "running"
+	}
+	if s.LastReload == nil {
+		return "none"
+	}
+	when := age(now.Sub(s.LastReload.Time)) + " ago: "
+	if s.LastReload.Error == "" {
+		return when + "done"
+	}
+	return when + "refused: " + s.LastReload.Error
+}
+
+// short is enough of a hash for a person to tell two configurations apart.
+func short(hash string) string {
+	if hash == "" {
+		return "-"
+	}
+	return hash[:min(len(hash), 8)]
+}
+
+// table writes rows in columns, those from the first number on aligned to the
+// right; 0 means none. A cell with several lines keeps its column.
+func table(w io.Writer, rows [][]string, firstNumber int) {
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	for _, row := range rows {
+		var line strings.Builder
+		for i, cell := range row {
+			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+			switch {
+			case firstNumber > 0 && i >= firstNumber:
+				line.WriteString(pad + cell + "  ")
+			case i == len(row)-1:
+				// The rest of a cell of several lines stands below its first.
+				line.WriteString(strings.ReplaceAll(cell, "\n", "\n"+strings.Repeat(" ", utf8.RuneCountInString(line.String()))))
+			default:
+				line.WriteString(cell + pad + "  ")
+			}
+		}
+		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
+	}
+}
