@@ -1,0 +1,102 @@
+// Package walls holds rules of the code base that the compiler does not know.
+package walls
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+type pkg struct {
+	ImportPath string
+	Doc        string
+	Imports    []string
+	Deps       []string // all, also indirect ones
+	GoFiles    []string
+}
+
+func packages(t *testing.T) map[string]pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,Imports,Deps,GoFiles", "holdfast/...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	all := map[string]pkg{}
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all[strings.TrimPrefix(p.ImportPath, "holdfast/")] = p
+	}
+}
+
+// A wall says which packages must not be reached from a package, and why.
+var wallsOf = []struct{ from, to, why string }{
+	{"internal/supervisor", "net/http", "the process that stays is small and dull; HTTP is the admin package's"},
+	{"internal/supervisor", "holdfast/internal/proxy", "the two sides meet in config, control, logs and version alone"},
+	{"internal/supervisor", "holdfast/internal/http1", "the supervisor touches no byte of a client"},
+	{"internal/supervisor", "holdfast/internal/tunnel", "the supervisor touches no byte of a client"},
+	{"internal/supervisor", "holdfast/internal/exchange", "the supervisor touches no byte of a client"},
+	{"internal/supervisor", "holdfast/internal/admin", "commands reach the supervisor, not the other way round"},
+	{"cmd/proxy", "holdfast/internal/supervisor", "the two sides meet in config, control, logs and version alone"},
+	{"cmd/proxy", "holdfast/internal/socket", "a generation opens no listening socket"},
+	{"cmd/proxy", "holdfast/internal/admin", "a generation is commanded over its control channel only"},
+	{"cmd/proxy", "net/http", "the codec is our own: net/http repairs what must be refused"},
+	{"internal/service", "holdfast/internal/demo", "what serves does not carry a demonstration"},
+	{"internal/service", "holdfast/internal/cli", "the commands call the service, not the other way round"},
+	{"internal/exchange", "holdfast/internal/http1", "the exchange knows no protocol"},
+	{"internal/route", "holdfast/internal/upstream", "routing is a pure function over a table"},
+	{"internal/route", "holdfast/internal/exchange", "routing is a pure function over a table"},
+	{"internal/tunnel", "holdfast/internal/http1", "a tunnel is bytes"},
+	{"internal/tunnel", "holdfast/internal/config", "a tunnel is told its limits"},
+	{"internal/control", "holdfast/internal/config", "the control channel imports nothing of ours"},
+}
+
+func TestNobodyClimbsOverAWall(t *testing.T) {
+	all := packages(t)
+	for _, w := range wallsOf {
+		p, ok := all[w.from]
+		if !ok {
+			t.Errorf("a rule is about %s, which is not there", w.from)
+			continue
+		}
+		for _, d := range p.Deps {
+			if d == w.to {
+				t.Errorf("%s reaches %s: %s", w.from, w.to, w.why)
+			}
+		}
+	}
+}
+
+// What both sides may share.
+var shared = map[string]bool{
+	"holdfast/internal/config": true, "holdfast/internal/control": true, "holdfast/internal/logs": true, "holdfast/internal/version": true,
+}
+
+func TestTheTwoSidesMeetOnlyWhereTheyMay(t *testing.T) {
+	all := packages(t)
+	ofSupervisor := map[string]bool{}
+	for _, d := range all["cmd/supervisor"].Deps {
+		ofSupervisor[d] = strings.HasPrefix(d, "holdfast/")
+	}
+	for _, d := range all["cmd/proxy"].Deps {
+		if ofSupervisor[d] && !shared[d] {
+			t.Errorf("both programs contain %s", d)
+		}
+	}
+}
+
+func TestEveryPackageSaysWhatItIsFor(t *testing.T) {
+	for name, p := range packages(t) {
+		if len(p.GoFiles) > 0 && len(p.Doc) < 20 {
+			t.Errorf("package %s has no documentation", name)
+		}
+	}
+}
