@@ -168,9 +168,11 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 	}
 	err = g.prepare(ctx, descriptors(p))
 	s.do(func() {
-		if err != nil {
+		switch {
+		case err != nil && g.state == ended: // by itself
+		case err != nil:
 			s.move(g, evStop)
-		} else if !s.move(g, evReady) {
+		case !s.move(g, evReady):
 			err = fmt.Errorf("generation %d ended when it was ready: %s", g.number, g.how)
 		}
 	})

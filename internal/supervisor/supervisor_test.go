@@ -477,3 +477,19 @@ func TestReloadsLeakNothing(t *testing.T) {
 		t.Errorf("the pinned binary is closed: %v", err)
 	}
 }
+
+func TestAReloadWorksAlthoughTheOldGenerationHangs(t *testing.T) {
+	w := start(t, base)
+	pid := w.status().Generations[0].PID
+	syscall.Kill(pid, syscall.SIGSTOP)
+	r := w.mustReload("")
+	if r.Generation != 2 || len(r.Warnings) != 1 {
+		t.Errorf("got %+v", r)
+	}
+	st := w.wantStates("2 serving, 1 draining")
+	if !st.Generations[1].NotAnswering {
+		t.Errorf("got %+v", st.Generations[1])
+	}
+	syscall.Kill(pid, syscall.SIGCONT)
+	w.wait("generation 1 to answer", func(st *Status) bool { return !st.Generations[len(st.Generations)-1].NotAnswering })
+}
