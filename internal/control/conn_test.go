@@ -272,6 +272,25 @@ func TestPayloadsAreWholeAndSealed(t *testing.T) {
 	}
 }
 
+// The supervisor decodes it and keeps it, so that 64 MiB would cost it a gigabyte.
+func TestWhatAGenerationHasLearntIsBounded(t *testing.T) {
+	for _, size := range []int{control.MaxLearnt / 2, control.MaxLearnt} {
+		f, err := control.Payload(map[string]any{"addresses": map[string]any{strings.Repeat("a", size): []string{"192.0.2.1"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		fd, err := unix.Dup(int(f.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		learnt, err := control.ReadLearnt(fd)
+		if fits := size < control.MaxLearnt; (err == nil) != fits || fits && len(learnt.Addresses) != 1 {
+			t.Errorf("a name of %d bytes: error %v", size, err)
+		}
+	}
+}
+
 func TestAnUnsealedFileIsNoPayload(t *testing.T) {
 	f, err := os.CreateTemp(t.TempDir(), "")
 	if err != nil {
@@ -283,6 +302,63 @@ func TestAnUnsealedFileIsNoPayload(t *testing.T) {
 	fd, _ := unix.Dup(int(f.Fd()))
 	if err := control.ReadPayload(fd, new(control.Bundle)); err == nil {
 		t.Error("took a file that its owner can change while it is read")
+	}
+}
+
+func TestAPayloadWithASealMissingIsNone(t *testing.T) {
+	const all = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	for _, missing := range []int{unix.F_SEAL_SEAL, unix.F_SEAL_SHRINK, unix.F_SEAL_GROW, unix.F_SEAL_WRITE, 0} {
+		fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(fd, []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, all&^missing); err != nil {
+			t.Fatal(err)
+		}
+		if err := control.ReadPayload(fd, new(control.Bundle)); (err == nil) != (missing == 0) {
+			t.Errorf("without the seal %#x: %v", missing, err)
+		}
+	}
+}
+
+// The kernel cuts descriptors off, and says so, where the receiver may have no more.
+func TestDescriptorsThatWereCutOffAreRefused(t *testing.T) {
+	conn, peer := raw(t)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	before := openDescriptors(t)
+	var fds []int
+	for range 3 {
+		fd, err := unix.Dup(peer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, fd)
+	}
+	defer control.CloseAll(fds[:2])
+	if err := unix.Sendmsg(peer, []byte(`{"type":"listeners","keys":["a","b","c"]}`), unix.UnixRights(fds...), nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	// There is room for the first of them, in the place of the last.
+	unix.Close(fds[2])
+	tight := unix.Rlimit{Cur: uint64(fds[2] + 1), Max: limit.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &tight); err != nil {
+		t.Fatal(err)
+	}
+	m, got, err := conn.Receive()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(err, control.ErrProtocol) {
+		t.Errorf("got %+v with %d descriptors, %v; want ErrProtocol", m, len(got), err)
+	}
+	if after := openDescriptors(t); after != before+2 {
+		t.Errorf("%d descriptors are open, before there were %d", after-2, before)
 	}
 }
 

@@ -25,6 +25,7 @@ const (
 	TypeDrain     Type = "drain"     // S→G stop accepting and end when nothing is left, but not before Within; answered when it accepts no more. The queues of the listeners in Keys are emptied first
 	TypeStatus    Type = "status"    // S→G asks for Status; answered
 	TypeStop      Type = "stop"      // S→G empty all queues, drain and be gone Within; its end is the answer
+	TypeLeaving   Type = "leaving"   // G→S it was told by a signal to end: it accepts no more
 	TypeAnswer    Type = "answer"    // G→S to the message Re; with Error, it could not be done
 )
 

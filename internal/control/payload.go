@@ -14,6 +14,10 @@ import (
 // MaxPayload is the most bytes that a payload may have.
 const MaxPayload = 64 << 20
 
+// MaxLearnt is the most bytes that a [Learnt] may have. The supervisor decodes and
+// keeps it, whoever sends it, and decoded it may be many times as large.
+const MaxLearnt = 8 << 20
+
 const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 
 // Payload puts v as JSON into a sealed memory file, which the caller sends beside
@@ -42,19 +46,28 @@ func Payload(v any) (*os.File, error) {
 }
 
 // ReadPayload reads what [Payload] has made into v. It closes fd.
-func ReadPayload(fd int, v any) error {
+func ReadPayload(fd int, v any) error { return readPayload(fd, v, MaxPayload) }
+
+// ReadLearnt is ReadPayload for what a generation sends with [TypeReady], which has at
+// most [MaxLearnt] bytes.
+func ReadLearnt(fd int) (*Learnt, error) {
+	learnt := new(Learnt)
+	return learnt, readPayload(fd, learnt, MaxLearnt)
+}
+
+func readPayload(fd int, v any, most int64) error {
 	f := os.NewFile(uintptr(fd), "payload")
 	defer f.Close()
 	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil || got&seals != seals {
 		return errors.New("payload: not a sealed memory file")
 	}
-	data, err := io.ReadAll(io.NewSectionReader(f, 0, MaxPayload+1))
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, most+1))
 	if err != nil {
 		return fmt.Errorf("payload: %w", err)
 	}
-	if len(data) > MaxPayload {
-		return fmt.Errorf("payload: more than %d bytes", MaxPayload)
+	if int64(len(data)) > most {
+		return fmt.Errorf("payload: more than %d bytes", most)
 	}
 	if err := json.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("payload: %w", err)
