@@ -252,11 +252,12 @@ var neverTrailers = map[string]bool{
 
 // mayTrail says whether a field may stand in a trailer section.
 func mayTrail(name string) bool {
-	lower := strings.ToLower(name)
+	// Who merges trailers and folds "_" and "-" into one must find nothing either.
+	lower := strings.ReplaceAll(strings.ToLower(name), "_", "-")
 	if kindOf(name) != plainField || neverTrailers[lower] {
 		return false
 	}
-	for _, prefix := range []string{"content-", "if-", "proxy-", "sec-websocket-", "x-forwarded-"} {
+	for _, prefix := range []string{"content-", "if-", "proxy-", "sec-websocket-", "x-envoy-", "x-forwarded-"} {
 		if strings.HasPrefix(lower, prefix) {
 			return false
 		}

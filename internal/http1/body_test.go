@@ -43,6 +43,7 @@ func TestChunkedBodies(t *testing.T) {
 		{"extensions", "5;a=b;c=\"d;e\"\r\nhello\r\n0;last\r\n\r\n", "hello", "[]"},
 		{"trailers", "0\r\nX-T: v\r\nGrpc-Status: 0\r\n\r\n", "", "[{X-T v} {Grpc-Status 0}]"},
 		{"trailers that are dropped", "0\r\nX-T: v\r\nContent-Type: x\r\nAuthorization: x\r\nConnection: x\r\nX-Forwarded-For: x\r\nSet-Cookie: x\r\nIf-Match: x\r\n\r\n", "", "[{X-T v}]"},
+		{"trailers that are dropped under a name with _ for -", "0\r\nX-T: v\r\nX_Forwarded_For: x\r\nX-Request_Id: x\r\nContent_Type: x\r\nX_Envoy-Attempt: x\r\n\r\n", "", "[{X-T v}]"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -79,6 +80,7 @@ func TestChunkedBodiesThatAreRefused(t *testing.T) {
 		{"a chunk longer than its size", "5\r\nhello!\r\n0\r\n\r\n"},
 		{"a chunk shorter than its size", "6\r\nhello\r\n0\r\n\r\n"},
 		{"a chunk ended by LF", "5\r\nhello\n0\r\n\r\n"},
+		{"a chunk one longer than its size", "5\r\nhelloX\n0\r\n\r\n"},
 		{"a chunk ended by CR and more", "5\r\nhello\rX0\r\n\r\n"},
 		{"LF in an extension", "5;a\nb\r\nhello\r\n0\r\n\r\n"},
 		{"CR in an extension", "5;a\rb\r\nhello\r\n0\r\n\r\n"},

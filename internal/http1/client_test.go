@@ -328,6 +328,12 @@ func TestIncompleteExchangesAreNotReused(t *testing.T) {
 			e.Receive()
 			io.Copy(io.Discard, e)
 		},
+		"bytes behind the answer": func(c *testClient, e exchange.Upstream) {
+			e.Send(getRequest())
+			c.send(ok + "HTTP/1.1 200 OK\r\n") // one packet: no look at the socket tells
+			e.Receive()
+			io.Copy(io.Discard, e)
+		},
 		"a refused upgrade": func(c *testClient, e exchange.Upstream) {
 			r := getRequest()
 			r.Upgrade = "websocket"

@@ -19,6 +19,10 @@ import (
 // answered. Behind an ordinary request, one small buffer of pipelined bytes is.
 const earlyBytes = largeBuffer
 
+// interimTime is how long a client may take to make room for a 1xx head. The limits
+// of handlers are on what comes behind it.
+const interimTime = 10 * time.Second
+
 var (
 	errResponded    = errors.New("the response head was sent already")
 	errNotResponded = errors.New("no response head was sent yet")
@@ -270,7 +274,19 @@ func (e *serverExchange) goOn() error {
 	if !e.wantsGoOn.Swap(false) || len(e.c.in.buffered()) > 0 {
 		return nil
 	}
-	_, err := io.WriteString(e.c.conn, "HTTP/1.1 100 Continue\r\n\r\n")
+	return e.sendInterim([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
+}
+
+// sendInterim sends a 1xx head. A client that does not take it within interimTime is
+// gone: it has filled its connection with answers that it does not read. Called with
+// e.mu held.
+func (e *serverExchange) sendInterim(head []byte) error {
+	e.c.conn.SetWriteDeadline(time.Now().Add(interimTime))
+	defer e.c.conn.SetWriteDeadline(time.Time{})
+	_, err := e.c.conn.Write(head)
+	if err != nil {
+		e.c.abort(errClientGone)
+	}
 	return err
 }
 
@@ -297,8 +313,8 @@ func (e *serverExchange) Inform(r *exchange.Response) error {
 	if err != nil {
 		return err
 	}
-	e.out.held = b
-	return e.out.flush()
+	defer e.c.server.buffers.put(b)
+	return e.sendInterim(b)
 }
 
 // Respond implements [exchange.Exchange]. The head is held back until there is
@@ -424,8 +440,8 @@ func (e *serverExchange) switchTo(r *exchange.Response) (net.Conn, []byte, error
 	if err != nil {
 		return nil, nil, err
 	}
-	e.out.held = b
-	if err := e.out.flush(); err != nil {
+	defer e.c.server.buffers.put(b)
+	if err := e.sendInterim(b); err != nil {
 		return nil, nil, err
 	}
 	early := append([]byte(nil), e.c.in.buffered()...)

@@ -173,9 +173,7 @@ func (b *bodyReader) read(p []byte) (int, error) {
 
 func (b *bodyReader) readSome(p []byte) (int, error) {
 	for {
-		content, consumed, err := b.dec.next(b.in.buffered(), len(p))
-		n := copy(p, content)
-		b.in.consume(consumed)
+		n, err := b.gather(p)
 		switch {
 		case err != nil:
 			return n, err
@@ -187,6 +185,19 @@ func (b *bodyReader) readSome(p []byte) (int, error) {
 			return 0, nil
 		}
 		if n, err = b.more(p); n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// gather takes what is buffered, of as many chunks as there are: each piece that is
+// read costs a write on the other side, and a peer may send chunks of one byte.
+func (b *bodyReader) gather(p []byte) (n int, err error) {
+	for {
+		content, consumed, err := b.dec.next(b.in.buffered(), len(p)-n)
+		n += copy(p[n:], content)
+		b.in.consume(consumed)
+		if err != nil || consumed == 0 || n == len(p) {
 			return n, err
 		}
 	}

@@ -2,10 +2,12 @@ package http1
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -70,9 +72,18 @@ func (s *Server) Serve(conn net.Conn, d exchange.Downstream) {
 		return
 	}
 	defer s.remove(c)
+	defer c.abort(errServed)
+	defer s.contain("a connection")
 	for c.awaitRequest() && c.serveRequest() {
 	}
-	c.abort(errServed)
+}
+
+// contain is deferred where bytes of a client are worked on: a panic costs that
+// client its connection, not everybody's.
+func (s *Server) contain(what string) {
+	if p := recover(); p != nil {
+		s.options.Log.Error("panic in "+what, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	}
 }
 
 // Drain makes every response whose head is not out yet the last of its connection.
@@ -81,8 +92,14 @@ func (s *Server) Serve(conn net.Conn, d exchange.Downstream) {
 // served. Connections that are served from now on are treated the same.
 func (s *Server) Drain(idleGrace time.Duration) { s.setDrain(time.Now().Add(idleGrace)) }
 
-// Resume takes Drain back, for connections to which "close" was not said yet.
-func (s *Server) Resume() { s.setDrain(time.Time{}) }
+// Resume takes Drain back, for connections to which "close" was not said yet, and
+// Close for those that it is given from now on.
+func (s *Server) Resume() {
+	s.mu.Lock()
+	s.closed = false
+	s.mu.Unlock()
+	s.setDrain(time.Time{})
+}
 
 func (s *Server) setDrain(at time.Time) {
 	s.mu.Lock()

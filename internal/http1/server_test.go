@@ -164,6 +164,53 @@ func TestBodyThatComesTooSlowly(t *testing.T) {
 	})
 }
 
+func TestInterimHeadThatTheClientDoesNotTakeEndsTheExchange(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		request string
+		send    func(exchange.Exchange) error
+	}{
+		"100 before the body is read": {
+			"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n",
+			func(e exchange.Exchange) error { _, err := e.Read(make([]byte, 1)); return err },
+		},
+		"103 from the upstream": {
+			"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+			func(e exchange.Exchange) error { return e.Inform(&exchange.Response{Status: 103}) },
+		},
+		"101": {
+			upgradeRequest + "\r\n",
+			func(e exchange.Exchange) error {
+				_, _, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"})
+				return err
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				ended := make(chan error, 1)
+				_, p := pipe(t, noLimits, handlerFunc(func(e exchange.Exchange) {
+					err := tt.send(e)
+					if err != nil && e.Context().Err() == nil {
+						t.Errorf("failed with %v, but the exchange goes on", err)
+					}
+					ended <- err
+				}))
+				p.send(tt.request)
+				select {
+				case err := <-ended:
+					if err == nil {
+						t.Error("it was sent to a client that does not read")
+					}
+				case <-time.After(time.Minute):
+					t.Error("it waits for the client without end")
+				}
+			})
+		})
+	}
+}
+
 func TestHandlerLearnsThatTheClientHasGone(t *testing.T) {
 	t.Parallel()
 	const get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -459,6 +506,26 @@ func TestRequestBodyThatTheHandlerLeaves(t *testing.T) {
 	p.wantEOF()
 }
 
+func TestManySmallChunksAreReadAtOnce(t *testing.T) {
+	t.Parallel()
+	const chunks = 3000
+	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
+		buf, total, reads := make([]byte, 32<<10), 0, 0
+		for err := error(nil); err == nil; reads++ {
+			var n int
+			n, err = e.Read(buf)
+			total += n
+		}
+		if total != chunks || reads > chunks/10 {
+			t.Errorf("%d bytes in %d reads", total, reads)
+		}
+		respond(t, e, 200, "")
+	}))
+	p := s.dial()
+	p.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1\r\nx\r\n", chunks) + "0\r\n\r\n")
+	p.want(200, "", false)
+}
+
 func TestStopReadingEndsARead(t *testing.T) {
 	t.Parallel()
 	s := serve(t, config.ListenerLimits{BodyTimeout: time.Hour}, handlerFunc(func(e exchange.Exchange) {
@@ -549,6 +616,11 @@ func TestSwitchWithManyEarlyBytes(t *testing.T) {
 	full := make(chan struct{})
 	p := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
 		<-full
+		c := e.(*serverExchange).c
+		c.mu.Lock()
+		watch := c.watching
+		c.mu.Unlock()
+		<-watch // it has enough
 		conn, early, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"})
 		if err != nil {
 			t.Error(err)
@@ -567,7 +639,7 @@ func TestSwitchWithManyEarlyBytes(t *testing.T) {
 		p.send(strings.Repeat("x", n/2))
 		p.closeWrite()
 	})
-	if r := await(t, "the switch", results); r.early > earlyBytes || r.total != n {
+	if r := await(t, "the switch", results); r.early > 64<<10 || r.total != n {
 		t.Errorf("%d early bytes of %d", r.early, r.total)
 	}
 }
@@ -750,4 +822,23 @@ func TestIdleConnectionHoldsNoBuffer(t *testing.T) {
 		t.Errorf("%d bytes for an idle connection", each)
 	}
 	runtime.KeepAlive(peers)
+}
+
+// panicking is a connection whose bytes no code can stand.
+type panicking struct{ net.Conn }
+
+func (panicking) Read([]byte) (int, error) { panic("tested") }
+
+func TestAPanicOverAConnectionsBytesCostsOnlyThatConnection(t *testing.T) {
+	t.Parallel()
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	s := NewServer(ServerOptions{Scheme: "http", Handler: echo(t), Log: quiet()})
+	s.Serve(panicking{ours}, exchange.Downstream{}) // would end the test, and a process with all its tunnels
+	if _, err := theirs.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the connection is still open: %v", err)
+	}
+	if n := s.Connections(); n != 0 {
+		t.Errorf("%d connections are left", n)
+	}
 }
