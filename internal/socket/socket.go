@@ -164,6 +164,16 @@ func flag(b bool) int {
 // FD returns the descriptor; the socket keeps owning it.
 func (s *Socket) FD() int { return s.fd }
 
+// Listen makes the socket listen if it does not. shutdown(2) in one of the processes
+// that have it stops it for all of them. A TCP socket that was bound to a port keeps it
+// and can go on; a unix one cannot.
+func (s *Socket) Listen() error {
+	if err := unix.Listen(s.fd, backlog); err != nil {
+		return fmt.Errorf("listener %q: %s: listen: %w", s.cfg.Name, s.cfg.Address.Key(), err)
+	}
+	return nil
+}
+
 // Config returns what the socket was opened with, or last reconfigured to.
 func (s *Socket) Config() config.Socket { return s.cfg }
 

@@ -67,6 +67,23 @@ func TestSocketsAreNonBlockingCloseOnExecAndPlainTCP(t *testing.T) {
 	wantAccepted(t, s, "tcp", s.Address())
 }
 
+// A process that has a duplicate can shut the socket down for all of them.
+func TestASocketThatWasShutDownListensAgain(t *testing.T) {
+	s := mustOpen(t, tcp("a", "127.0.0.1:0"))
+	taken := s.Address()
+	if err := s.Listen(); err != nil || s.Address() != taken {
+		t.Errorf("a socket that listens: %v, at %s, was at %s", err, s.Address(), taken)
+	}
+	wantAccepted(t, s, "tcp", s.Address())
+	if err := unix.Shutdown(s.FD(), unix.SHUT_RDWR); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	wantAccepted(t, s, "tcp", s.Address()) // port 0 is another one each time
+}
+
 func TestPortOfAnotherProcessIsRefused(t *testing.T) {
 	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

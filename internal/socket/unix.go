@@ -13,7 +13,7 @@ import (
 
 func openUnix(cfg config.Socket) (*Socket, error) {
 	path := cfg.Address.Path
-	if err := removeStale(path); err != nil {
+	if err := RemoveStale(path); err != nil {
 		return nil, err
 	}
 	s, err := newSocket(unix.AF_UNIX, cfg)
@@ -45,9 +45,10 @@ func (s *Socket) bindPath(path string) error {
 	return unix.Listen(s.fd, backlog)
 }
 
-// removeStale removes a socket that nobody listens on: what a process that was
-// killed has left. Only a refused connection proves that.
-func removeStale(path string) error {
+// RemoveStale removes a unix socket that nobody listens on: what a process that was
+// killed has left. Only a refused connection proves that; anything else at the path
+// is an error. It does not block.
+func RemoveStale(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
