@@ -161,7 +161,7 @@ func obey(ctx context.Context, sup supervisor.Commands, signals <-chan os.Signal
 // logSettings reads [log] for the time until the first configuration serves. A
 // file that cannot be read is refused a moment later, with every mistake in it.
 func logSettings(path string) config.Log {
-	data, err := os.ReadFile(path)
+	data, err := config.ReadFile(path)
 	if err == nil {
 		if c, err := config.ParseSupervisor(path, data); err == nil {
 			return c.Log

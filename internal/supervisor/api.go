@@ -62,6 +62,8 @@ type Status struct {
 	Stopping    bool               `json:"stopping"`
 	Reloading   bool               `json:"reloading"`
 	LastReload  *LastReload        `json:"last_reload,omitempty"`
+	Crashes     int                `json:"crashes,omitempty"`    // of serving generations in a row, failed replacements included; 0 when one has served for a while
+	LastCrash   string             `json:"last_crash,omitempty"` // how the last of them came about
 	Listeners   []ListenerStatus   `json:"listeners"`
 	Generations []GenerationStatus `json:"generations"` // living ones, newest first
 	LogsDropped uint64             `json:"logs_dropped"`

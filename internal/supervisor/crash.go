@@ -37,18 +37,37 @@ func (s *Supervisor) onDeath(g *generation, how string) {
 	delete(s.living, g.number)
 	close(g.died)
 	g.ch.Close()
+	if s.serving == g {
+		s.lost(g, "the serving generation has died: "+how)
+	} else if (was == serving || was == draining) && how != "exit status 0" {
+		g.log.Error("a draining generation has died", "how", how, "tunnels", g.lastSeen.Tunnels)
+	}
+	s.discredit(g)
+	s.closeUnused(g.release)
+}
+
+// onLeaving has another generation serve in the place of one that ends by itself.
+// Called in the loop.
+func (s *Supervisor) onLeaving(g *generation) {
+	if g.state == ended || g.state == stopping {
+		return
+	}
+	s.move(g, evStop)
+	if s.serving == g {
+		s.lost(g, "the serving generation was told by a signal to end")
+	}
+	s.discredit(g)
+}
+
+// discredit has g, which is ending, never pass a probation nor be reinstated.
+// Called in the loop.
+func (s *Supervisor) discredit(g *generation) {
 	if s.passed == g {
 		s.passed = nil
 	}
 	if p := s.probation; p != nil && p.generation == g {
 		s.endProbation("crashed")
 	}
-	if was == serving {
-		s.lost(g, "the serving generation has died: "+how)
-	} else if was == draining && how != "exit status 0" {
-		g.log.Error("a draining generation has died", "how", how, "tunnels", g.lastSeen.Tunnels)
-	}
-	s.closeUnused(g.release)
 }
 
 // onCutOff ends a generation whose control channel is gone, as gently as can be
@@ -66,9 +85,10 @@ func (s *Supervisor) onCutOff(g *generation, why error) {
 	if err := g.proc.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		g.log.Error("cannot signal", "signal", sig.String(), "err", err)
 	}
-	if was == serving {
+	if s.serving == g {
 		s.lost(g, "the serving generation is cut off")
 	}
+	s.discredit(g)
 }
 
 // lost notes that g, which served, does not any more. Called in the loop.
@@ -82,6 +102,7 @@ func (s *Supervisor) lost(g *generation, why string) {
 		s.crashes = 0
 	}
 	s.crashes++
+	s.lastCrash = why
 	g.log.Error(why+"; new connections wait in the listen queues", "in_a_row", s.crashes)
 	s.ensureServing()
 }
@@ -108,26 +129,25 @@ func (s *Supervisor) ensureServing() {
 func (s *Supervisor) restore(ctx context.Context) {
 	for {
 		var wait time.Duration
+		s.do(func() { wait = backOff(s.crashes) })
+		if !sleep(ctx, wait) {
+			return
+		}
 		var old *generation
 		var r *release
 		vacant := false
-		s.do(func() {
-			wait, old, r = backOff(s.crashes), s.passed, s.pinned
-			vacant = s.serving == nil
-		})
-		if !vacant || !sleep(ctx, wait) {
+		s.do(func() { old, r, vacant = s.passed, s.pinned, s.serving == nil })
+		if !vacant {
 			return
 		}
 		err := s.restoreOnce(ctx, old, r)
-		if err == nil {
-			return
-		}
-		if ctx.Err() != nil {
+		if err == nil || errors.Is(err, errServes) || ctx.Err() != nil {
 			return
 		}
 		s.log.Error("cannot replace the crashed generation; trying again", "err", err)
 		s.do(func() {
 			s.crashes++
+			s.lastCrash = "cannot replace the crashed generation: " + err.Error()
 			if s.passed == old {
 				s.passed = nil // it could not be reinstated
 			}
@@ -135,27 +155,48 @@ func (s *Supervisor) restore(ctx context.Context) {
 	}
 }
 
+// errServes says that a reload has mended a crash before a restore could.
+var errServes = errors.New("another generation serves meanwhile")
+
+// restoreOnce has old serve again, or a new generation of r where old is nil.
 func (s *Supervisor) restoreOnce(ctx context.Context, old *generation, r *release) error {
 	p := s.restorePlan(r)
-	g, err := old, error(nil)
-	if g != nil {
-		if err := g.sendListeners(descriptors(p)); err != nil {
-			p.abort()
-			return fmt.Errorf("reinstate generation %d: %w", g.number, err)
-		}
-	} else if g, err = s.launch(ctx, p); err != nil {
-		p.abort()
-		return err
-	}
-	if _, err := s.relieve(ctx, g, p, true); err != nil {
-		p.abort()
-		return err
-	}
+	restored := s.replaceCrashed
 	if old != nil {
-		g.log.Warn("generation is reinstated", "config", r.hash)
-	} else {
-		g.log.Warn("generation replaces the crashed one", "config", r.hash)
+		restored = s.reinstate
 	}
+	err := restored(ctx, old, p)
+	if err != nil {
+		p.abort()
+	}
+	return err
+}
+
+// reinstate has g, which drains, serve again. With an error it is told to drain
+// once more: it may hear of all this only when it wakes up, and it must let go of
+// the sockets.
+func (s *Supervisor) reinstate(ctx context.Context, g *generation, p *plan) error {
+	err := g.sendListeners(descriptors(p))
+	if err == nil {
+		_, err = s.relieve(ctx, g, p, true)
+	}
+	if err != nil {
+		s.workers.Go(func() { _ = s.drain(g, nil) }) // logs what goes wrong
+		return fmt.Errorf("reinstate generation %d: %w", g.number, err)
+	}
+	g.log.Warn("generation is reinstated", "config", p.release.hash)
+	return nil
+}
+
+func (s *Supervisor) replaceCrashed(ctx context.Context, _ *generation, p *plan) error {
+	g, err := s.launch(ctx, p)
+	if err == nil {
+		_, err = s.relieve(ctx, g, p, true)
+	}
+	if err != nil {
+		return err
+	}
+	g.log.Warn("generation replaces the crashed one", "config", p.release.hash)
 	return nil
 }
 
@@ -165,17 +206,9 @@ func (s *Supervisor) restorePlan(r *release) *plan {
 	p := &plan{release: r, sockets: make(map[string]*socket.Socket)}
 	s.do(func() {
 		for _, l := range r.config.Listeners {
-			if o := s.sockets[l.Key()]; o != nil {
-				p.sockets[l.Key()] = o
-				continue
-			}
-			n, err := socket.Open(l, s.ownSockets(p))
-			if err != nil {
+			if err := s.hold(p, l); err != nil {
 				s.log.Error("a listener of the reinstated configuration is lost", "err", err)
-				continue
 			}
-			p.sockets[l.Key()] = n
-			p.added = append(p.added, l.Key())
 		}
 	})
 	commit, abort, err := s.opts.Admin.Prepare(r.config.Admin)
@@ -186,7 +219,7 @@ func (s *Supervisor) restorePlan(r *release) *plan {
 	p.commit = commit
 	p.abort = func() {
 		abort()
-		p.closeAdded()
+		s.do(func() { s.giveBack(p.sockets) })
 	}
 	return p
 }
@@ -207,13 +240,4 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// descriptors are the sockets as they travel.
-func descriptors(p *plan) map[string]int {
-	fds := make(map[string]int, len(p.sockets))
-	for key, s := range p.sockets {
-		fds[key] = s.FD()
-	}
-	return fds
 }

@@ -66,6 +66,8 @@ func fakeProxy(command string) int {
 		time.Sleep(time.Hour)
 	case "foreign":
 		hello.Core, hello.CoreMin = 99, 90
+	case "escapes":
+		hello.Version = "1.0\x1b[2J"
 	}
 	conn.Send(&control.Message{Type: control.TypeHello, Hello: &hello}, time.Second)
 	return fakeGeneration(conn)
@@ -99,6 +101,10 @@ func fakeGeneration(conn *control.Conn) int {
 			case told(b, "dies before ready"):
 				return 9
 			}
+			if told(b, "says why and dies") {
+				conn.Send(&control.Message{Type: control.TypeReady, Error: "no such host"}, time.Second)
+				return 1
+			}
 			if told(b, "names do not resolve any more") && b.Generation > 1 && b.Learnt == nil {
 				ready.Error = "no such host"
 			}
@@ -106,6 +112,9 @@ func fakeGeneration(conn *control.Conn) int {
 				learnt, _ := control.Payload(control.Learnt{Addresses: map[string][]netip.Addr{"app": {netip.MustParseAddr("192.0.2.1")}}})
 				conn.Send(ready, time.Second, int(learnt.Fd()))
 				learnt.Close()
+			}
+			if told(b, "is ready again") {
+				conn.Send(&control.Message{Type: control.TypeReady}, time.Second, 2) // no payload at all
 			}
 		case control.TypeServe:
 			if told(b, "refuses to serve") {
@@ -127,6 +136,9 @@ func fakeGeneration(conn *control.Conn) int {
 		case control.TypeStatus:
 			if len(b.Config) == 0 {
 				return 12 // the bundle comes first
+			}
+			if told(b, "leaves") && b.Generation == 1 {
+				conn.Send(&control.Message{Type: control.TypeLeaving}, time.Second)
 			}
 			answer()
 		case control.TypeStop:

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"holdfast/internal/control"
 )
@@ -33,8 +35,11 @@ type generation struct {
 
 	hello chan *control.Hello // what it said first
 	ready chan error          // nil, or why it cannot serve
+	heard chan struct{}       // closed when all that it said was taken
 	died  chan struct{}       // closed when the process is gone; how is set then
 	how   string
+
+	leaves func() // called when it says that it leaves; set before it is heard
 
 	// Owned by the supervisor's loop.
 	state    state
@@ -47,6 +52,9 @@ type generation struct {
 	version string
 	lastID  uint64
 	waiting map[uint64]chan *control.Message
+
+	// unanswered is how many questions it was sent since it last answered one.
+	unanswered int
 }
 
 func newGeneration(number int, r *release, proc process, ch channel, log *slog.Logger) *generation {
@@ -56,6 +64,7 @@ func newGeneration(number int, r *release, proc process, ch channel, log *slog.L
 		log:     log.With("of_generation", number, "of_pid", proc.PID()),
 		hello:   make(chan *control.Hello, 1),
 		ready:   make(chan error, 1),
+		heard:   make(chan struct{}),
 		died:    make(chan struct{}),
 		waiting: make(map[uint64]chan *control.Message),
 	}
@@ -89,8 +98,8 @@ func (g *generation) versionNow() string {
 func (g *generation) take(m *control.Message, fds []int) error {
 	switch m.Type {
 	case control.TypeHello:
-		if m.Hello == nil {
-			return fmt.Errorf("%w: an empty hello", control.ErrProtocol)
+		if m.Hello == nil || !presentable(m.Hello.Version) {
+			return fmt.Errorf("%w: a hello without a version that can be shown", control.ErrProtocol)
 		}
 		g.mu.Lock()
 		g.version = m.Hello.Version
@@ -101,9 +110,11 @@ func (g *generation) take(m *control.Message, fds []int) error {
 			offer(g.ready, errors.New(m.Error))
 			break
 		}
-		if len(fds) == 1 {
-			learnt := new(control.Learnt)
-			if err := control.ReadPayload(fds[0], learnt); err != nil {
+		// Only the first one of the release is kept, so no other is read: a process
+		// that was taken over may send as many as it likes.
+		if len(fds) == 1 && g.release.learnt.Load() == nil {
+			learnt, err := control.ReadLearnt(fds[0])
+			if err != nil {
 				return fmt.Errorf("%w: %w", control.ErrProtocol, err)
 			}
 			g.release.learnt.CompareAndSwap(nil, learnt)
@@ -114,15 +125,23 @@ func (g *generation) take(m *control.Message, fds []int) error {
 		g.mu.Lock()
 		to := g.waiting[m.Re]
 		delete(g.waiting, m.Re)
+		g.unanswered = 0
 		g.mu.Unlock()
 		if to != nil {
 			to <- m // has room for its one answer
 		}
+	case control.TypeLeaving:
+		g.leaves()
 	default:
 		g.log.Debug("message of an unknown type", "type", m.Type)
 	}
 	control.CloseAll(fds)
 	return nil
+}
+
+// presentable says whether a text is short and does nothing to a terminal.
+func presentable(s string) bool {
+	return len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 // offer gives v to whoever waits for the first one; repetitions are dropped.
@@ -136,11 +155,21 @@ func offer[T any](to chan T, v T) {
 // errSilent says that a generation lives but does not answer.
 var errSilent = errors.New("no answer")
 
+// mostUnanswered is how many questions may lie before a process that does not read
+// until it is not asked for its status any more: its queue keeps room for what it
+// must hear when it goes on.
+const mostUnanswered = 8
+
 // ask sends a question and waits for its answer, for its process to end, or for
 // the time to pass.
 func (g *generation) ask(ctx context.Context, m control.Message, within time.Duration, fds ...int) (*control.Message, error) {
 	answer := make(chan *control.Message, 1)
 	g.mu.Lock()
+	if m.Type == control.TypeStatus && g.unanswered >= mostUnanswered {
+		g.mu.Unlock()
+		return nil, fmt.Errorf("generation %d: %w to %d questions", g.number, errSilent, mostUnanswered)
+	}
+	g.unanswered++
 	g.lastID++
 	m.ID = g.lastID
 	g.waiting[m.ID] = answer
@@ -151,6 +180,9 @@ func (g *generation) ask(ctx context.Context, m control.Message, within time.Dur
 		g.mu.Unlock()
 	}()
 	if err := g.ch.Send(&m, min(within, sendTimeout), fds...); err != nil {
+		g.mu.Lock()
+		g.unanswered = max(g.unanswered-1, 0) // it was not sent
+		g.mu.Unlock()
 		return nil, err
 	}
 	timer := time.NewTimer(within)
@@ -233,11 +265,24 @@ func await[T any](ctx context.Context, g *generation, from chan T, missing strin
 	}
 }
 
-// kill ends the process at once and waits until it is gone.
-func (g *generation) kill() {
+// killPatience is how long a killed process may take to be gone. One that takes
+// longer is stuck in the kernel, and nothing may wait for that.
+const killPatience = 10 * time.Second
+
+// kill ends the process at once and waits until it is gone. What goes wrong is
+// logged too.
+func (g *generation) kill(ctx context.Context) error {
 	if err := g.proc.Signal(os.Kill); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		g.log.Error("cannot kill", "err", err)
-		return
+		return fmt.Errorf("kill generation %d: %w", g.number, err)
 	}
-	<-g.died
+	select {
+	case <-g.died:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("generation %d was killed and is not gone yet: %w", g.number, context.Cause(ctx))
+	case <-time.After(killPatience):
+		g.log.Error("a killed process does not end: it is stuck in the kernel", "after", killPatience)
+		return fmt.Errorf("generation %d was killed and is not gone after %s: it is stuck in the kernel", g.number, killPatience)
+	}
 }

@@ -40,14 +40,14 @@ func hashOf(data []byte) string {
 }
 
 // loadRelease reads the file and opens the binary. The error is a *Refusal.
-func loadRelease(path, defaultProxy string) (*release, error) {
-	data, err := os.ReadFile(path)
+func loadRelease(ctx context.Context, path, defaultProxy string) (*release, error) {
+	data, err := config.ReadFile(path)
 	if err != nil {
 		return nil, refuse("configuration", err)
 	}
 	cfg, err := config.ParseSupervisor(path, data)
 	if err != nil {
-		return nil, refuse("configuration", err)
+		return nil, fullCheck(ctx, path, data, defaultProxy, refuse("configuration", err))
 	}
 	proxy := cfg.Process.Proxy
 	if proxy == "" {
@@ -55,7 +55,7 @@ func loadRelease(path, defaultProxy string) (*release, error) {
 	}
 	binary, err := os.Open(proxy)
 	if err != nil {
-		return nil, refuse("proxy binary", err)
+		return nil, fullCheck(ctx, path, data, defaultProxy, refuse("proxy binary", err))
 	}
 	return &release{config: cfg, bytes: data, path: path, hash: hashOf(data), binary: binary}, nil
 }
@@ -103,15 +103,21 @@ func (r *release) check(ctx context.Context) error {
 	case exited && exit.ExitCode() == 2 && said != "":
 		return &Refusal{Step: "configuration", Problems: strings.Split(said, "\n")}
 	}
-	return refuse("proxy binary", fmt.Errorf("%s check: %w: %q", r.binary.Name(), err, strings.TrimSpace(noise.String())))
+	if path, ok := errors.AsType[*os.PathError](err); ok { // its path is that of our descriptor
+		err = fmt.Errorf("cannot be executed: %w", path.Err)
+	}
+	if words := strings.TrimSpace(noise.String()); words != "" {
+		err = fmt.Errorf("%w: %q", err, words)
+	}
+	return refuse("proxy binary", fmt.Errorf("%s check: %w", r.binary.Name(), err))
 }
 
 // Check does what a start does before it touches anything: it reads the file,
 // validates it and has the proxy binary validate it. The error is a *Refusal.
 func Check(ctx context.Context, path, defaultProxy string) error {
-	r, err := loadRelease(path, defaultProxy)
+	r, err := loadRelease(ctx, path, defaultProxy)
 	if err != nil {
-		return fullCheck(ctx, path, defaultProxy, err)
+		return err
 	}
 	defer r.binary.Close()
 	return r.check(ctx)
@@ -120,11 +126,7 @@ func Check(ctx context.Context, path, defaultProxy string) error {
 // fullCheck answers for a file whose supervisor's sections are wrong already: the
 // proxy knows every mistake, the supervisor only its own. Where the proxy cannot
 // be asked, those have to do.
-func fullCheck(ctx context.Context, path, defaultProxy string, own error) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return own
-	}
+func fullCheck(ctx context.Context, path string, data []byte, defaultProxy string, own *Refusal) error {
 	binary, err := os.Open(defaultProxy)
 	if err != nil {
 		return own

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"holdfast/internal/control"
@@ -88,7 +86,13 @@ func (s *Supervisor) reload(ctx context.Context) reloadOutcome {
 	if s.work.Err() != nil {
 		err = ErrStopping
 	}
-	s.log.Error("reload refused; nothing has changed", "err", err)
+	what := "reload refused; nothing has changed"
+	s.do(func() {
+		if s.serving == nil && s.pinned == nil {
+			what = "the service cannot start"
+		}
+	})
+	s.log.Error(what, "err", err)
 	return reloadOutcome{err: err}
 }
 
@@ -96,19 +100,19 @@ func (s *Supervisor) reload(ctx context.Context) reloadOutcome {
 type plan struct {
 	release       *release
 	sockets       map[string]*socket.Socket // of the new configuration, by key
-	added         []string                  // those that were opened for it
-	commit, abort func()                    // exactly one is called
+	commit, abort func()                    // exactly one is called, abort not in the loop
 
 	// Set when the plan is adopted.
-	removed   []string // keys of the sockets that it does not want any more
+	added     []string // keys of the sockets that were not served before
+	removed   []string // of those that it does not want any more
 	probation *probation
 }
 
 // plan reads, validates, and opens what is new: steps 1 and 2.
 func (s *Supervisor) plan(ctx context.Context) (*plan, error) {
-	r, err := loadRelease(s.opts.ConfigPath, s.opts.DefaultProxy)
+	r, err := loadRelease(ctx, s.opts.ConfigPath, s.opts.DefaultProxy)
 	if err != nil {
-		return nil, fullCheck(ctx, s.opts.ConfigPath, s.opts.DefaultProxy, err)
+		return nil, err
 	}
 	p := &plan{release: r}
 	if err = r.check(ctx); err == nil {
@@ -123,13 +127,13 @@ func (s *Supervisor) plan(ctx context.Context) (*plan, error) {
 	}
 	commitAdmin, abortAdmin, err := s.opts.Admin.Prepare(r.config.Admin)
 	if err != nil {
-		p.closeAdded()
+		s.do(func() { s.giveBack(p.sockets) })
 		return nil, errors.Join(refuse("admin", err), r.binary.Close())
 	}
 	p.commit = commitAdmin
 	p.abort = func() {
 		abortAdmin()
-		p.closeAdded()
+		s.do(func() { s.giveBack(p.sockets) })
 		r.binary.Close()
 	}
 	return p, nil
@@ -159,39 +163,13 @@ func (s *Supervisor) openSockets(p *plan) error {
 	p.sockets = make(map[string]*socket.Socket)
 	var problems []error
 	for _, l := range p.release.config.Listeners {
-		if o := s.sockets[l.Key()]; o != nil {
-			problems = append(problems, o.CanBecome(l))
-			p.sockets[l.Key()] = o
-			continue
-		}
-		n, err := socket.Open(l, s.ownSockets(p))
-		if err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		p.sockets[l.Key()] = n
-		p.added = append(p.added, l.Key())
+		problems = append(problems, s.hold(p, l))
 	}
 	if err := errors.Join(problems...); err != nil {
-		p.closeAdded()
+		s.giveBack(p.sockets)
 		return refuse("listeners", err)
 	}
 	return nil
-}
-
-// ownSockets are all that are open, for p too. Called in the loop.
-func (s *Supervisor) ownSockets(p *plan) []*socket.Socket {
-	all := slices.Collect(maps.Values(s.sockets))
-	for _, key := range p.added {
-		all = append(all, p.sockets[key])
-	}
-	return all
-}
-
-func (p *plan) closeAdded() {
-	for _, key := range p.added {
-		p.sockets[key].Close()
-	}
 }
 
 // replace starts a generation and has it relieve the serving one: steps 3 to 7.
@@ -225,7 +203,7 @@ func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restor
 	s.do(func() {
 		s.switching = true
 		if restored && s.serving != nil {
-			err = errors.New("another generation serves meanwhile")
+			err = errServes
 		}
 	})
 	if err == nil {
@@ -233,8 +211,8 @@ func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restor
 	}
 	s.do(func() {
 		s.switching = false
-		if err == nil && g.state == ended {
-			err = fmt.Errorf("generation %d has ended: %s", g.number, g.how)
+		if _, can := g.state.next(evServe); err == nil && !can { // it has just died, or was told to
+			err = fmt.Errorf("generation %d is %s", g.number, g.state)
 		}
 		if err == nil {
 			old, s.serving = s.serving, g
@@ -250,21 +228,17 @@ func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restor
 		}
 	})
 	if useless {
-		g.kill()
+		_ = g.kill(context.Background()) // logs what goes wrong
 	}
 	return old, err
 }
 
 // adopt makes p what is served. Called in the loop.
 func (s *Supervisor) adopt(p *plan, restored bool) {
-	for key, o := range s.sockets {
-		if p.sockets[key] == nil {
-			p.removed = append(p.removed, key)
-			o.Close()
-		}
-	}
-	slices.Sort(p.removed)
+	before := s.sockets
 	s.sockets = p.sockets
+	p.added, p.removed = missing(before, p.sockets), missing(p.sockets, before)
+	s.giveBack(before)
 	for _, l := range p.release.config.Listeners {
 		if o := s.sockets[l.Key()]; o != nil {
 			if err := o.Reconfigure(l); err != nil {
@@ -274,9 +248,11 @@ func (s *Supervisor) adopt(p *plan, restored bool) {
 	}
 	p.commit()
 	s.opts.ApplyLog(p.release.config.Log)
-	if !restored {
-		p.probation = s.beginProbation()
+	if restored {
+		s.pass(s.serving) // nothing better is known
+		return
 	}
+	p.probation = s.beginProbation()
 }
 
 // drain tells g to stop accepting and to empty the queues of the removed

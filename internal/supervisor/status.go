@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/internal/config"
 	"holdfast/internal/control"
 	"holdfast/internal/version"
 )
@@ -34,10 +35,10 @@ func (s *Supervisor) Status(ctx context.Context) (*Status, error) {
 	if !s.do(func() { s.fill(st) }) {
 		return nil, ErrStopping
 	}
-	if data, err := os.ReadFile(s.opts.ConfigPath); err != nil {
+	if data, err := config.ReadFile(s.opts.ConfigPath); err != nil {
 		st.FileError = err.Error()
 	} else {
-		st.FileDiffers = hashOf(data) != st.ConfigHash
+		st.FileDiffers = st.ConfigHash != "" && hashOf(data) != st.ConfigHash
 	}
 	return st, nil
 }
@@ -49,7 +50,7 @@ func (s *Supervisor) refresh(ctx context.Context, all []*generation) {
 		asked.Go(func() {
 			a, err := g.ask(ctx, control.Message{Type: control.TypeStatus}, statusTimeout)
 			s.do(func() {
-				g.silent = errors.Is(err, errSilent) || errors.Is(err, os.ErrDeadlineExceeded)
+				g.silent = g.cutOff != nil || errors.Is(err, errSilent) || errors.Is(err, os.ErrDeadlineExceeded)
 				if err == nil && a.Status != nil {
 					g.lastSeen = *a.Status
 				}
@@ -68,6 +69,9 @@ func (s *Supervisor) fill(st *Status) {
 	}
 	st.Ready, st.ReadyOff = s.Ready(), s.readyOff
 	st.Stopping, st.Reloading, st.LastReload = s.stopping, s.reloading, s.last
+	if s.serving == nil || time.Since(s.serving.served) <= steadyAfter {
+		st.Crashes, st.LastCrash = s.crashes, s.lastCrash
+	}
 	for key, o := range s.sockets {
 		st.Listeners = append(st.Listeners, ListenerStatus{Name: o.Config().Name, Key: key, Address: o.Address()})
 	}

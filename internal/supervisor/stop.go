@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"context"
 	"os"
 	"sync"
 	"time"
@@ -21,6 +22,10 @@ func (s *Supervisor) Stop() {
 			s.stopping = true
 			s.accepting.Store(false)
 			s.stopWork(ErrStopping)
+			for _, c := range s.waiting {
+				c <- reloadOutcome{err: ErrStopping}
+			}
+			s.waiting = nil
 			go s.shutdown() // ends the loop, for which Run waits
 			return
 		}
@@ -39,27 +44,25 @@ func (s *Supervisor) Stop() {
 // connection can arrive behind their backs.
 func (s *Supervisor) shutdown() {
 	var limits config.Stop
+	var unserved <-chan struct{} // closed when there is no reason for a delay
 	s.do(func() {
 		if s.pinned != nil {
 			limits = s.pinned.config.Stop
 		}
 		if s.serving != nil {
 			limits = s.serving.release.config.Stop
+			unserved = s.serving.died
 		}
 	})
 	s.log.Info("stopping", "delay", limits.Delay, "timeout", limits.Timeout)
 	select {
 	case <-time.After(limits.Delay):
+	case <-unserved:
 	case <-s.stopNow:
 	}
 	var all []*generation
 	s.do(func() {
-		for key, o := range s.sockets {
-			if err := o.Close(); err != nil {
-				s.log.Error("close listener", "key", key, "err", err)
-			}
-		}
-		clear(s.sockets)
+		s.closeSockets()
 		all = s.newestFirst()
 		for _, g := range all {
 			if g.state == serving || g.state == draining {
@@ -76,10 +79,6 @@ func (s *Supervisor) shutdown() {
 	ends.Wait()
 	s.workers.Wait()
 	s.do(func() {
-		for _, c := range s.waiting {
-			c <- reloadOutcome{err: ErrStopping}
-		}
-		s.waiting = nil
 		s.alive.Store(false)
 		s.pin(nil)
 	})
@@ -92,7 +91,7 @@ func (s *Supervisor) end(g *generation, within time.Duration) {
 	stop := &control.Message{Type: control.TypeStop, Within: within}
 	if err := g.ch.Send(stop, sendTimeout); err != nil {
 		g.log.Warn("cannot be told to stop; killing it", "err", err)
-		g.kill()
+		_ = g.kill(context.Background()) // logs what goes wrong
 		return
 	}
 	select {
@@ -102,5 +101,5 @@ func (s *Supervisor) end(g *generation, within time.Duration) {
 		g.log.Error("generation has not ended in time; killing it")
 	case <-s.stopNow:
 	}
-	g.kill()
+	_ = g.kill(context.Background()) // logs what goes wrong
 }

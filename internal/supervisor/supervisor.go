@@ -65,13 +65,15 @@ type Supervisor struct {
 	numbers   int // the last one given
 	living    map[int]*generation
 	serving   *generation
-	sockets   map[string]*socket.Socket
-	passed    *generation // passed probation last; nil when it is gone
-	pinned    *release    // its release; what a crash is mended with
-	probation *probation  // nil: nobody is on probation
-	switching bool        // a ready generation is about to become the serving one
-	restoring bool        // a crash is being mended
-	crashes   int         // of serving generations in a row
+	sockets   map[string]*socket.Socket // of what serves, by key
+	open      map[string]*held          // all that are open, by key
+	passed    *generation               // passed probation last; nil when it is gone
+	pinned    *release                  // its release; what a crash is mended with
+	probation *probation                // nil: nobody is on probation
+	switching bool                      // a ready generation is about to become the serving one
+	restoring bool                      // a crash is being mended
+	crashes   int                       // of serving generations in a row
+	lastCrash string                    // how the last of them came about
 	readyOff  bool
 	stopping  bool
 	stopNow   chan struct{} // closed by the second stop, in the loop
@@ -90,6 +92,7 @@ func New(opts Options) *Supervisor {
 		startGeneration: startChild,
 		living:          make(map[int]*generation),
 		sockets:         make(map[string]*socket.Socket),
+		open:            make(map[string]*held),
 		stopNow:         make(chan struct{}),
 		switchTurn:      make(chan struct{}, 1),
 	}
@@ -103,7 +106,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	s.alive.Store(true)
 	defer context.AfterFunc(ctx, s.Stop)()
 	_, err := s.Reload(ctx, false)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrStopping) {
 		s.Stop()
 	}
 	<-s.ended
@@ -177,7 +180,7 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 		}
 	})
 	if err != nil {
-		g.kill()
+		_ = g.kill(context.Background()) // logs what goes wrong
 		return nil, err
 	}
 	return g, nil
@@ -196,9 +199,14 @@ func (s *Supervisor) spawn(r *release) (*generation, error) {
 	g := newGeneration(s.numbers, r, proc, ch, s.log)
 	s.living[g.number] = g
 	g.log.Info("generation is starting", "config", r.hash)
+	g.leaves = func() { s.do(func() { s.onLeaving(g) }) }
 	s.workers.Go(func() { s.listen(g) })
 	s.workers.Go(func() {
 		how := proc.Wait()
+		select {
+		case <-g.heard: // its last words too
+		case <-time.After(cutOffGrace): // another process has its end of the channel
+		}
 		s.do(func() { s.onDeath(g, how) })
 	})
 	return g, nil
@@ -208,6 +216,7 @@ func (s *Supervisor) spawn(r *release) (*generation, error) {
 // asked by signal to finish what it has; whatever it served is served by another.
 func (s *Supervisor) listen(g *generation) {
 	err := g.receive()
+	close(g.heard)
 	if err == nil {
 		select {
 		case <-g.died:
@@ -240,7 +249,7 @@ func (s *Supervisor) SetReady(_ context.Context, ready bool) error {
 }
 
 // Kill ends a generation at once.
-func (s *Supervisor) Kill(_ context.Context, number int) error {
+func (s *Supervisor) Kill(ctx context.Context, number int) error {
 	var g *generation
 	if !s.do(func() { g = s.living[number] }) {
 		return ErrStopping
@@ -249,8 +258,7 @@ func (s *Supervisor) Kill(_ context.Context, number int) error {
 		return notFound(number)
 	}
 	g.log.Warn("generation is killed by command")
-	g.kill()
-	return nil
+	return g.kill(ctx)
 }
 
 // newestFirst returns the living generations. Called in the loop.

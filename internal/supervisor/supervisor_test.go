@@ -1,9 +1,11 @@
 package supervisor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -61,6 +63,33 @@ func TestAMissingProxyBinaryIsRefused(t *testing.T) {
 	w.wantRefused(base, "proxy binary", "no such file")
 }
 
+func TestAProxyBinaryThatCannotBeExecutedIsNamedByItsPath(t *testing.T) {
+	w := start(t, base)
+	proxy := filepath.Join(w.dir, "proxy")
+	os.Remove(proxy)
+	if err := os.WriteFile(proxy, []byte("no program"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.reload(base)
+	if want := "proxy binary: " + proxy + " check: cannot be executed: exec format error"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestAFileThatNeverEndsIsRefused(t *testing.T) {
+	w := start(t, base)
+	path := filepath.Join(w.dir, "a.toml")
+	if err := errors.Join(os.Remove(path), os.Symlink("/dev/zero", path)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.reload(""); err == nil || !strings.Contains(err.Error(), "more than 16 MiB") {
+		t.Errorf("got %v", err)
+	}
+	if st := w.status(); !strings.Contains(st.FileError, "more than 16 MiB") {
+		t.Errorf("status: %q", st.FileError)
+	}
+}
+
 func TestATakenPortIsRefused(t *testing.T) {
 	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -74,6 +103,8 @@ func TestATakenPortIsRefused(t *testing.T) {
 
 func TestAFirstStartThatCannotBeEndsTheService(t *testing.T) {
 	w := prepare(t, base+"#! cannot be ready\n")
+	log := new(bytes.Buffer) // read when the service has ended
+	w.s.log = slog.New(slog.NewTextHandler(log, nil))
 	w.run()
 	select {
 	case err := <-w.done:
@@ -82,6 +113,18 @@ func TestAFirstStartThatCannotBeEndsTheService(t *testing.T) {
 		}
 	case <-time.After(patience):
 		t.Fatal("still runs")
+	}
+	if said := log.String(); !strings.Contains(said, "the service cannot start") || strings.Contains(said, "nothing has changed") {
+		t.Errorf("the log:\n%s", said)
+	}
+}
+
+func TestNothingDiffersFromTheFileBeforeAnythingServes(t *testing.T) {
+	w := prepare(t, base)
+	w.mood("hang")
+	w.run()
+	if st := w.wantStates("1 starting"); st.FileDiffers {
+		t.Error("the status says that the file differs from what runs; nothing runs")
 	}
 }
 
@@ -438,6 +481,58 @@ func TestAGenerationThatBreaksTheProtocolIsReplaced(t *testing.T) {
 	w.s.do(func() { g = w.s.serving })
 	w.s.do(func() { w.s.onCutOff(g, errors.New("test")) })
 	w.wantServing(2)
+}
+
+// The version is shown in a terminal.
+func TestAGenerationWithAVersionOfControlCharactersIsRefused(t *testing.T) {
+	w := start(t, base)
+	w.mood("escapes")
+	w.wantRefused(base, "start", "a version that can be shown")
+}
+
+// What is kept comes from the first that is ready; reading more would let a process
+// that was taken over fill the supervisor's memory.
+func TestWhatAGenerationLearnsAgainIsNotRead(t *testing.T) {
+	w := start(t, base+"#! is ready again\n")
+	for range 3 { // it has said it before it answers
+		w.wantServing(1)
+	}
+}
+
+// shutdown(2) in one process ends the listening for all that have the socket.
+func TestASocketThatAGenerationShutDownListensAgain(t *testing.T) {
+	w := start(t, base)
+	shut := func() {
+		w.s.do(func() {
+			for _, o := range w.s.sockets {
+				if err := syscall.Shutdown(o.FD(), syscall.SHUT_RDWR); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		w.wantClosed(w.address("a"))
+	}
+	shut()
+	w.mustReload("")
+	w.wantOpen(w.address("a"))
+	shut()
+	w.s.Kill(t.Context(), 2)
+	w.wantServing(1)
+	w.wantOpen(w.address("a"))
+}
+
+func TestTheStatusShowsAServiceThatCrashes(t *testing.T) {
+	w := start(t, base)
+	w.mood("crash") // of every replacement
+	w.s.Kill(t.Context(), 1)
+	w.wait("a failed replacement in the status", func(st *Status) bool {
+		return !st.Ready && st.Crashes > 1 && strings.Contains(st.LastCrash, "cannot replace the crashed generation: ") && strings.Contains(st.LastCrash, "exit status 7")
+	})
+	w.mood("")
+	st := w.wait("a replacement", func(st *Status) bool { return st.Ready })
+	if st.Crashes < 2 {
+		t.Error("it is forgotten as soon as something serves")
+	}
 }
 
 func TestReplacementsBackOff(t *testing.T) {
