@@ -74,6 +74,9 @@ func check(stdout, stderr io.Writer) int {
 // log reader that goes away takes nothing with it.
 func serve(stderr io.Writer) int {
 	control.CloseAll([]int{binaryFD})
+	// The kernel names a process after the path that was executed, /proc/self/fd/3
+	// (proc(5), comm). ps, pgrep and ss -p show that name: "3" tells nobody anything.
+	_ = os.WriteFile("/proc/self/comm", []byte("holdfast-proxy"), 0)
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE)
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, syscall.SIGTERM)

@@ -9,8 +9,14 @@ import (
 
 // drain stops accepting and lets go of each class of connection as the design
 // says: requests finish, idle connections get a grace, streams may have a limit,
-// tunnels stay. Said again, it only changes how long the generation must stay.
+// tunnels stay. Said again, it only changes how long the generation must stay, and
+// takes back sockets that were sent for a reinstatement that did not come. A stop
+// that came before it stands.
 func (g *generation) drain(removed []string, hold time.Duration) {
+	if g.phase == stopping {
+		return
+	}
+	g.dropSockets()
 	g.hold = time.Now().Add(hold)
 	time.AfterFunc(hold, g.notice)
 	if g.phase != serving {
@@ -18,9 +24,7 @@ func (g *generation) drain(removed []string, hold time.Duration) {
 	}
 	g.phase = draining
 	g.stopAccepting(removed)
-	for _, l := range g.listeners {
-		l.server.Drain(g.cfg.Drain.IdleGrace)
-	}
+	g.drainServers(g.cfg.Drain.IdleGrace)
 	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
 	if g.cfg.Drain.StreamTimeout > 0 {
 		g.limit.Reset(g.cfg.Drain.StreamTimeout)
@@ -40,9 +44,8 @@ func (g *generation) stop(within time.Duration) {
 		all = append(all, l.key)
 	}
 	g.stopAccepting(all)
-	for _, l := range g.listeners {
-		l.server.Drain(min(g.cfg.Drain.IdleGrace, within))
-	}
+	g.dropSockets()
+	g.drainServers(min(g.cfg.Drain.IdleGrace, within))
 	g.phase, g.hold = stopping, time.Time{}
 	g.limit.Reset(within)
 }
@@ -80,8 +83,29 @@ func (g *generation) finished() bool {
 	if slices.ContainsFunc(g.listeners, func(l *listener) bool { return l.connections() > 0 }) {
 		return false
 	}
-	tunnels, _ := g.tunnels.Summary()
-	return tunnels == 0
+	return g.emptied() == nil
+}
+
+// emptied is closed when the last tunnel has ended and its end was reported. It is
+// nil, which a select waits for in vain, where that is so already or is not waited
+// for.
+func (g *generation) emptied() <-chan struct{} {
+	if g.phase < draining {
+		return nil
+	}
+	empty := g.tunnels.Empty()
+	select {
+	case <-empty:
+		return nil
+	default:
+		return empty
+	}
+}
+
+func (g *generation) drainServers(idleGrace time.Duration) {
+	for _, l := range g.listeners {
+		l.server.Drain(idleGrace)
+	}
 }
 
 // stopAccepting gives up every listening socket; the queues of those in emptied
@@ -109,7 +133,6 @@ func (g *generation) onTunnelEnd(r tunnel.Record) {
 	g.log.Info("tunnel closed", "id", r.ID, "reason", r.Reason.String(), "route", r.Route, "cluster", r.Cluster, "endpoint", r.Endpoint,
 		"duration", r.Ended.Sub(r.Started), "bytes_up", r.ToUp, "bytes_down", r.ToDown)
 	g.listener(r.Listener).leave()
-	g.notice()
 }
 
 // Start takes a tunnel over, as the manager's [TunnelStarter]: it goes on counting

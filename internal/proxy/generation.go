@@ -168,11 +168,13 @@ func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error 
 		case <-terminate:
 			g.log.Info("terminated by signal: draining", "timeout", g.cfg.Stop.Timeout)
 			g.stop(g.cfg.Stop.Timeout)
+			g.leave()
 		case <-g.limit.C:
 			if g.onLimit() {
 				return nil
 			}
 		case <-g.changed:
+		case <-g.emptied():
 		case <-tick.C:
 			if g.beat.tick() {
 				g.log.Warn("the control loop runs again: accepting")
@@ -274,6 +276,17 @@ func (g *generation) answer(to *control.Message, err error, st *control.Status) 
 	}
 }
 
+// leave tells the supervisor that we end without its having said so: another must
+// accept in our place.
+func (g *generation) leave() {
+	if g.messages == nil {
+		return // it is gone
+	}
+	if err := g.conn.Send(&control.Message{Type: control.TypeLeaving}, sendTimeout); err != nil {
+		g.log.Error("cannot tell the supervisor", "err", err)
+	}
+}
+
 // onChannelEnd: clients do not suffer from the supervisor's death. What serves goes
 // on, what drains drains; what never served has nobody to live for.
 func (g *generation) onChannelEnd() error {
@@ -305,8 +318,10 @@ func (g *generation) serve() error {
 	switch g.phase {
 	case standby, draining:
 	case serving:
+		g.dropSockets()
 		return nil
 	default:
+		g.dropSockets()
 		return errors.New("not possible now")
 	}
 	for _, l := range g.listeners {
@@ -319,6 +334,10 @@ func (g *generation) serve() error {
 		l.server.Resume()
 		if err := l.accept(fd); err != nil {
 			g.stopAccepting(nil)
+			g.dropSockets()
+			if g.phase == draining {
+				g.drainServers(g.cfg.Drain.IdleGrace)
+			}
 			return err
 		}
 	}

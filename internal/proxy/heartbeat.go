@@ -47,8 +47,8 @@ func (h *heartbeat) watch(ctx context.Context, log *slog.Logger, pause func()) {
 		}
 		if missed++; missed == missedBeats {
 			log.Error("the control loop hangs: accepting no more")
-			h.paused.Store(true)
 			pause()
+			h.paused.Store(true) // after it, so that what the loop takes back is complete
 		}
 	}
 }

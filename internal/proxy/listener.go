@@ -88,7 +88,13 @@ func (l *listener) stop(empty bool) {
 	l.loop.Wait()
 	for empty {
 		fd, _, err := unix.Accept4(l.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNABORTED) {
+			continue
+		}
 		if err != nil {
+			if !errors.Is(err, unix.EAGAIN) {
+				l.log.Error("connections in the queue are lost", "err", err)
+			}
 			break
 		}
 		f := os.NewFile(uintptr(fd), "accepted")

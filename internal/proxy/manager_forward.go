@@ -3,9 +3,11 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -20,13 +22,7 @@ const uploadGrace = time.Second
 
 // forward sends an ordinary request to an endpoint and its response back.
 func (r *request) forward() {
-	r.idle.start(r.route.StreamIdleTimeout, func() {
-		if r.clientDue.Load() {
-			r.fail(errIdleClient)
-		} else {
-			r.fail(errIdleUpstream)
-		}
-	})
+	r.watchIdle()
 	if r.head.ContentLength == 0 {
 		r.awaitAnswer(r.route.Timeout, errResponseTimeout)
 	}
@@ -46,6 +42,17 @@ func (r *request) forward() {
 		r.log(slog.LevelDebug, "a kept connection was closed, trying a fresh one", slog.Any("err", err))
 		open = (*upstream.Endpoint).Fresh
 	}
+}
+
+// watchIdle ends the request when nothing moves for too long. It is called once.
+func (r *request) watchIdle() {
+	r.idle.start(r.route.StreamIdleTimeout, func() {
+		if r.clientDue.Load() {
+			r.fail(errIdleClient)
+		} else {
+			r.fail(errIdleUpstream)
+		}
+	})
 }
 
 // mayRepeat says whether a failed request is sent again: only if an idle connection
@@ -115,6 +122,11 @@ type upload struct {
 // says is for the receiving side to find out. A fault of the client ends it all.
 func (u *upload) run() {
 	defer close(u.done)
+	defer func() {
+		if p := recover(); p != nil { // costs this exchange, not the process
+			u.r.bodyFailed(fmt.Errorf("panic in an upload: %v\n%s", p, debug.Stack()))
+		}
+	}()
 	defer func() { u.r.awaitAnswer(u.r.route.Timeout, errResponseTimeout) }()
 	buf := u.r.m.buffers.Get().(*copyBuffer)
 	defer u.r.m.buffers.Put(buf)

@@ -18,6 +18,11 @@ import (
 // maxAttempts is how many endpoints are tried until one is connected.
 const maxAttempts = 3
 
+// replyTimeout is how long a client may take to make room for an answer of our own.
+// The answer is small, but a client that sends requests and reads no answers has
+// filled its connection with the ones before.
+const replyTimeout = 10 * time.Second
+
 // Why a request has failed, where no codec or kernel said it.
 var (
 	errNoCluster        = errors.New("no such cluster")
@@ -129,6 +134,15 @@ func (r *request) failLocked(reason error) {
 	r.givenUp = true
 	r.x.StopReading()
 	if r.answering {
+		r.x.Abort()
+	}
+}
+
+// abort cuts the client's connection, unless it is no longer ours to cut.
+func (r *request) abort() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.over {
 		r.x.Abort()
 	}
 }
@@ -339,6 +353,7 @@ func (r *request) redirect() {
 
 // reply sends an answer of our own. The client learns the status and nothing else.
 func (r *request) reply(status int, fields exchange.Fields) {
+	defer time.AfterFunc(replyTimeout, r.abort).Stop()
 	body := strconv.Itoa(status) + " " + reasons[status] + "\n"
 	fields.Add("Content-Type", "text/plain; charset=utf-8")
 	err := r.x.Respond(&exchange.Response{

@@ -473,6 +473,47 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
+// A client may send requests and read no answers until its connection is full.
+func TestAnswerOfOurOwnWaitsForNoClientThatDoesNotRead(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		target string
+		behave func(*origin)
+		after  time.Duration
+	}{
+		"no route":        {"/none", nil, 10 * time.Second},
+		"a redirect":      {"/moved", nil, 10 * time.Second},
+		"after a limit":   {"/", silent, 15 * time.Second},
+		"after a failure": {"/", failing(&exchange.StatusError{Status: 502, Text: "nonsense"}), 10 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, func(t *testing.T) {
+				f, c := newFarm(t), get(t, "a.example", tt.target)
+				f.behave[first] = tt.behave
+				f.routes = []config.Route{
+					{Match: config.Match{Path: "/moved"}, Redirect: &config.Redirect{Path: "/", Status: 308}},
+					{Match: config.Match{Path: "/"}, Clusters: f.routes[0].Clusters, Timeout: 5 * time.Second},
+				}
+				c.deaf = true
+				start := time.Now()
+				c.start(f.manager())
+				select {
+				case <-c.served:
+				case <-time.After(time.Hour):
+					t.Error("it waits for the client without end")
+					c.cancel(errGone)
+					c.wait()
+				}
+				if took := time.Since(start); took != tt.after {
+					t.Errorf("it took %v, want %v", took, tt.after)
+				}
+				c.wantEnd(false)
+			})
+		})
+	}
+}
+
 func TestTimeoutsAreOffByZero(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {

@@ -24,7 +24,9 @@ import (
 // In every case but the tunnel both connections end: what the client has sent
 // behind its head may be of either protocol, and it reaches no upstream that did
 // not agree. The upstream's connection is a fresh one and is never used again.
-// The route's other timeouts do not apply.
+// The route's other timeouts do not apply, but for one: the answer that refuses is an
+// ordinary one, and like any other it ends when nothing of it moves within the
+// route's stream_idle_timeout.
 func (r *request) upgrade() {
 	r.m.counters.upgrades.Add(1)
 	switch {
@@ -71,6 +73,7 @@ func (r *request) handshake(up exchange.Upstream) error {
 		return context.Cause(r.ctx)
 	}
 	r.log(slog.LevelDebug, "the upstream refused the upgrade", slog.Int("status", resp.Status))
+	r.watchIdle()
 	if err := r.relay(up, resp); err != nil {
 		return err
 	}

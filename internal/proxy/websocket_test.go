@@ -185,6 +185,41 @@ func TestRefusalOfTheUpstreamIsRelayedWhole(t *testing.T) {
 	})
 }
 
+// The answer that refuses an upgrade may be of any length.
+func TestRefusalOfTheUpstreamEndsWhenNothingMoves(t *testing.T) {
+	t.Parallel()
+	for name, deaf := range map[string]bool{"an upstream that sends no more": false, "a client that does not read": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, func(t *testing.T) {
+				f, c := chat(t), upgrade(t, "a.example", "/socket")
+				f.routes[0].StreamIdleTimeout = 7 * time.Second
+				f.behave[first] = func(o *origin) {
+					time.Sleep(time.Minute) // the handshake has its own limit
+					o.answers(401)
+					o.writes("who are ")
+					<-o.gone
+				}
+				c.deaf = deaf
+				start := time.Now()
+				c.start(f.manager())
+				select {
+				case <-c.served:
+				case <-time.After(time.Hour):
+					t.Error("it goes on without end")
+					c.cancel(errGone)
+					c.wait()
+				}
+				if took := time.Since(start); took != time.Minute+7*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				c.wantStatus(401)
+				c.wantEnd(false)
+			})
+		})
+	}
+}
+
 func TestUpgradeNeverTakesAKeptConnection(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
