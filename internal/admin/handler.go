@@ -173,6 +173,8 @@ func Unreadiness(status *supervisor.Status) string {
 		return "stopping"
 	case status.ReadyOff:
 		return "off"
+	case status.Crashes > 0:
+		return "crashed"
 	}
 	return "starting"
 }

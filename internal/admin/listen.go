@@ -2,9 +2,7 @@ package admin
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -14,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/socket"
 )
 
 // socketPath returns the path of the admin socket. The kernel takes no path of
@@ -31,7 +31,7 @@ func listenUnix(runtimeDir string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := removeStale(path); err != nil {
+	if err := socket.RemoveStale(path); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	// The kernel gives the path the mode of the unbound socket, so it is never
@@ -40,29 +40,6 @@ func listenUnix(runtimeDir string) (net.Listener, error) {
 		return control(c, func(fd int) error { return unix.Fchmod(fd, 0o600) })
 	}}
 	return private.Listen(context.Background(), "unix", path)
-}
-
-// removeStale removes what a supervisor that was killed has left. Only a refused
-// connection proves that nobody listens.
-func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return errors.New("exists and is no socket")
-	}
-	conn, err := net.Dial("unix", path)
-	if err == nil {
-		conn.Close()
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return errors.New("another process listens there")
-	}
-	return os.Remove(path)
 }
 
 func listenTCP(address netip.AddrPort) (net.Listener, error) {

@@ -100,7 +100,8 @@ func (s *Server) Start(runtimeDir string, cmds supervisor.Commands) error {
 }
 
 // Prepare implements [supervisor.AdminSurface]. Neither commit nor abort blocks.
-// Calls must not overlap, and come between Start and Close.
+// It is called between Start and Close. A reload and the mending of a crash may
+// overlap: what is committed last holds.
 func (s *Server) Prepare(cfg config.Admin) (commit, abort func(), err error) {
 	s.mu.Lock()
 	now := s.tcp
@@ -109,18 +110,44 @@ func (s *Server) Prepare(cfg config.Admin) (commit, abort func(), err error) {
 	case !cfg.HTTP.IsValid():
 		return func() { s.swap(nil) }, func() {}, nil
 	case now != nil && now.address == cfg.HTTP:
-		return func() { now.actions.Store(cfg.AllowActions) }, func() {}, nil
+		return func() { s.keep(now, cfg) }, func() {}, nil
 	}
-	listener, err := listenTCP(cfg.HTTP)
+	next, err := s.listen(cfg)
 	if err != nil {
 		if now != nil && now.address.Port() == cfg.HTTP.Port() && errors.Is(err, syscall.EADDRINUSE) {
 			err = fmt.Errorf("%w: %s is still open and overlaps; turn admin.http off with one reload, then on again with the next", err, now.address)
 		}
 		return nil, nil, fmt.Errorf("admin.http: %w", err)
 	}
-	next := &endpoint{listener: newGate(listener, nil, s.log), address: cfg.HTTP}
-	next.actions.Store(cfg.AllowActions)
-	return func() { s.swap(next) }, func() { listener.Close() }, nil
+	return func() { s.swap(next) }, func() { next.listener.Close() }, nil
+}
+
+func (s *Server) listen(cfg config.Admin) (*endpoint, error) {
+	listener, err := listenTCP(cfg.HTTP)
+	if err != nil {
+		return nil, err
+	}
+	e := &endpoint{listener: newGate(listener, nil, s.log), address: cfg.HTTP}
+	e.actions.Store(cfg.AllowActions)
+	return e, nil
+}
+
+// keep leaves the TCP endpoint as it is, but for what may be done there. One that
+// another commit has put away meanwhile is opened again.
+func (s *Server) keep(e *endpoint, cfg config.Admin) {
+	s.mu.Lock()
+	still := s.tcp == e
+	s.mu.Unlock()
+	if still {
+		e.actions.Store(cfg.AllowActions)
+		return
+	}
+	again, err := s.listen(cfg)
+	if err != nil {
+		s.log.Error("the admin address is lost until the next reload", "address", cfg.HTTP.String(), "err", err)
+		return
+	}
+	s.swap(again)
 }
 
 // swap puts next in the place of the TCP endpoint. The old one ends in the background.

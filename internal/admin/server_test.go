@@ -440,3 +440,18 @@ func freePort(t *testing.T) netip.AddrPort {
 	defer l.Close()
 	return netip.MustParseAddrPort(l.Addr().String())
 }
+
+// A reload and the mending of a crash may be under way at once.
+func TestWhatIsCommittedLastHoldsWhenTwoOverlap(t *testing.T) {
+	t.Parallel()
+	s := begin(t, &admintest.Supervisor{})
+	address := freePort(t)
+	s.open(t, config.Admin{HTTP: address})
+	keep, _, err := s.Prepare(config.Admin{HTTP: address})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.open(t, config.Admin{}) // the other one turns it off meanwhile
+	keep()
+	want(t, client(t, "tcp", address.String()), "GET /healthz", 200, "ok")
+}

@@ -180,7 +180,7 @@ func (c *commands) stop() *cobra.Command {
 			ctx, cancel := within(cmd.Context(), timeout)
 			defer cancel()
 			if err := client.Stop(ctx, now); err != nil {
-				return &commandError{notStopped(err), err}
+				return &commandError{notDone(err, "the service was not stopped", "the service was told to stop and its end was not seen"), err}
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "the service has ended")
 			return nil
@@ -191,11 +191,12 @@ func (c *commands) stop() *cobra.Command {
 	return cmd
 }
 
-func notStopped(err error) string {
+// notDone says what is so now: where the answer was lost, that is not known.
+func notDone(err error, refused, unknown string) string {
 	if exitCode(err) == exitUnknown {
-		return "the service was told to stop and its end was not seen"
+		return unknown
 	}
-	return "the service was not stopped"
+	return refused
 }
 
 func (c *commands) ready() *cobra.Command {
@@ -214,7 +215,7 @@ func (c *commands) ready() *cobra.Command {
 			ctx, cancel := within(cmd.Context(), askTimeout)
 			defer cancel()
 			if err := client.SetReady(ctx, args[0] == "on"); err != nil {
-				return &commandError{"readiness was not set", err}
+				return &commandError{notDone(err, "readiness was not set", "whether readiness was set is not known"), err}
 			}
 			if args[0] == "on" {
 				fmt.Fprintln(cmd.OutOrStdout(), "readiness is on: /readyz says whether a generation serves")
@@ -235,6 +236,9 @@ func (c *commands) kill() *cobra.Command {
 			"Where it is the serving one, another takes its place; new connections wait meanwhile.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if generation < 1 {
+				return &usageError{fmt.Errorf("there is no generation %d: the first is 1", generation)}
+			}
 			client, err := c.client()
 			if err != nil {
 				return err
@@ -242,7 +246,8 @@ func (c *commands) kill() *cobra.Command {
 			ctx, cancel := within(cmd.Context(), askTimeout)
 			defer cancel()
 			if err := client.Kill(ctx, generation); err != nil {
-				return &commandError{fmt.Sprintf("generation %d was not killed", generation), err}
+				what := fmt.Sprintf("generation %d was not killed", generation)
+				return &commandError{notDone(err, what, fmt.Sprintf("whether generation %d was killed is not known", generation)), err}
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "generation %d is killed\n", generation)
 			return nil

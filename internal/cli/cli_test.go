@@ -86,6 +86,7 @@ func TestACommandLineThatIsNotUnderstood(t *testing.T) {
 		"check":                    "holdfast: required flag(s) \"config\" not set\n" + usageHint,
 		"kill":                     "holdfast: required flag(s) \"generation\" not set\n" + usageHint,
 		"kill --generation x":      "holdfast: invalid argument \"x\" for \"--generation\" flag: strconv.ParseInt: parsing \"x\": invalid syntax\n" + usageHint,
+		"kill --generation 0":      "holdfast: there is no generation 0: the first is 1\n" + usageHint,
 		"status --yaml":            "holdfast: unknown flag: --yaml\n" + usageHint,
 		"status now":               "holdfast: unknown command \"now\" for \"holdfast status\"\n" + usageHint,
 		"ready":                    "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
@@ -142,8 +143,8 @@ func TestCommandsWhoseAnswerIsLost(t *testing.T) {
 	for line, what := range map[string]string{
 		"reload":               "the outcome of the reload is not known",
 		"stop --timeout 100ms": "the service was told to stop and its end was not seen",
-		"ready off":            "readiness was not set",
-		"kill --generation 3":  "generation 3 was not killed",
+		"ready off":            "whether readiness was set is not known",
+		"kill --generation 3":  "whether generation 3 was killed is not known",
 	} {
 		got := execute(&cli.Program{}, "--runtime-dir "+dir+" "+line)
 		if got.code != 3 || !strings.HasPrefix(got.stderr, "holdfast: "+what+": ") || !strings.HasSuffix(got.stderr, "\n  try: `holdfast status`\n") {
@@ -175,6 +176,11 @@ func TestReload(t *testing.T) {
 			result: &supervisor.ReloadResult{Generation: 8, Previous: 7, Duration: time.Second, Probation: "pending"},
 			status: draining(supervisor.GenerationStatus{Number: 7}),
 			stdout: "generation 8 serves after 1s, generation 7 drains and has nothing left to finish\n",
+		},
+		"the old generation hangs": {
+			result: &supervisor.ReloadResult{Generation: 8, Previous: 7, Duration: time.Second, Probation: "pending"},
+			status: draining(supervisor.GenerationStatus{Number: 7, NotAnswering: true}),
+			stdout: "generation 8 serves after 1s, generation 7 does not answer\n",
 		},
 		"the old generation has ended": {
 			result: &supervisor.ReloadResult{Generation: 8, Previous: 7, Duration: time.Second, Probation: "pending"},
@@ -378,6 +384,8 @@ func TestStatus(t *testing.T) {
 	}
 	off := quiet
 	off.Ready, off.ReadyOff, off.Reloading, off.FileError = false, true, true, "open /etc/holdfast/holdfast.toml: no such file or directory"
+	crashing := quiet
+	crashing.Ready, crashing.Crashes, crashing.LastCrash = false, 7, "the serving generation has died: signal: killed"
 	stopping := quiet
 	stopping.Ready, stopping.Stopping, stopping.ConfigHash = false, true, ""
 
@@ -394,7 +402,7 @@ last reload    2h 0m ago: refused: configuration: h.toml:3: a
                h.toml:4: b
 listeners      public on 0.0.0.0:443
                any on 127.0.0.1:40123
-log            1,300 lines dropped: nobody read them in time
+log            1,300 lines dropped: the reader of the log is gone or too slow, or its disk is full
 
 GENERATION  STATE                    VERSION  CONFIG     PID    AGE  REQUESTS  TUNNELS  OLDEST      RSS
 1208        serving                  1.2.0    3f2a9c1b  4250  2h 0m        12    1,204   1h 0m   38 MiB
@@ -409,6 +417,15 @@ configuration  /etc/holdfast/holdfast.toml (3f2a9c1b)
                the file on disk cannot be read: open /etc/holdfast/holdfast.toml: no such file or directory
 ready          no: turned off; ` + "`holdfast ready on`" + ` turns it on
 last reload    running
+
+GENERATION  STATE  VERSION  CONFIG  PID  AGE  REQUESTS  TUNNELS  OLDEST  RSS
+`},
+		"nothing serves because it crashes": {crashing, `holdfast 1.2.0, pid 4242, up 1h 0m
+
+configuration  /etc/holdfast/holdfast.toml (3f2a9c1b)
+ready          no: crashed
+last reload    none
+crashes        7 in a row; the last: the serving generation has died: signal: killed
 
 GENERATION  STATE  VERSION  CONFIG  PID  AGE  REQUESTS  TUNNELS  OLDEST  RSS
 `},

@@ -31,7 +31,7 @@ func (c *commands) reload() *cobra.Command {
 			defer cancel()
 			result, err := client.Reload(ctx, wait)
 			if err != nil {
-				return &commandError{notReloaded(err), err}
+				return &commandError{notDone(err, "the reload was refused and nothing has changed", "the outcome of the reload is not known"), err}
 			}
 			if result.Probation == "crashed" {
 				return &commandError{"the new configuration is not in service", &crashError{result.Generation}}
@@ -50,13 +50,6 @@ type crashError struct{ generation int }
 
 func (e *crashError) Error() string {
 	return fmt.Sprintf("generation %d crashed in its probation, and another was put in its place", e.generation)
-}
-
-func notReloaded(err error) string {
-	if exitCode(err) == exitUnknown {
-		return "the outcome of the reload is not known"
-	}
-	return "the reload was refused and nothing has changed"
 }
 
 // tellReload says in a sentence or two what has happened.
@@ -90,6 +83,9 @@ func relieved(ctx context.Context, client *admin.Client, previous int) string {
 		return fmt.Sprintf(", generation %d drains", previous)
 	}
 	for _, g := range status.Generations {
+		if g.Number == previous && g.NotAnswering {
+			return fmt.Sprintf(", generation %d does not answer", previous)
+		}
 		if g.Number == previous && g.Tunnels+g.Requests == 0 {
 			return fmt.Sprintf(", generation %d drains and has nothing left to finish", previous)
 		}

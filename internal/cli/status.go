@@ -51,6 +51,9 @@ func showStatus(w io.Writer, s *supervisor.Status, now time.Time) {
 		heading = append(heading, []string{"", note})
 	}
 	heading = append(heading, []string{"ready", readiness(s)}, []string{"last reload", lastReload(s, now)})
+	if s.Crashes > 0 {
+		heading = append(heading, []string{"crashes", number(s.Crashes) + " in a row; the last: " + s.LastCrash})
+	}
 	for i, l := range s.Listeners {
 		label := ""
 		if i == 0 {
@@ -59,7 +62,7 @@ func showStatus(w io.Writer, s *supervisor.Status, now time.Time) {
 		heading = append(heading, []string{label, l.Name + " on " + l.Address})
 	}
 	if s.LogsDropped > 0 {
-		heading = append(heading, []string{"log", count(int(s.LogsDropped), "line") + " dropped: nobody read them in time"})
+		heading = append(heading, []string{"log", count(int(s.LogsDropped), "line") + " dropped: the reader of the log is gone or too slow, or its disk is full"})
 	}
 	table(w, heading, 0)
 
