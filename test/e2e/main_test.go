@@ -57,6 +57,11 @@ func runTests() (int, error) {
 	if err := errors.Join(copyExecutable("/proc/self/exe", self), copyExecutable(corpus, filepath.Join(bin, "corpus.jsonl"))); err != nil {
 		return 0, err
 	}
+	for _, page := range []string{"README.md", filepath.Join("docs", "operations.md")} {
+		if err := copyExecutable(filepath.Join("..", "..", page), filepath.Join(bin, filepath.Base(page))); err != nil {
+			return 0, err
+		}
+	}
 	cmd := exec.Command(self, testArgs()...)
 	// The race detector would make each process sleep for a second at its end.
 	cmd.Env = append(os.Environ(), binEnv+"="+bin, "TMPDIR="+tmp, "HOME="+tmp, "GORACE=atexit_sleep_ms=0")
