@@ -53,6 +53,7 @@ cluster = "backend"
 [[clusters]]
 name = "backend"
 endpoints = [%q]
+idle_timeout = "1s" # nothing may be left of it in the end
 `, n, up)
 	}
 	i := serve(t, config(0))
