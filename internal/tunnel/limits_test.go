@@ -260,3 +260,14 @@ func TestTheFirstCauseIsTheReason(t *testing.T) {
 		wantEnd(t, set, e, tunnel.IdleTimeout)
 	})
 }
+
+func TestAResetOfATunnelThatIsBeingClosedIsNotTheReason(t *testing.T) {
+	t.Parallel()
+	set, e := newSet(t)
+	client, server := open(t, set, tunnel.Spec{DownEarly: pattern(0, 8<<20)}) // more than the kernel takes
+	eventually(t, "the receiver holds the tunnel up", func() bool { return set.List()[0].ToUp > 0 })
+	set.CloseAll(tunnel.Operator, 0)
+	reset(server) // fails the write that waits
+	client.Close()
+	wantEnd(t, set, e, tunnel.Operator)
+}
