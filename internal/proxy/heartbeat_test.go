@@ -98,7 +98,7 @@ func TestAPausedListenerLeavesItsQueueToOthers(t *testing.T) {
 	l.pause(true)
 	dial()
 	shared.SetDeadline(time.Now().Add(20 * time.Second))
-	for i := range some {
+	for i := range some - 1 { // an accept that was under way may take one more
 		conn, err := shared.Accept()
 		if err != nil {
 			t.Fatalf("connection %d is not in the queue any more: %v", i, err)
