@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -351,4 +352,35 @@ func (w *world) wantClosed(address string) {
 		c.Close()
 		w.t.Errorf("%s is still open", address)
 	}
+}
+
+// freeze stops a process and waits until each of its threads has stopped: the
+// signal alone only asks for it.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(patience)
+	for !frozen(t, pid) {
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not stop", pid)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func frozen(t *testing.T, pid int) bool {
+	t.Helper()
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(stats) == 0 {
+		t.Fatalf("process %d is gone: %v", pid, err)
+	}
+	for _, path := range stats {
+		stat, _ := os.ReadFile(path) // a thread that has ended since is no hindrance
+		if _, after, ok := strings.Cut(string(stat), ") "); ok && !strings.HasPrefix(after, "T") {
+			return false
+		}
+	}
+	return true
 }

@@ -194,13 +194,13 @@ func TestWhatIsCutOffNeverPasses(t *testing.T) {
 func TestQuestionsToAHungGenerationDoNotFillItsQueue(t *testing.T) {
 	w := start(t, base)
 	g := w.generation(1)
-	syscall.Kill(g.proc.PID(), syscall.SIGSTOP)
+	freeze(t, g.proc.PID())
 	for range 2000 {
-		if _, err := g.ask(t.Context(), control.Message{Type: control.TypeStatus}, time.Millisecond); !errors.Is(err, errSilent) {
+		if _, err := g.ask(t.Context(), control.Message{Type: control.TypeStatus}, 50*time.Millisecond); !errors.Is(err, errSilent) {
 			t.Fatalf("got %v", err)
 		}
 	}
-	if err := g.ch.Send(&control.Message{Type: control.TypeDrain, ID: 1 << 40}, 10*time.Millisecond); err != nil {
+	if err := g.ch.Send(&control.Message{Type: control.TypeDrain, ID: 1 << 40}, time.Second); err != nil {
 		t.Errorf("a drain does not reach it: %v", err)
 	}
 	syscall.Kill(g.proc.PID(), syscall.SIGCONT)
@@ -283,7 +283,7 @@ func TestAFallbackThatWakesUpTooLateDrains(t *testing.T) {
 	w := start(t, base)
 	w.mustReload("")
 	g := w.generation(1)
-	syscall.Kill(g.proc.PID(), syscall.SIGSTOP)
+	freeze(t, g.proc.PID())
 	syscall.Kill(w.generation(2).proc.PID(), syscall.SIGKILL)
 	w.wantStates("3 serving, 1 draining")
 	syscall.Kill(g.proc.PID(), syscall.SIGCONT)

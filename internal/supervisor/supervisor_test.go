@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestReloadRelievesTheServingGeneration(t *testing.T) {
@@ -132,7 +134,6 @@ func TestListenersKeepTheirSocketWhateverTheyAreCalled(t *testing.T) {
 	two := func(first, second string, p, q string) string {
 		return strings.SplitN(base, "[[listeners]]", 2)[0] + fmt.Sprintf("[[listeners]]\nname=%q\naddress=%q\n[[listeners]]\nname=%q\naddress=%q\n", first, p, second, q)
 	}
-	// Ports that are free now: nothing else in this process takes them meanwhile.
 	p, q := freeAddress(t), freeAddress(t)
 	w := start(t, two("a", "b", p, q))
 	before := inodes(t, w)
@@ -152,13 +153,27 @@ func TestListenersKeepTheirSocketWhateverTheyAreCalled(t *testing.T) {
 	w.wantOpen(w.address("c"))
 }
 
+// freeAddress is one that only the test takes. A port that is merely free now can be
+// another process's a moment later. What is bound and does not listen keeps the kernel
+// from choosing it for others, but not who asks for it with SO_REUSEADDR.
 func freeAddress(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}),
+	); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
 }
 
 // inodes identifies the supervisor's sockets in the order of their keys.
@@ -375,7 +390,7 @@ func TestAtTheLimitOfGenerationsAReloadIsRefusedWithTheHolders(t *testing.T) {
 func TestAHungGenerationIsSeenAndCanBeKilled(t *testing.T) {
 	w := start(t, base)
 	pid := w.status().Generations[0].PID
-	syscall.Kill(pid, syscall.SIGSTOP)
+	freeze(t, pid)
 	w.wait("not answering", func(st *Status) bool { return st.Generations[0].NotAnswering && st.Generations[0].Tunnels == 3 })
 	if err := w.s.Kill(t.Context(), 1); err != nil {
 		t.Error(err)
@@ -576,7 +591,7 @@ func TestReloadsLeakNothing(t *testing.T) {
 func TestAReloadWorksAlthoughTheOldGenerationHangs(t *testing.T) {
 	w := start(t, base)
 	pid := w.status().Generations[0].PID
-	syscall.Kill(pid, syscall.SIGSTOP)
+	freeze(t, pid)
 	r := w.mustReload("")
 	if r.Generation != 2 || len(r.Warnings) != 1 {
 		t.Errorf("got %+v", r)
