@@ -15,7 +15,7 @@ var ErrStopping = errors.New("the service is stopping")
 
 // Refusal is the error of a reload that has changed nothing.
 type Refusal struct {
-	Step     string   // what was attempted: "configuration", "listeners", "start", "ready", "serve", …
+	Step     string   // what was attempted: "configuration", "proxy binary", "generations", "listeners", "admin", "start" or "serve"
 	Problems []string // each a sentence or a configuration problem; never empty
 }
 
@@ -109,6 +109,8 @@ type Commands interface {
 	// nothing was changed. With wait it returns when probation has ended.
 	Reload(ctx context.Context, wait bool) (*ReloadResult, error)
 
+	// Status asks every generation what it holds, and waits a moment only for one
+	// that does not answer.
 	Status(ctx context.Context) (*Status, error)
 
 	// Stop begins the end of the service and returns at once; a second call ends

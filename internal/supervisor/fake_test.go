@@ -138,8 +138,8 @@ func fakeGeneration(conn *control.Conn) int {
 			if len(b.Config) == 0 {
 				return 12 // the bundle comes first
 			}
-			if told(b, "leaves") && b.Generation == 1 {
-				conn.Send(&control.Message{Type: control.TypeLeaving}, time.Second)
+			if told(b, "leaves") && b.Generation == 1 { // as below
+				time.AfterFunc(300*time.Millisecond, func() { conn.Send(&control.Message{Type: control.TypeLeaving}, time.Second) })
 			}
 			answer()
 		case control.TypeStop:
