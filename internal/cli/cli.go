@@ -253,7 +253,7 @@ func (c *commands) kill() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().IntVar(&generation, "generation", 0, "its number, as `holdfast status` shows it")
+	cmd.Flags().IntVar(&generation, "generation", 0, "its number `N`, as holdfast status shows it")
 	cmd.MarkFlagRequired("generation")
 	return cmd
 }

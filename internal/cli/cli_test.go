@@ -103,6 +103,12 @@ func TestACommandLineThatIsNotUnderstood(t *testing.T) {
 			t.Errorf("got %+v", got)
 		}
 	})
+	t.Run("the flags in the help have words of their own", func(t *testing.T) {
+		// What stands in backquotes is taken for the name of the flag's value.
+		if got := execute(&cli.Program{}, "kill --help"); !strings.Contains(got.stdout, "--generation N ") {
+			t.Errorf("got %s", got.stdout)
+		}
+	})
 	t.Run("asking for help is no error", func(t *testing.T) {
 		if got := execute(&cli.Program{}, "--help"); got.code != 0 || !strings.Contains(got.stdout, "Available Commands:") || got.stderr != "" {
 			t.Errorf("got %+v", got)

@@ -21,7 +21,7 @@ import (
 // backlog is cut by the kernel to net.core.somaxconn.
 const backlog = 65535
 
-// ErrNeedsNewSocket is wrapped by what [Socket.Reconfigure] refuses.
+// ErrNeedsNewSocket is wrapped by what [Socket.CanBecome] refuses.
 var ErrNeedsNewSocket = errors.New("needs a new socket")
 
 // Socket is an open listening socket. Its methods must not run concurrently.
@@ -122,12 +122,12 @@ func setReusePort(all []*Socket, on int) error {
 	return nil
 }
 
-// overlapping returns those of ours that have the port on another address.
+// overlapping returns those of ours that have the port on another address, or had it
+// chosen by the kernel.
 func overlapping(cfg config.Socket, ours []*Socket) []*Socket {
 	var beside []*Socket
 	for _, o := range ours {
-		a, b := cfg.Address, o.cfg.Address
-		if a.Network == "tcp" && b.Network == "tcp" && a != b && a.IP.Port() == b.IP.Port() {
+		if o.cfg.Address.Network == "tcp" && o.cfg.Address != cfg.Address && o.bound().Port() == cfg.Address.IP.Port() {
 			beside = append(beside, o)
 		}
 	}
@@ -183,17 +183,18 @@ func (s *Socket) Address() string {
 	if s.cfg.Address.Network == "unix" {
 		return s.cfg.Address.Key()
 	}
-	sa, err := unix.Getsockname(s.fd)
-	if err != nil {
-		return s.cfg.Address.Key()
-	}
-	switch sa := sa.(type) {
+	return s.bound().String()
+}
+
+// bound is where a TCP socket is bound.
+func (s *Socket) bound() netip.AddrPort {
+	switch at, _ := unix.Getsockname(s.fd); at := at.(type) {
 	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
+		return netip.AddrPortFrom(netip.AddrFrom4(at.Addr), uint16(at.Port))
 	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)).String()
+		return netip.AddrPortFrom(netip.AddrFrom16(at.Addr), uint16(at.Port))
 	}
-	return s.cfg.Address.Key()
+	return s.cfg.Address.IP
 }
 
 // CanBecome says whether the open socket can be what cfg, of the same key, wants:

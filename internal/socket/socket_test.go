@@ -132,6 +132,26 @@ func TestOwnOverlapsAreHandled(t *testing.T) {
 	}
 }
 
+// Who writes down the port that the kernel chose was told that another process had
+// taken it.
+func TestThePortThatTheKernelChoseCanBeWrittenDown(t *testing.T) {
+	for _, c := range []struct{ name, first, second string }{
+		{"on the same address", "127.0.0.1:", "127.0.0.1:"},
+		{"on a specific address", "0.0.0.0:", "127.0.0.1:"},
+		{"on the wildcard", "127.0.0.1:", "0.0.0.0:"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			first := mustOpen(t, tcp("a", c.first+"0"))
+			p := port(t, first)
+			second := mustOpen(t, tcp("a", c.second+p), first)
+			if err := first.Close(); err != nil {
+				t.Fatal(err)
+			}
+			wantAccepted(t, second, "tcp", "127.0.0.1:"+p)
+		})
+	}
+}
+
 func TestUnixSocketHasItsModeWhateverTheUmask(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	s := mustOpen(t, unixAt("u", path, 0o666))
