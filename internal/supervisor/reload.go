@@ -116,6 +116,9 @@ func (s *Supervisor) plan(ctx context.Context) (*plan, error) {
 	}
 	p := &plan{release: r}
 	if err = r.check(ctx); err == nil {
+		if r.config.Reload.MaxGenerations > 0 {
+			s.refresh(ctx) // a refusal says what the others hold now
+		}
 		s.do(func() {
 			if err = s.admit(r); err == nil {
 				err = s.openSockets(p)

@@ -20,14 +20,7 @@ const statusTimeout = 250 * time.Millisecond
 
 // Status implements [Commands].
 func (s *Supervisor) Status(ctx context.Context) (*Status, error) {
-	var asked []*generation
-	if !s.do(func() {
-		// One that is starting expects its bundle first, and holds nothing yet.
-		asked = slices.DeleteFunc(s.newestFirst(), func(g *generation) bool { return g.state == starting })
-	}) {
-		return nil, ErrStopping
-	}
-	s.refresh(ctx, asked)
+	s.refresh(ctx)
 	st := &Status{
 		Version: version.String(), PID: os.Getpid(), Started: s.started,
 		ConfigPath: s.opts.ConfigPath, LogsDropped: s.opts.LogsDropped(),
@@ -43,8 +36,13 @@ func (s *Supervisor) Status(ctx context.Context) (*Status, error) {
 	return st, nil
 }
 
-// refresh asks all generations at once.
-func (s *Supervisor) refresh(ctx context.Context, all []*generation) {
+// refresh asks all generations at once what they hold.
+func (s *Supervisor) refresh(ctx context.Context) {
+	var all []*generation
+	s.do(func() {
+		// One that is starting expects its bundle first, and holds nothing yet.
+		all = slices.DeleteFunc(s.newestFirst(), func(g *generation) bool { return g.state == starting })
+	})
 	var asked sync.WaitGroup
 	for _, g := range all {
 		asked.Go(func() {

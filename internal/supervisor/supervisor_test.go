@@ -387,6 +387,17 @@ func TestAtTheLimitOfGenerationsAReloadIsRefusedWithTheHolders(t *testing.T) {
 	w.wantStates("2 serving, 1 draining")
 }
 
+func TestTheHoldersOfARefusalAreAskedForIt(t *testing.T) {
+	file := strings.Replace(base, "[reload]\n", "[reload]\nmax_generations = 2\n", 1) + "#! holds tunnels\n#! fills up\n"
+	w := start(t, file)
+	w.mustReload(file)
+	st := w.wantStates("2 serving, 1 draining")
+	_, err := w.reload(file)
+	if stale := fmt.Sprintf("with %d tunnels", st.Generations[1].Tunnels); err == nil || strings.Contains(err.Error(), stale) {
+		t.Errorf("got %v; %s is what it held before", err, stale)
+	}
+}
+
 func TestAHungGenerationIsSeenAndCanBeKilled(t *testing.T) {
 	w := start(t, base)
 	pid := w.status().Generations[0].PID
