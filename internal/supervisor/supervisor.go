@@ -238,10 +238,14 @@ func (s *Supervisor) Alive() bool { return s.alive.Load() }
 
 // SetReady overrides what Ready says.
 func (s *Supervisor) SetReady(_ context.Context, ready bool) error {
-	if !s.do(func() {
-		s.readyOff = !ready
-		s.accepting.Store(s.serving != nil && ready && !s.stopping)
-	}) {
+	stopping := true
+	s.do(func() {
+		if stopping = s.stopping; !stopping {
+			s.readyOff = !ready
+			s.accepting.Store(s.serving != nil && ready)
+		}
+	})
+	if stopping {
 		return ErrStopping
 	}
 	s.log.Info("readiness was set", "ready", ready)

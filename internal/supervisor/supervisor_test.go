@@ -450,6 +450,9 @@ func TestStopDelayTurnsReadinessAndKeepsAccepting(t *testing.T) {
 	if w.s.Ready() || !w.s.Alive() {
 		t.Error("ready while stopping")
 	}
+	if err := w.s.SetReady(t.Context(), true); !errors.Is(err, ErrStopping) || w.s.Ready() {
+		t.Errorf("ready again while stopping: %v", err)
+	}
 	w.wantOpen(w.address("a"))
 	w.s.Stop() // a second one ends the delay too
 	if err := <-w.done; err != nil {
