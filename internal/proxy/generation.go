@@ -46,7 +46,6 @@ type Logger func(cfg config.Log, generation int) (log *slog.Logger, dropped func
 
 // generation is the whole process. Fields without a remark are set once.
 type generation struct {
-	number  int
 	cfg     *config.Config
 	conn    *control.Conn
 	log     *slog.Logger
@@ -116,7 +115,7 @@ func Run(ctx context.Context, fd int, terminate <-chan os.Signal, logger Logger)
 		known = bundle.Learnt.Addresses
 	}
 	g := &generation{
-		number: bundle.Generation, cfg: cfg, conn: conn, log: log, dropped: dropped, known: known,
+		cfg: cfg, conn: conn, log: log, dropped: dropped, known: known,
 		messages: make(chan received), built: make(chan error, 1), changed: make(chan struct{}, 1),
 		sockets: make(map[string]int),
 	}
@@ -386,12 +385,7 @@ func residentBytes() int64 {
 }
 
 // notice has the loop look whether anything is left.
-func (g *generation) notice() {
-	select {
-	case g.changed <- struct{}{}:
-	default:
-	}
-}
+func (g *generation) notice() { signal(g.changed) }
 
 // close lets go of what keeps no client: only the end of the process follows.
 func (g *generation) close() {

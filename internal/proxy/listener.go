@@ -99,7 +99,6 @@ func (l *listener) stop(empty bool) {
 		}
 		f := os.NewFile(uintptr(fd), "accepted")
 		if conn, err := net.FileConn(f); err == nil {
-			l.enter()
 			l.serve(conn)
 		}
 		f.Close()
@@ -115,7 +114,6 @@ func (l *listener) acceptLoop(ln net.Listener, stopped <-chan struct{}) {
 		switch {
 		case err == nil:
 			failing = false
-			l.enter()
 			l.serve(conn)
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -181,6 +179,7 @@ func (l *listener) pause(on bool) {
 func (l *listener) serve(conn net.Conn) {
 	d := exchange.Downstream{Listener: l.cfg.Name, Remote: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())}
 	l.mu.Lock()
+	l.open++
 	l.serves++
 	l.mu.Unlock()
 	go func() {
@@ -200,7 +199,8 @@ func (l *listener) connections() int {
 	return l.serves
 }
 
-// enter and leave count what limits.connections bounds.
+// enter and leave count a tunnel among what limits.connections bounds, beside the
+// connection that it comes from and that ends for the server.
 func (l *listener) enter() {
 	l.mu.Lock()
 	l.open++
@@ -214,6 +214,7 @@ func (l *listener) leave() {
 	signal(l.room)
 }
 
+// signal wakes whoever waits for c, which has room for one value, now or later.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:

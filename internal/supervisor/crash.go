@@ -37,12 +37,10 @@ func (s *Supervisor) onDeath(g *generation, how string) {
 	delete(s.living, g.number)
 	close(g.died)
 	g.ch.Close()
-	if s.serving == g {
-		s.lost(g, "the serving generation has died: "+how)
-	} else if (was == serving || was == draining) && how != "exit status 0" {
+	if s.serving != g && (was == serving || was == draining) && how != "exit status 0" {
 		g.log.Error("a draining generation has died", "how", how, "tunnels", g.lastSeen.Tunnels)
 	}
-	s.discredit(g)
+	s.discount(g, "the serving generation has died: "+how)
 	s.closeUnused(g.release)
 }
 
@@ -53,15 +51,15 @@ func (s *Supervisor) onLeaving(g *generation) {
 		return
 	}
 	s.move(g, evStop)
-	if s.serving == g {
-		s.lost(g, "the serving generation was told by a signal to end")
-	}
-	s.discredit(g)
+	s.discount(g, "the serving generation was told by a signal to end")
 }
 
-// discredit has g, which is ending, never pass a probation nor be reinstated.
-// Called in the loop.
-func (s *Supervisor) discredit(g *generation) {
+// discount has g, which is ending, never pass a probation nor be reinstated, and be
+// replaced if it served; why is for that case. Called in the loop.
+func (s *Supervisor) discount(g *generation, why string) {
+	if s.serving == g {
+		s.lost(g, why)
+	}
 	if s.passed == g {
 		s.passed = nil
 	}
@@ -85,16 +83,13 @@ func (s *Supervisor) onCutOff(g *generation, why error) {
 	if err := g.proc.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		g.log.Error("cannot signal", "signal", sig.String(), "err", err)
 	}
-	if s.serving == g {
-		s.lost(g, "the serving generation is cut off")
-	}
-	s.discredit(g)
+	s.discount(g, "the serving generation is cut off")
 }
 
 // lost notes that g, which served, does not any more. Called in the loop.
 func (s *Supervisor) lost(g *generation, why string) {
 	s.serving = nil
-	s.accepting.Store(false)
+	s.noteReadiness()
 	if s.stopping {
 		return
 	}
@@ -161,11 +156,12 @@ var errServes = errors.New("another generation serves meanwhile")
 // restoreOnce has old serve again, or a new generation of r where old is nil.
 func (s *Supervisor) restoreOnce(ctx context.Context, old *generation, r *release) error {
 	p := s.restorePlan(r)
-	restored := s.replaceCrashed
+	var err error
 	if old != nil {
-		restored = s.reinstate
+		err = s.reinstate(ctx, old, p)
+	} else {
+		err = s.replaceCrashed(ctx, p)
 	}
-	err := restored(ctx, old, p)
 	if err != nil {
 		p.abort()
 	}
@@ -188,7 +184,8 @@ func (s *Supervisor) reinstate(ctx context.Context, g *generation, p *plan) erro
 	return nil
 }
 
-func (s *Supervisor) replaceCrashed(ctx context.Context, _ *generation, p *plan) error {
+// replaceCrashed has a new generation of p's release serve.
+func (s *Supervisor) replaceCrashed(ctx context.Context, p *plan) error {
 	g, err := s.launch(ctx, p)
 	if err == nil {
 		_, err = s.relieve(ctx, g, p, true)

@@ -20,7 +20,7 @@ func (s *Supervisor) Stop() {
 	s.do(func() {
 		if !s.stopping {
 			s.stopping = true
-			s.accepting.Store(false)
+			s.noteReadiness()
 			s.stopWork(ErrStopping)
 			for _, c := range s.waiting {
 				c <- reloadOutcome{err: ErrStopping}

@@ -150,12 +150,17 @@ func (s *Supervisor) move(g *generation, e event) bool {
 		g.log.Info("generation is "+to.String(), "was", g.state.String())
 	}
 	g.state = to
-	s.accepting.Store(s.serving != nil && !s.readyOff && !s.stopping)
+	s.noteReadiness()
 	return true
 }
 
-// launch starts a generation of r and brings it to ready. On failure nothing of it
-// is left.
+// noteReadiness is called after every change of what it looks at. Called in the loop.
+func (s *Supervisor) noteReadiness() {
+	s.accepting.Store(s.serving != nil && !s.readyOff && !s.stopping)
+}
+
+// launch starts a generation of p's release and brings it to ready. On failure
+// nothing of it is left.
 func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 	r := p.release
 	cause := fmt.Errorf("the proxy was not ready within %s: %w", r.config.Reload.ReadyTimeout, context.DeadlineExceeded)
@@ -242,7 +247,7 @@ func (s *Supervisor) SetReady(_ context.Context, ready bool) error {
 	s.do(func() {
 		if stopping = s.stopping; !stopping {
 			s.readyOff = !ready
-			s.accepting.Store(s.serving != nil && ready)
+			s.noteReadiness()
 		}
 	})
 	if stopping {

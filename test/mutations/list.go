@@ -31,8 +31,8 @@ var all = []group{
 			name:    "sockets-closed-on-crash",
 			promise: "the sockets stay open while a crash is mended",
 			file:    "supervisor/crash.go",
-			old:     "s.serving = nil\n\ts.accepting.Store(false)",
-			new:     "s.serving = nil\n\ts.closeSockets()\n\ts.accepting.Store(false)",
+			old:     "s.serving = nil\n\ts.noteReadiness()",
+			new:     "s.serving = nil\n\ts.closeSockets()\n\ts.noteReadiness()",
 			tests:   "TestAKilledGenerationIsReplacedAndItsSocketsStayOpen",
 		},
 		{
@@ -681,8 +681,8 @@ var all = []group{
 			name:    "cut-off-not-replaced",
 			promise: "what breaks the control protocol is replaced while it drains",
 			file:    "supervisor/crash.go",
-			old:     "if s.serving == g {\n\t\ts.lost(g, \"the serving generation is cut off\")",
-			new:     "if s.serving == nil {\n\t\ts.lost(g, \"the serving generation is cut off\")",
+			old:     "\ts.discount(g, \"the serving generation is cut off\")",
+			new:     "\tif s.serving != g {\n\t\ts.discount(g, \"the serving generation is cut off\")\n\t}",
 			tests:   "TestWhatIsCutOffIsReplacedWhileItDrains",
 		},
 		{
