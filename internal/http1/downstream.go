@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,17 +86,11 @@ func (c *serverConn) newExchange(head requestHead) *serverExchange {
 	return e
 }
 
-// serveExchange runs the handler. A handler that panics costs its client the
-// connection; the other connections of the process go on.
+// serveExchange runs the handler.
 func (c *serverConn) serveExchange(e *serverExchange) {
 	c.server.requests.Add(1)
 	defer c.server.requests.Add(-1)
-	defer func() {
-		if p := recover(); p != nil {
-			c.server.options.Log.Error("handler panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			c.abort(errAborted)
-		}
-	}()
+	defer c.contain("handler") // here already, so that the exchange is settled after it
 	if e.bodyRead {
 		c.startWatch(e.watchLimit())
 	}

@@ -73,16 +73,8 @@ func (s *Server) Serve(conn net.Conn, d exchange.Downstream) {
 	}
 	defer s.remove(c)
 	defer c.abort(errServed)
-	defer s.contain("a connection")
+	defer c.contain("the codec")
 	for c.awaitRequest() && c.serveRequest() {
-	}
-}
-
-// contain is deferred where bytes of a client are worked on: a panic costs that
-// client its connection, not everybody's.
-func (s *Server) contain(what string) {
-	if p := recover(); p != nil {
-		s.options.Log.Error("panic in "+what, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 	}
 }
 
@@ -363,6 +355,15 @@ func (c *serverConn) abort(reason error) {
 		c.cancel(reason)
 	}
 	c.conn.Close()
+}
+
+// contain is deferred where bytes of a client are worked on: a panic costs that
+// client its connection; the others of the process go on.
+func (c *serverConn) contain(who string) {
+	if p := recover(); p != nil {
+		c.server.options.Log.Error(who+" panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		c.abort(errAborted)
+	}
 }
 
 // startWatch begins to read ahead while a request is being answered, so that its
