@@ -50,6 +50,7 @@ type client struct {
 	switched net.Conn
 
 	unreachable bool // the 101 cannot be sent
+	poisonous   bool // reading its body panics
 }
 
 var (
@@ -111,6 +112,9 @@ func (c *client) Trailers() exchange.Fields        { return c.more }
 func (c *client) Read(p []byte) (int, error) {
 	if c.request.ContentLength == 0 {
 		return 0, io.EOF
+	}
+	if c.poisonous {
+		panic("tested")
 	}
 	return c.body.Read(p)
 }

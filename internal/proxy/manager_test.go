@@ -327,6 +327,22 @@ func TestEarlyResponseEndsTheUpload(t *testing.T) {
 	}
 }
 
+func TestAPanicOverABodyCostsOnlyItsExchange(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		f, c := newFarm(t), post(t, "a.example", "/")
+		f.behave[first] = func(o *origin) { io.Copy(io.Discard, o.upload) }
+		c.poisonous = true
+		c.start(f.manager()).wait() // would end the test, and a process with all its tunnels
+		if c.finished && c.answer.Status < 400 {
+			t.Errorf("answered with %d", c.answer.Status)
+		}
+		if f.origin().conn.wasKept() {
+			t.Error("a connection with half a request on it was kept")
+		}
+	})
+}
+
 func TestUploadThatEndsWithTheResponseKeepsTheConnection(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(t *testing.T) {
