@@ -1,0 +1,187 @@
+// Package merge makes one set of metrics of what all generations, the living and the
+// ended ones, and the supervisor itself have counted.
+//
+// [Totals] owns the memory files of the living generations. [Totals.Merge] reads them
+// and adds them up, each metric by its merge kind:
+//
+//   - A counter or a histogram is the sum over the living generations and all that
+//     have ended. [Totals.End] moves what a generation has counted from the one to the
+//     other in one step that no Merge sees half done. So what is shown never
+//     decreases, over reloads and crashes. It does not even where a generation counts
+//     backwards or takes a series out of its file, which only one in the wrong hands
+//     does: of each living series the highest value that was read is what counts.
+//   - A gauge is a figure of living generations only: their sum, the greatest one, or
+//     the one of the serving generation.
+//   - What is per generation is not merged. Its series carry the label generation and
+//     are gone with it.
+//
+// Generations may be of other versions, and a generation may be hostile. Each metric
+// has one definition at a time: the supervisor's, else the serving generation's,
+// else that of the newest generation that has it. Other labels make other series.
+// Other bounds are fitted in: a bucket is counted in the first one that reaches as far
+// or further, so no value is lost and none seems smaller than it was. What has
+// another type is left out until nothing contradicts it any more, and counted in
+// holdfast_metrics_conflicts.
+//
+// Series that no living generation has any more, because the cluster or the route that
+// they were about is in no living configuration, are forgotten [Expiry] after the last
+// generation that had them has ended. One that comes back before goes on.
+package merge
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"holdfast/internal/metrics"
+)
+
+// Expiry is how long the series of ended generations are kept once no living one has
+// them.
+const Expiry = time.Hour
+
+var (
+	stale = metrics.Define(metrics.Desc{
+		Name:  "holdfast_generation_stale",
+		Help:  "Whether the generation did not answer in time, so that its figures may be old: 1 or 0.",
+		Type:  metrics.TypeGauge,
+		Merge: metrics.PerGeneration,
+	})
+	conflicts = metrics.Define(metrics.Desc{
+		Name: "holdfast_metrics_conflicts",
+		Help: "Metrics, series and memory files of the generation that are not shown, " +
+			"because they contradict another definition, are not valid, or are too many.",
+		Type:  metrics.TypeGauge,
+		Merge: metrics.PerGeneration,
+	})
+)
+
+// Totals knows what is counted by the living generations and what was counted by those
+// that have ended. Its methods may be called concurrently.
+type Totals struct {
+	work  sync.Mutex // held by Merge and End; protects ended, and of every generation what was read
+	ended account
+
+	mu      sync.Mutex    // taken after work, for moments only
+	living  []*generation // in the order of their numbers
+	serving int
+}
+
+type generation struct {
+	number int
+	file   *metrics.File
+	seen   account
+	broken error // what is wrong with the file
+	lost   int   // series that the account has no room for
+}
+
+// New returns Totals that know of nothing.
+func New() *Totals { return new(Totals) }
+
+// Add says that a generation will count in f, which belongs to the Totals from now on.
+// Numbers are never used again. It does not block.
+func (t *Totals) Add(number int, f *metrics.File) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.living = append(t.living, &generation{number: number, file: f})
+	slices.SortFunc(t.living, func(a, b *generation) int { return a.number - b.number })
+}
+
+// Serve says which generation serves; 0: none. It does not block.
+func (t *Totals) Serve(number int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.serving = number
+}
+
+// End says that the process of a generation has ended: what it has counted is kept
+// as part of the totals, and its file is closed. The error is about what could not
+// be kept because it was not valid or there was no room for it; the rest was.
+//
+// It waits for a [Totals.Merge] that is under way and takes as long as one, which is
+// milliseconds, or a second if generations have filled their files.
+func (t *Totals) End(number int) error {
+	t.work.Lock()
+	defer t.work.Unlock()
+	living, _ := t.refresh()
+	i := slices.IndexFunc(living, func(g *generation) bool { return g.number == number })
+	if i < 0 {
+		return fmt.Errorf("metrics: there is no generation %d", number)
+	}
+	g := living[i]
+	lost := g.lost + t.ended.fold(&g.seen, g.number, time.Now())
+	t.mu.Lock()
+	t.living = slices.DeleteFunc(t.living, func(other *generation) bool { return other == g })
+	t.mu.Unlock()
+
+	err := errors.Join(g.broken, g.file.Close())
+	if lost > 0 {
+		err = errors.Join(err, fmt.Errorf("metrics: no room for %d series", lost))
+	}
+	return err
+}
+
+// refresh reads the files of the living generations, and forgets what has expired.
+func (t *Totals) refresh() (living []*generation, serving int) {
+	t.mu.Lock()
+	living, serving = slices.Clone(t.living), t.serving
+	t.mu.Unlock()
+	for _, g := range living {
+		families, err := g.file.Families()
+		g.broken = err
+		g.lost = g.seen.note(families, g.number)
+	}
+	t.ended.expire(living, time.Now())
+	return living, serving
+}
+
+// Merge returns the metrics as they are now: what the generations count, those of
+// the supervisor's own, and which of the living generations are stale, by name.
+//
+// In own, the series of what is per generation end with the number of the generation,
+// as a label's value that is not among Desc.Labels. A generation that defines a metric
+// of own is not shown with it.
+//
+// What is returned shares parts with other results and must not be changed.
+func (t *Totals) Merge(staleGenerations []int, own []metrics.Family) []*dto.MetricFamily {
+	t.work.Lock()
+	defer t.work.Unlock()
+	living, serving := t.refresh()
+
+	var s scrape
+	s.addOwn(own)
+	s.addOwn([]metrics.Family{
+		perGeneration(stale, living, func(g *generation) int {
+			if slices.Contains(staleGenerations, g.number) {
+				return 1
+			}
+			return 0
+		}),
+		{Desc: *conflicts}, // so that nobody else has it; its series are known below
+	})
+	s.addLiving(living, serving)
+	s.add(&t.ended, source{})
+	refused := s.resolve()
+	s.addOwn([]metrics.Family{perGeneration(conflicts, living, func(g *generation) int {
+		n := refused[g] + g.lost
+		if g.broken != nil {
+			n++
+		}
+		return n
+	})})
+	return s.merge()
+}
+
+// perGeneration returns a family of the supervisor's own with a value for each living
+// generation.
+func perGeneration(d *metrics.Desc, living []*generation, value func(*generation) int) metrics.Family {
+	f := metrics.Family{Desc: *d}
+	for _, g := range living {
+		f.Series = append(f.Series, metrics.Series{Labels: []string{g.label()}, Value: int64(value(g))})
+	}
+	return f
+}
