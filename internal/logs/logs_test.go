@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,9 +30,13 @@ type output struct {
 	turns chan struct{} // if set, each write waits for one
 	short int           // bytes that a failing write takes nevertheless
 	err   error
+
+	closed  int          // times
+	waiting atomic.Int32 // writes that have begun
 }
 
 func (o *output) Write(p []byte) (int, error) {
+	o.waiting.Add(1)
 	if o.turns != nil {
 		<-o.turns
 	}

@@ -1,0 +1,255 @@
+// Package accesslog records requests and tunnels, in files or on the standard
+// output, without ever making them wait.
+//
+//	log := accesslog.New([]accesslog.Output{{Path: "stdout", Format: "json", File: os.Stdout}}, generation, registry)
+//	defer log.Close(time.Second)
+//
+// There is one record for each ordinary request, when it is over, however it ended;
+// one for each tunnel when it opens, and one when it closes. A record is one line of
+// at most 4096 bytes, in one write behind what is there already, so the generations
+// may share a file and a pipe. Records that find no room because the output is slow,
+// and those that could not be written, are dropped and counted.
+//
+// # Fields
+//
+// The JSON format is an object a line with all of these keys, the text format their
+// values in this order, with a space between two.
+//
+//	time              when it happened, in UTC: 2026-07-27T18:04:05.000000Z. A request
+//	                  began duration_seconds before that
+//	event             request, tunnel_open or tunnel_close
+//	duration_seconds  of the request, to the end of its response; of the handshake; of the tunnel
+//	received_bytes    from the client: of the request's body; of the tunnel, what the upstream took
+//	sent_bytes        to the client: of the response's body; of the tunnel, what the client took
+//	reason            why Holdfast answered by itself or cut the response; why the tunnel ended
+//	status            of the response; 0: none was begun
+//	upstream_seconds  until the head of the upstream's response; null, in text -: there was none
+//	method, target, protocol
+//	                  as the client sent them; in text one string with a space between two
+//	scheme            that the client used
+//	authority         host and port that the client asked for
+//	client            its address and port, or unix
+//	listener, virtual_host, route, cluster, endpoint
+//	                  by their names in the configuration; empty as far as none was chosen
+//	generation        that did it
+//	request_id        the same for a tunnel's two records
+//	user_agent, referer, forwarded_for
+//	                  the request's fields; in tunnel_close text "", and in JSON left out
+//
+// Strings are JSON strings in both formats. Nothing that a client sends can end a line
+// or a string, or reach a terminal as a control sequence: whatever cannot be printed
+// is escaped, also where JSON does not ask for it. A string that is longer than its
+// field may be is cut, and ends with … then.
+package accesslog
+
+import (
+	"bytes"
+	"cmp"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"holdfast/internal/logs"
+	"holdfast/internal/metrics"
+)
+
+// Output is where records go.
+type Output struct {
+	Path   string // as configured; no two have the same
+	Format string // "text"; anything else means JSON
+	File   *os.File
+
+	// Log hears when records begin to be dropped, and why, and when they are written
+	// again how many are missing. nil: nobody.
+	Log *slog.Logger
+}
+
+// Log writes records to its outputs. Its methods may be called concurrently, never
+// wait, and do nothing on nil.
+type Log struct {
+	generation int
+	outputs    []output
+	used       [numFormats]bool // by an output
+}
+
+type output struct {
+	path   string
+	format format
+	writer *logs.Writer
+	log    *slog.Logger
+}
+
+// New returns a Log that writes to all outputs. It owns their files. It starts a
+// goroutine for each; [Log.Close] ends them.
+func New(outputs []Output, generation int, m *metrics.Registry) *Log {
+	l := &Log{generation: generation}
+	for _, o := range outputs {
+		f := jsonFormat
+		if o.Format == "text" {
+			f = textFormat
+		}
+		l.used[f] = true
+		log := cmp.Or(o.Log, slog.New(slog.DiscardHandler)).With("path", o.Path)
+		options := counting(m, o.Path)
+		options.Notice = func(records uint64, err error) {
+			if err != nil {
+				log.Error("access log records are being dropped", "err", err)
+			} else {
+				log.Warn("access log records were dropped", "records", records)
+			}
+		}
+		l.outputs = append(l.outputs, output{o.Path, f, logs.NewWriter(o.File, options), log})
+	}
+	return l
+}
+
+// Record is what is known about a request, or about a tunnel that has opened. What
+// the client chose may be anything; see the package for what the fields mean.
+type Record struct {
+	Start    time.Time
+	Duration time.Duration // to the end of the response, or of the handshake
+	Upstream time.Duration // to the head of the upstream's response; 0: there was none
+
+	RequestID   string
+	Listener    string
+	VirtualHost string
+	Route       string
+	Cluster     string
+	Endpoint    string
+
+	Client    netip.AddrPort // zero for a unix socket
+	Method    string
+	Scheme    string
+	Authority string
+	Target    string
+	Protocol  string // "HTTP/1.1"
+
+	Status         int    // 0: no response was begun
+	Received, Sent uint64 // bytes of the bodies, from and to the client
+	Reason         string // why we answered or cut it ourselves; "" if we did neither
+
+	UserAgent    string
+	Referer      string
+	ForwardedFor string // as the client sent it
+}
+
+// Tunnel is what the record of a tunnel's end needs of its opening.
+type Tunnel struct {
+	common [numFormats][]byte // rendered; nil where no output has the format
+}
+
+// End is how a tunnel ended.
+type End struct {
+	At           time.Time
+	Duration     time.Duration
+	ToUpstream   uint64 // bytes that the upstream took
+	ToDownstream uint64 // bytes that the client took
+	Reason       string
+}
+
+// buffers hold lines while they are put together.
+var buffers = sync.Pool{New: func() any { return new([maxLine]byte) }}
+
+// Request records a request that is over.
+func (l *Log) Request(r *Record) { l.record("request", r, nil) }
+
+// TunnelOpened records a tunnel that has opened. What it returns is for
+// [Log.TunnelClosed] of the same Log; nil if nobody wants to know.
+func (l *Log) TunnelOpened(r *Record) *Tunnel {
+	if l == nil || len(l.outputs) == 0 {
+		return nil
+	}
+	t := new(Tunnel)
+	l.record("tunnel_open", r, t)
+	return t
+}
+
+// record writes r, and keeps in t, if there is one, what its end has in common with it.
+func (l *Log) record(event string, r *Record, t *Tunnel) {
+	if l == nil {
+		return
+	}
+	buffer := buffers.Get().(*[maxLine]byte)
+	defer buffers.Put(buffer)
+	for f, used := range l.used {
+		if !used {
+			continue
+		}
+		e := encoder{format(f), buffer[:0]}
+		common := e.record(event, r, l.generation)
+		if t != nil {
+			t.common[f] = bytes.Clone(common)
+		}
+		l.write(e)
+	}
+}
+
+// TunnelClosed records the end of a tunnel; on a nil Tunnel it does nothing.
+func (l *Log) TunnelClosed(t *Tunnel, end End) {
+	if l == nil || t == nil {
+		return
+	}
+	buffer := buffers.Get().(*[maxLine]byte)
+	defer buffers.Put(buffer)
+	for f, common := range t.common {
+		if common == nil {
+			continue
+		}
+		e := encoder{format(f), buffer[:0]}
+		e.end(common, end)
+		l.write(e)
+	}
+}
+
+// write queues a line for every output of its format.
+func (l *Log) write(e encoder) {
+	for _, o := range l.outputs {
+		if o.format == e.format {
+			_, _ = o.writer.Write(e.line) // it never fails
+		}
+	}
+}
+
+// Reopen has later records written to the files, by the paths of their outputs, and
+// owns the files. Those before are closed when the records before are written.
+// Outputs that have no file here stay as they are.
+func (l *Log) Reopen(files map[string]*os.File) {
+	for path, file := range files {
+		if o := l.output(path); o != nil {
+			o.writer.Replace(file)
+			continue
+		}
+		_ = file.Close() // nothing was written to it
+	}
+}
+
+func (l *Log) output(path string) *output {
+	if l == nil {
+		return nil
+	}
+	for i := range l.outputs {
+		if l.outputs[i].path == path {
+			return &l.outputs[i]
+		}
+	}
+	return nil
+}
+
+// Close writes what is queued, for at most within, and closes the files. Later records
+// are dropped. A file that is stuck in a write is closed when that returns.
+func (l *Log) Close(within time.Duration) {
+	if l == nil {
+		return
+	}
+	var closing sync.WaitGroup
+	for _, o := range l.outputs {
+		closing.Go(func() {
+			if err := o.writer.Close(within); err != nil {
+				o.log.Warn("access log ends before its last records", "err", err)
+			}
+		})
+	}
+	closing.Wait()
+}
