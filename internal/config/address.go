@@ -15,26 +15,30 @@ import (
 // equal places: it is the identity of a listening socket over reloads, whatever
 // the listener is called.
 type Address struct {
-	Network string         // "tcp" or "unix"
+	Network string         // "tcp", "unix" or "systemd"
 	IP      netip.AddrPort // of "tcp", IPv4-mapped addresses unmapped
 	Path    string         // of "unix", cleaned and absolute
+	Name    string         // of "systemd": FileDescriptorName= of the socket unit
 }
 
 // Key returns the address in its canonical form, as files and messages name it:
-// "0.0.0.0:443", "[::]:443", "unix:/run/app.sock".
+// "0.0.0.0:443", "[::]:443", "unix:/run/app.sock", "systemd:web".
 func (a Address) Key() string {
-	if a.Network == "unix" {
+	switch a.Network {
+	case "unix":
 		return "unix:" + a.Path
+	case "systemd":
+		return "systemd:" + a.Name
 	}
 	return a.IP.String()
 }
 
 // listenAddress is what a listener's "address" may say.
-var listenAddress = form[Address]{`"IP:port", "[IPv6]:port" or "unix:/path"`, parseListenAddress}
+var listenAddress = form[Address]{`"IP:port", "[IPv6]:port", "unix:/path" or "systemd:NAME"`, parseListenAddress, Address.Key}
 
 func parseListenAddress(s string) (Address, error) {
-	if strings.HasPrefix(s, "systemd:") {
-		return Address{}, errPlanned
+	if name, ok := strings.CutPrefix(s, "systemd:"); ok {
+		return Address{Network: "systemd", Name: name}, checkDescriptorName(name)
 	}
 	if p, ok := strings.CutPrefix(s, "unix:"); ok {
 		p, err := parseUnixPath(p)
@@ -44,10 +48,35 @@ func parseListenAddress(s string) (Address, error) {
 	return Address{Network: "tcp", IP: ip}, err
 }
 
-// maxUnixPath is the size of sun_path without the closing NUL; see unix(7).
-const maxUnixPath = 107
+// checkDescriptorName refuses what systemd does not take as FileDescriptorName= of
+// a socket unit; see systemd.socket(5).
+func checkDescriptorName(name string) error {
+	const most = 255
+	switch {
+	case name == "":
+		return errors.New("the name is missing; it is the FileDescriptorName= of a socket unit")
+	case len(name) > most:
+		return fmt.Errorf("systemd takes names of at most %d characters, this one has %d", most, len(name))
+	case strings.Contains(name, ":"):
+		return errors.New("a colon separates names in what systemd passes on, so none can hold one")
+	case strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r >= 0x7f }):
+		return errors.New("systemd takes names of ASCII characters without control characters only")
+	}
+	return nil
+}
 
-func parseUnixPath(p string) (string, error) {
+// The sizes of the kernel's buffers for paths, without the closing NUL: sun_path
+// (unix(7)) and PATH_MAX.
+const (
+	maxUnixPath = 107
+	maxPath     = 4095
+)
+
+func parseUnixPath(p string) (string, error) { return parseFilePath(p, maxUnixPath) }
+
+// parseFilePath returns an absolute path of at most so many bytes in its shortest
+// form.
+func parseFilePath(p string, most int) (string, error) {
 	if !path.IsAbs(p) {
 		return "", errors.New("the path must begin with /")
 	}
@@ -58,8 +87,8 @@ func parseUnixPath(p string) (string, error) {
 	if p == "/" {
 		return "", errors.New("the path names no file")
 	}
-	if len(p) > maxUnixPath {
-		return "", fmt.Errorf("the kernel takes paths of at most %d bytes, this one has %d", maxUnixPath, len(p))
+	if len(p) > most {
+		return "", fmt.Errorf("the kernel takes paths of at most %d bytes, this one has %d", most, len(p))
 	}
 	return p, nil
 }
@@ -95,7 +124,7 @@ var errPort = errors.New("the port must be a number up to 65535")
 var endpointAddress = form[string]{`"host:port" or "unix:/path"`, func(s string) (string, error) {
 	_, err := canonicalEndpoint(s)
 	return s, err
-}}
+}, asIs}
 
 // canonicalEndpoint is equal for equal endpoints, as far as that can be told
 // without resolving names.
@@ -118,7 +147,7 @@ func canonicalEndpoint(s string) (string, error) {
 var authority = form[string]{`a host like "example.com" or "example.com:8080"`, func(s string) (string, error) {
 	_, _, err := splitAuthority(s)
 	return s, err
-}}
+}, asIs}
 
 // splitAuthority takes "host", "host:port" or "[IPv6]:port" apart, the host in
 // its canonical form.

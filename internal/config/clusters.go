@@ -1,6 +1,9 @@
 package config
 
-import "time"
+import (
+	"strconv"
+	"time"
+)
 
 func readClusters(tables []*table) []Cluster {
 	var clusters []Cluster
@@ -8,10 +11,9 @@ func readClusters(tables []*table) []Cluster {
 	for _, t := range tables {
 		c := Cluster{ConnectTimeout: 5 * time.Second, IdleTimeout: 60 * time.Second}
 		needName(t, &c.Name, declared)
-		var discovery, balancing string
-		read(t, "discovery", &discovery, only("static", "strict_dns", "logical_dns", "file"))
-		read(t, "load_balancing", &balancing, only("round_robin", "least_connections", "random", "maglev"))
 		c.Endpoints = readEndpoints(t)
+		t.only("discovery", "static", "strict_dns", "logical_dns", "file")
+		t.only("load_balancing", "round_robin", "least_connections", "random", "maglev")
 		read(t, "connect_timeout", &c.ConnectTimeout, duration)
 		read(t, "idle_timeout", &c.IdleTimeout, duration)
 		t.strict()
@@ -22,9 +24,12 @@ func readClusters(tables []*table) []Cluster {
 
 func readEndpoints(cluster *table) []Endpoint {
 	var endpoints []Endpoint
+	var tables []*table
 	seen := map[string]node{}
 	for _, n := range cluster.array("endpoints") {
-		address, ok := readEndpoint(&n)
+		t := newTable(n)
+		tables = append(tables, t)
+		address, ok := readEndpoint(t, &n)
 		if !ok {
 			continue
 		}
@@ -39,22 +44,23 @@ func readEndpoints(cluster *table) []Endpoint {
 	if cluster.empty("endpoints") {
 		cluster.at("endpoints").fail("missing; must be an array with at least one %s", endpointAddress.is)
 	}
+	cluster.set("endpoints", tables)
 	return endpoints
 }
 
-// readEndpoint reads "host:port" or { address = "host:port" }. n becomes the
+// readEndpoint reads "host:port", or t as { address = "host:port" }. n becomes the
 // place of the address.
-func readEndpoint(n *node) (string, bool) {
+func readEndpoint(t *table, n *node) (address string, ok bool) {
 	if _, isTable := n.raw.(map[string]any); !isTable {
-		return understand(*n, endpointAddress)
-	}
-	t := newTable(*n)
-	address, ok := "", false
-	if *n, ok = t.get("address"); ok {
 		address, ok = understand(*n, endpointAddress)
 	} else {
-		n.fail("missing; must be %s", endpointAddress.is)
+		if *n, ok = t.get("address"); ok {
+			address, ok = understand(*n, endpointAddress)
+		} else {
+			n.fail("missing; must be %s", endpointAddress.is)
+		}
+		t.strict()
 	}
-	t.strict()
+	t.set("address", strconv.Quote(address))
 	return address, ok
 }

@@ -36,6 +36,18 @@ type Supervisor struct {
 	Reload    Reload
 	Stop      Stop
 	Listeners []Socket
+
+	AccessLogs []AccessLog // in the order of the file; no two of one path
+}
+
+// Stdout is the path of an access log that goes to the standard output.
+const Stdout = "stdout"
+
+// AccessLog is a file, or the standard output, that requests and tunnels are
+// recorded in.
+type AccessLog struct {
+	Path   string // absolute, or Stdout
+	Format string // "json" or "text"
 }
 
 // Process is read at start only; a reload that changes it is refused.
@@ -48,6 +60,7 @@ type Process struct {
 type Admin struct {
 	HTTP         netip.AddrPort // the zero value means off
 	AllowActions bool           // whether HTTP may change anything
+	Hosts        []string       // names, beside addresses and localhost, that a Host header may have; lower case
 }
 
 // Log is what both programs write about themselves.

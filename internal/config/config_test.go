@@ -30,15 +30,19 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 	want := &config.Config{
 		Supervisor: config.Supervisor{
 			Process: config.Process{Proxy: "/opt/holdfast/bin/holdfast-proxy"},
-			Admin:   config.Admin{HTTP: netip.MustParseAddrPort("127.0.0.1:9901"), AllowActions: true},
-			Log:     config.Log{Level: slog.LevelDebug, Format: "json"},
-			Reload:  config.Reload{ReadyTimeout: 20 * time.Second, Probation: 15 * time.Second, MaxGenerations: 12},
-			Stop:    config.Stop{Delay: 5 * time.Second, Timeout: time.Minute},
+			Admin: config.Admin{
+				HTTP: netip.MustParseAddrPort("127.0.0.1:9901"), AllowActions: true, Hosts: []string{"metrics.internal", "holdfast"},
+			},
+			Log:    config.Log{Level: slog.LevelDebug, Format: "json"},
+			Reload: config.Reload{ReadyTimeout: 20 * time.Second, Probation: 15 * time.Second, MaxGenerations: 12},
+			Stop:   config.Stop{Delay: 5 * time.Second, Timeout: time.Minute},
 			Listeners: []config.Socket{
 				{Name: "public", Address: tcp("[::]:8080"), IPv6Only: true},
 				{Name: "local", Address: config.Address{Network: "unix", Path: "/run/holdfast/http.sock"}, Mode: 0o600},
 				{Name: "public-v4", Address: tcp("0.0.0.0:8081")},
+				{Name: "activated", Address: config.Address{Network: "systemd", Name: "web.http"}},
 			},
+			AccessLogs: []config.AccessLog{{Path: "/var/log/holdfast/access.log", Format: "text"}, {Path: config.Stdout, Format: "json"}},
 		},
 		Drain:   config.Drain{IdleGrace: 2 * time.Second, StreamTimeout: time.Hour, CloseSpread: 10 * time.Minute},
 		Tunnels: tunnels,
@@ -55,6 +59,7 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 			},
 			{Name: "local", Limits: limits},
 			{Name: "public-v4", Limits: limits},
+			{Name: "activated", Limits: limits},
 		},
 		VirtualHosts: []config.VirtualHost{
 			{
@@ -85,7 +90,7 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 				},
 			},
 			{
-				Name: "rest", Listeners: []string{"public", "local", "public-v4"}, Domains: []string{"*"},
+				Name: "rest", Listeners: []string{"public", "local", "public-v4", "activated"}, Domains: []string{"*"},
 				Routes: []config.Route{
 					{
 						Match:     config.Match{Path: "/echo"},
@@ -250,7 +255,7 @@ new_key = 1
 
 func TestTheSupervisorIsStrictAboutItsOwn(t *testing.T) {
 	t.Parallel()
-	own := []string{"process-", "admin-", "log-", "reload-", "stop-", "no-listener", "syntax", "shape-",
+	own := []string{"process-", "admin-", "log-", "access-log", "reload-", "stop-", "no-listener", "syntax", "shape-",
 		"listener-name", "listener-address", "listener-overlap", "listener-mode", "listener-ipv6", "unknown-key-like"}
 	files, err := filepath.Glob("testdata/bad/*.toml")
 	if err != nil {
@@ -286,6 +291,7 @@ func TestListenersThatAreFarEnoughApart(t *testing.T) {
 		"every IPv4 address and IPv6 only":       {`"0.0.0.0:80"`, "\"[::]:80\"\nipv6_only = true"},
 		"IPv6 only and an IPv4 address":          {"\"[::]:80\"\nipv6_only = true", `"127.0.0.1:80"`},
 		"unix sockets":                           {`"unix:/a"`, `"unix:/b"`},
+		"sockets of systemd":                     {`"systemd:a"`, `"systemd:b"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -307,6 +313,8 @@ func TestAddressesHaveOneKeyHoweverTheyAreWritten(t *testing.T) {
 		"[::ffff:10.0.0.1]:80": "10.0.0.1:80",
 		"unix:/run/app.sock":   "unix:/run/app.sock",
 		"unix:/run//x/../a":    "unix:/run/a",
+		"systemd:web":          "systemd:web",
+		"systemd:The Web/$1!":  "systemd:The Web/$1!",
 	} {
 		s, err := config.ParseSupervisor("f.toml", []byte("[[listeners]]\nname = \"a\"\naddress = \""+written+"\"\n"))
 		if err != nil {
@@ -325,6 +333,7 @@ func TestASocketWhosePortTheKernelChoosesIsKnownByItsNameToo(t *testing.T) {
 		"127.0.0.1:80":   {Name: "a", Address: tcp("127.0.0.1:80")},
 		"a@127.0.0.1:0":  {Name: "a", Address: tcp("127.0.0.1:0")},
 		"unix:/run/a.so": {Name: "a", Address: config.Address{Network: "unix", Path: "/run/a.so"}},
+		"systemd:web":    {Name: "a", Address: config.Address{Network: "systemd", Name: "web"}},
 	} {
 		if got := s.Key(); got != want {
 			t.Errorf("the key is %s, want %s", got, want)

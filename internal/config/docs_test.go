@@ -84,10 +84,13 @@ func TestDocumentedDefaultsAreTheDefaults(t *testing.T) {
 				t.Fatalf("%s.%s: %v", section, r.key, err)
 			}
 			tried++
-			without := goodWithout(t, section, r.key, nil)
-			with := goodWithout(t, section, r.key, v["v"])
+			without, effective := goodWithout(t, section, r.key, nil)
+			with, stated := goodWithout(t, section, r.key, v["v"])
 			if without == nil || !reflect.DeepEqual(with, without) {
 				t.Errorf("%s.%s: the default is not %s", section, r.key, r.fallback)
+			}
+			if effective != stated {
+				t.Errorf("%s.%s: the effective configuration lacks the default %s", section, r.key, r.fallback)
 			}
 		}
 	}
@@ -97,8 +100,8 @@ func TestDocumentedDefaultsAreTheDefaults(t *testing.T) {
 }
 
 // goodWithout parses good.toml with another value for a key, or with none, in
-// the last table that has the key.
-func goodWithout(t *testing.T, section, key string, value any) *Config {
+// the last table that has the key, and returns the effective configuration as well.
+func goodWithout(t *testing.T, section, key string, value any) (c *Config, effective string) {
 	t.Helper()
 	doc := decode(t, readFile(t, "testdata/good.toml"))
 	for _, table := range slices.Backward(instances(doc, section)) {
@@ -108,13 +111,73 @@ func goodWithout(t *testing.T, section, key string, value any) *Config {
 		if delete(table, key); value != nil {
 			table[key] = value
 		}
-		c, err := Parse("good.toml", encode(t, doc))
+		data := encode(t, doc)
+		c, err := Parse("good.toml", data)
 		if err != nil {
 			t.Errorf("%s.%s: %v", section, key, err)
+			return nil, ""
 		}
-		return c
+		shown, err := Effective("good.toml", data)
+		if err != nil {
+			t.Error(err)
+		}
+		return c, string(shown)
 	}
-	return nil
+	return nil, ""
+}
+
+// The effective configuration has the sections and keys in this order.
+func TestKeysAreDocumentedInTheOrderInWhichTheyAreShown(t *testing.T) {
+	t.Parallel()
+	var headings []string
+	for line := range strings.Lines(string(readFile(t, docs))) {
+		if m := heading.FindStringSubmatch(strings.TrimSuffix(line, "\n")); m != nil && !strings.Contains(m[1], ".") {
+			headings = append(headings, m[1])
+		}
+	}
+	if !slices.Equal(headings, sections) {
+		t.Errorf("sections\ndocumented %v\n     shown %v", headings, sections)
+	}
+	doc, root, err := open("good.toml", readFile(t, "testdata/good.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc.config(root)
+	rows := documented(t)
+	seen := map[string]bool{}
+	eachTable(root, func(table *table) {
+		section, last := table.section(), -1
+		if seen[section] = true; section == "" {
+			return
+		}
+		for _, s := range table.settings {
+			i := slices.IndexFunc(rows[section], func(r row) bool { return r.key == s.key })
+			if i <= last {
+				t.Errorf("%s: %s is documented before what is shown before it", table.path, s.key)
+			}
+			last = i
+		}
+	})
+	for section := range rows {
+		if !seen[section] {
+			t.Errorf("section %q is not shown", section)
+		}
+	}
+}
+
+// eachTable calls f for a table and all that it holds.
+func eachTable(t *table, f func(*table)) {
+	f(t)
+	for _, s := range t.settings {
+		switch v := s.value.(type) {
+		case *table:
+			eachTable(v, f)
+		case []*table:
+			for _, e := range v {
+				eachTable(e, f)
+			}
+		}
+	}
 }
 
 // A sample that begins with a comment with a file's name is complete. The others
@@ -129,7 +192,9 @@ func TestSamplesInTheDocumentationLoad(t *testing.T) {
 			complete++
 			if _, err := Parse("sample", []byte(sample)); err != nil {
 				t.Errorf("%v\nin\n%s", err, sample)
+				continue
 			}
+			wantEffective(t, []byte(sample))
 			continue
 		}
 		for _, p := range problems(t, "sample", []byte(sample)) {

@@ -33,20 +33,24 @@ type document struct {
 
 // open parses the file's syntax.
 func open(file string, data []byte) (*document, *table, error) {
+	if len(data) > maxFileSize {
+		return nil, nil, &Problem{File: file, Text: fmt.Sprintf("the file has %d bytes; at most 16 MiB are read", len(data))}
+	}
+	return openUnbounded(file, data)
+}
+
+// openUnbounded is open for a document that may be longer than any file.
+func openUnbounded(file string, data []byte) (*document, *table, error) {
 	d := &document{file: file, vocabulary: map[string][]string{}}
 	var keys map[string]any
-	if p := d.parse(data, &keys); p != nil {
+	if p := d.parse(string(data), &keys); p != nil {
 		p.File = file
 		return nil, nil, p
 	}
 	return d, newTable(node{doc: d, raw: keys}), nil
 }
 
-func (d *document) parse(data []byte, keys *map[string]any) *Problem {
-	if len(data) > maxFileSize {
-		return &Problem{Text: fmt.Sprintf("the file has %d bytes; at most 16 MiB are read", len(data))}
-	}
-	text := string(data)
+func (d *document) parse(text string, keys *map[string]any) *Problem {
 	var err error
 	if d.lines, err = keyLines(text); err != nil {
 		if p, ok := errors.AsType[*Problem](err); ok {
@@ -102,6 +106,28 @@ func (n node) fail(format string, args ...any) {
 	})
 }
 
+// elements returns those of an array.
+func (n node) elements() (elements []node, ok bool) {
+	add := func(i int, raw any) { elements = append(elements, n.at(fmt.Sprintf("%s[%d]", n.path, i), raw)) }
+	switch array := n.raw.(type) {
+	case []any:
+		for i, raw := range array {
+			add(i, raw)
+		}
+		return elements, true
+	case []map[string]any: // written as [[key]]
+		for i, raw := range array {
+			add(i, raw)
+		}
+		return elements, true
+	}
+	return nil, false
+}
+
+// section names the part of a file that the value belongs to, without indices:
+// "virtual_hosts.routes".
+func (n node) section() string { return indices.ReplaceAllString(n.path, "") }
+
 // String says where the value stands, for messages about another one.
 func (n node) String() string { return fmt.Sprintf("%s, line %d", n.path, n.line) }
 
@@ -109,8 +135,17 @@ func (n node) String() string { return fmt.Sprintf("%s, line %d", n.path, n.line
 // the others are unknown.
 type table struct {
 	node
-	keys  map[string]any
-	known []string
+	keys     map[string]any
+	known    []string
+	settings []setting // what the known keys come to, in the order in which they were read
+}
+
+// setting is a key with its value as it applies, written or not: a string holds the
+// value as a file would write it, a []string those of an array. Or it is a *table
+// or a []*table.
+type setting struct {
+	key   string
+	value any
 }
 
 // newTable returns n as a table, an empty one if it is missing or something else.
@@ -135,6 +170,18 @@ func (t *table) get(key string) (n node, ok bool) {
 	return t.at(key), t.has(key)
 }
 
+// set notes what a key comes to. A key without a value is not noted.
+func (t *table) set(key string, value any) { t.settings = append(t.settings, setting{key, value}) }
+
+// inapplicable refuses a key that has no meaning beside others, and forgets what it
+// would come to.
+func (t *table) inapplicable(key, format string, args ...any) {
+	if t.has(key) {
+		t.at(key).fail(format, args...)
+	}
+	t.settings = slices.DeleteFunc(t.settings, func(s setting) bool { return s.key == key })
+}
+
 // table returns the table under a key, an empty one if it is missing.
 func (t *table) table(key string) *table {
 	n, ok := t.get(key)
@@ -145,7 +192,9 @@ func (t *table) table(key string) *table {
 		}
 		n.fail("must be a table, found %s%s", describe(n.raw), hint)
 	}
-	return newTable(n)
+	inner := newTable(n)
+	t.set(key, inner)
+	return inner
 }
 
 // tables returns the tables of the array under a key.
@@ -167,6 +216,7 @@ func (t *table) tables(key string) []*table {
 			e.fail("must be a table, found %s", describe(e.raw))
 		}
 	}
+	t.set(key, tables)
 	return tables
 }
 
@@ -182,18 +232,8 @@ func (t *table) array(key string) []node {
 	if !ok {
 		return nil
 	}
-	var elements []node
-	add := func(i int, raw any) { elements = append(elements, n.at(fmt.Sprintf("%s[%d]", n.path, i), raw)) }
-	switch array := n.raw.(type) {
-	case []any:
-		for i, raw := range array {
-			add(i, raw)
-		}
-	case []map[string]any: // written as [[key]]
-		for i, raw := range array {
-			add(i, raw)
-		}
-	default:
+	elements, ok := n.elements()
+	if !ok {
 		n.fail("must be an array, found %s", describe(n.raw))
 	}
 	return elements
@@ -201,7 +241,7 @@ func (t *table) array(key string) []node {
 
 // strict notes every key that nobody asked for. It belongs behind the last get.
 func (t *table) strict() {
-	section := indices.ReplaceAllString(t.path, "")
+	section := t.section()
 	t.doc.vocabulary[section] = t.known
 	for _, key := range slices.Sorted(maps.Keys(t.keys)) {
 		n := t.at(key)

@@ -11,7 +11,7 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-func readFile(t *testing.T, name string) []byte {
+func readFile(t testing.TB, name string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(name)
 	if err != nil {

@@ -44,6 +44,7 @@ func readVirtualHosts(tables []*table, refs references) []VirtualHost {
 
 func readHostListeners(t *table, all []string) []string {
 	if _, ok := t.get("listeners"); !ok {
+		t.set("listeners", quoteAll(all))
 		return slices.Clone(all)
 	}
 	var listeners []string
@@ -60,6 +61,7 @@ func readHostListeners(t *table, all []string) []string {
 	if t.empty("listeners") {
 		t.at("listeners").fail("must name a listener; leave the key out for all of them")
 	}
+	t.set("listeners", quoteAll(listeners))
 	return listeners
 }
 
@@ -132,4 +134,4 @@ var domain = form[string]{`a host like "example.com" or "*.example.com"`, func(s
 		host = "*." + host
 	}
 	return host, nil
-}}
+}, asIs}

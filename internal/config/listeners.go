@@ -38,14 +38,18 @@ func readSocket(t *table, declared map[string]node) Socket {
 	t.boolean("ipv6_only", &s.IPv6Only)
 
 	// Where the address is unfit, nothing can be said about what goes with it.
-	if s.Address == (Address{}) {
-		return s
-	}
-	if t.has("mode") && !isUnix {
-		t.at("mode").fail(`only a unix socket has a mode; this listener is at %s`, s.Address.Key())
-	}
-	if t.has("ipv6_only") && !s.Address.IP.Addr().Is6() {
-		t.at("ipv6_only").fail("only an IPv6 address has this choice; this listener is at %s", s.Address.Key())
+	switch {
+	case s.Address == (Address{}):
+	case s.Address.Network == "systemd":
+		t.inapplicable("mode", "systemd opens %s; SocketMode= of its socket unit is the mode", s.Address.Key())
+		t.inapplicable("ipv6_only", "systemd opens %s; BindIPv6Only= of its socket unit is this choice", s.Address.Key())
+	default:
+		if !isUnix {
+			t.inapplicable("mode", "only a unix socket has a mode; this listener is at %s", s.Address.Key())
+		}
+		if !s.Address.IP.Addr().Is6() {
+			t.inapplicable("ipv6_only", "only an IPv6 address has this choice; this listener is at %s", s.Address.Key())
+		}
 	}
 	return s
 }
@@ -58,7 +62,7 @@ var fileMode = form[uint32]{`permissions in octal like "0660"`, func(s string) (
 		return 0, errForm
 	}
 	return uint32(n), nil
-}}
+}, func(mode uint32) string { return fmt.Sprintf("%04o", mode) }}
 
 // overlap tells whether the kernel refuses to bind both, as one address contains
 // the other (ip(7), ipv6(7)). Port 0 is another port each time.
@@ -103,12 +107,11 @@ func readListeners(tables []*table) []Listener {
 func readListener(t *table) Listener {
 	var l Listener
 	l.Name, _ = t.keys["name"].(string)
-	var protocol string
-	read(t, "protocol", &protocol, only("http", "tcp"))
-	l.Limits = readListenerLimits(t.table("limits"))
+	t.only("protocol", "http", "tcp")
 	for _, e := range list(t, "trusted_proxies", network) {
 		l.TrustedProxies = append(l.TrustedProxies, e.value)
 	}
+	l.Limits = readListenerLimits(t.table("limits"))
 	t.strict()
 	return l
 }
@@ -131,7 +134,7 @@ func readListenerLimits(t *table) ListenerLimits {
 }
 
 // network is a range of IP addresses, or a single one.
-var network = form[netip.Prefix]{`a network like "10.0.0.0/8" or an address like "::1"`, parseNetwork}
+var network = form[netip.Prefix]{`a network like "10.0.0.0/8" or an address like "::1"`, parseNetwork, netip.Prefix.String}
 
 func parseNetwork(s string) (netip.Prefix, error) {
 	if a, err := netip.ParseAddr(s); err == nil {

@@ -56,6 +56,8 @@ func readSupervisor(root *table, listeners []*table) Supervisor {
 		Reload:    readReload(root.table("reload")),
 		Stop:      readStop(root.table("stop")),
 		Listeners: readSockets(listeners),
+
+		AccessLogs: readAccessLogs(root.tables("access_logs")),
 	}
 	if root.empty("listeners") {
 		root.at("listeners").fail("missing; at least one [[listeners]] is needed, with name and address")

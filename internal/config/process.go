@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path"
+	"strings"
 	"time"
 )
 
@@ -23,35 +24,102 @@ var absolutePath = form[string]{`an absolute path like "/usr/lib/holdfast/holdfa
 		return "", errControl
 	}
 	return path.Clean(s), nil
-}}
+}, asIs}
 
 func readAdmin(t *table) Admin {
 	var a Admin
-	read(t, "http", &a.HTTP, form[netip.AddrPort]{`"off", or an address like "127.0.0.1:9901"`,
-		func(s string) (netip.AddrPort, error) {
-			if s == "off" {
-				return netip.AddrPort{}, nil
-			}
-			return parseAddrPort(s)
-		}})
+	read(t, "http", &a.HTTP, httpAddress)
 	t.boolean("allow_actions", &a.AllowActions)
+	seen := map[string]node{}
+	for _, e := range list(t, "hosts", hostName) {
+		if first, twice := seen[e.value]; twice {
+			e.fail("%s is listed twice (%s)", quote(e.value), first)
+		}
+		seen[e.value] = e.node
+		a.Hosts = append(a.Hosts, e.value)
+	}
 	t.strict()
 	return a
 }
 
+var httpAddress = form[netip.AddrPort]{
+	`"off", or an address like "127.0.0.1:9901"`,
+	func(s string) (netip.AddrPort, error) {
+		if s == "off" {
+			return netip.AddrPort{}, nil
+		}
+		return parseAddrPort(s)
+	},
+	func(a netip.AddrPort) string {
+		if !a.IsValid() {
+			return "off"
+		}
+		return a.String()
+	},
+}
+
+// hostName is a name that a Host field may have, compared without the port.
+var hostName = form[string]{`a host name like "metrics.internal"`, func(s string) (string, error) {
+	host, port, err := splitAuthority(s)
+	switch {
+	case strings.Contains(s, "*"):
+		return "", errors.New("each name is written out, without a star")
+	case err != nil:
+		return "", err
+	case port != "":
+		return "", errors.New("the port is not compared, so none is written")
+	}
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return "", errors.New("an IP address needs no permission")
+	}
+	return host, nil
+}, asIs}
+
 func readLog(t *table) Log {
 	l := Log{Level: slog.LevelInfo, Format: "text"}
-	levels := oneOf("debug", "info", "warn", "error")
-	read(t, "level", &l.Level, form[slog.Level]{levels.is, func(s string) (level slog.Level, err error) {
+	read(t, "level", &l.Level, logLevel)
+	read(t, "format", &l.Format, logFormat)
+	t.strict()
+	return l
+}
+
+var (
+	levels   = oneOf("debug", "info", "warn", "error")
+	logLevel = form[slog.Level]{levels.is, func(s string) (level slog.Level, err error) {
 		if s, err = levels.parse(s); err != nil {
 			return level, err
 		}
 		return level, level.UnmarshalText([]byte(s))
-	}})
-	read(t, "format", &l.Format, oneOf("text", "json"))
-	t.strict()
-	return l
+	}, func(l slog.Level) string { return strings.ToLower(l.String()) }}
+
+	logFormat = oneOf("text", "json")
+)
+
+func readAccessLogs(tables []*table) []AccessLog {
+	var logs []AccessLog
+	seen := map[string]node{}
+	for _, t := range tables {
+		l := AccessLog{Format: "json"}
+		need(t, "path", &l.Path, accessLogPath)
+		if first, twice := seen[l.Path]; twice {
+			t.at("path").fail("%s is already the path of another one (%s)", quote(l.Path), first)
+		}
+		if l.Path != "" {
+			seen[l.Path] = t.at("path")
+		}
+		read(t, "format", &l.Format, logFormat)
+		t.strict()
+		logs = append(logs, l)
+	}
+	return logs
 }
+
+var accessLogPath = form[string]{`"stdout", or an absolute path like "/var/log/holdfast/access.log"`, func(s string) (string, error) {
+	if s == Stdout {
+		return s, nil
+	}
+	return parseFilePath(s, maxPath)
+}, asIs}
 
 func readReload(t *table) Reload {
 	r := Reload{ReadyTimeout: 30 * time.Second, Probation: 10 * time.Second}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -25,8 +26,8 @@ func readRoutes(host *table, refs references) []Route {
 func readRoute(t *table, refs references) Route {
 	r := Route{Timeout: 15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: refs.tunnels}
 	r.Match = readMatch(t)
-	t.boolean("websocket", &r.WebSocket)
 	readTarget(t, &r, refs)
+	t.boolean("websocket", &r.WebSocket)
 	readRewrites(t, &r, refs)
 	read(t, "timeout", &r.Timeout, durationOrOff)
 	read(t, "stream_idle_timeout", &r.StreamIdleTimeout, durationOrOff)
@@ -35,8 +36,8 @@ func readRoute(t *table, refs references) Route {
 	tunnels.strict()
 	if r.Redirect != nil {
 		checkRedirect(t, r)
-	} else if t.has("tunnels") && !r.WebSocket {
-		t.at("tunnels").fail("this route has no tunnels; they need websocket = true")
+	} else if !r.WebSocket {
+		t.inapplicable("tunnels", "this route has no tunnels; they need websocket = true")
 	}
 	t.strict()
 	return r
@@ -69,12 +70,12 @@ var matchPath = form[string]{`a path like "/chat"`, func(s string) (string, erro
 		return "", errors.New(`only the path is compared: it ends before the "?"`)
 	}
 	return s, nil
-}}
+}, asIs}
 
 // redirectPath may bring a query along.
 var redirectPath = form[string]{`a path like "/new" or "/new?a=b"`, func(s string) (string, error) {
 	return s, checkTarget(s)
-}}
+}, asIs}
 
 // checkTarget refuses what cannot stand in a request target (RFC 9112 §3.2).
 func checkTarget(s string) error {
@@ -97,6 +98,7 @@ func readTarget(t *table, r *Route, refs references) {
 	if n, ok := t.get("cluster"); ok {
 		if name, ok := refer(n, "cluster", refs.clusterNames); ok {
 			r.Clusters = []WeightedCluster{{Cluster: name, Weight: 1}}
+			t.set("cluster", strconv.Quote(name))
 		}
 	}
 	if _, ok := t.get("weighted_clusters"); ok {
@@ -136,6 +138,7 @@ func readWeightedClusters(route *table, refs references) []WeightedCluster {
 				n.fail("%s is listed twice; add the weights up", quote(name))
 			}
 			w.Cluster = name
+			t.set("cluster", strconv.Quote(name))
 		}
 		weight := int64(-1)
 		if t.integer("weight", &weight, 0, maxWeight); !t.has("weight") {
@@ -167,6 +170,7 @@ func readRedirect(t *table) *Redirect {
 			n.fail("must be 301, 302, 303, 307 or 308, found %s", describe(n.raw))
 		}
 	}
+	t.set("status", strconv.Itoa(r.Status))
 	t.strict()
 	if t.keys != nil && !t.has("scheme") && !t.has("host") && !t.has("path") {
 		t.fail("leads back to where it came from; at least one of scheme, host and path is needed")
@@ -180,9 +184,7 @@ func checkRedirect(t *table, r Route) {
 		t.at("websocket").fail("a redirect answers every request, so no WebSocket can open; drop one of the two")
 	}
 	for _, key := range []string{"prefix_rewrite", "host_rewrite", "auto_host_rewrite", "timeout", "stream_idle_timeout", "tunnels"} {
-		if t.has(key) {
-			t.at(key).fail("has no meaning beside redirect, which sends no request to a cluster; drop one of the two")
-		}
+		t.inapplicable(key, "has no meaning beside redirect, which sends no request to a cluster; drop one of the two")
 	}
 }
 

@@ -7,11 +7,10 @@ func readTunnels(t *table) Tunnels {
 	readTunnelLimits(t, &u)
 
 	// What becomes of tunnels in these cases is decided, but there is no choice yet.
-	var kept string
-	read(t, "on_reload", &kept, only("keep", "move"))
-	read(t, "on_route_removed", &kept, only("keep", "close"))
-	read(t, "on_endpoint_removed", &kept, only("keep", "close"))
-	read(t, "on_endpoint_unhealthy", &kept, only("keep", "close"))
+	t.only("on_reload", "keep", "move")
+	t.only("on_route_removed", "keep", "close")
+	t.only("on_endpoint_removed", "keep", "close")
+	t.only("on_endpoint_unhealthy", "keep", "close")
 	var survive bool
 	if t.boolean("survive_crash", &survive); survive {
 		t.at("survive_crash").fail("true is not supported by this version; must be false")

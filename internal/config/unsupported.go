@@ -4,7 +4,6 @@ package config
 // version, by the section in which they stand. Calling them unknown would send
 // their reader looking for a spelling mistake.
 var unsupported = map[string][]string{
-	"":                           {"access_logs"},
 	"listeners":                  {"tls", "cluster", "weighted_clusters", "tunnels"},
 	"virtual_hosts.routes.match": {"regex", "methods", "headers", "query"},
 	"virtual_hosts.routes.tunnels": {

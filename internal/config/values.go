@@ -15,7 +15,11 @@ import (
 type form[T any] struct {
 	is    string // what fits, to follow "must be"
 	parse func(string) (T, error)
+	write func(T) string // what parse makes the same value of; "" for one that a file can only leave out
 }
+
+// asIs is write for a value that is a string itself.
+func asIs(s string) string { return s }
 
 // A form's parse returns one of these, or an error with what is wrong in particular.
 var (
@@ -51,6 +55,9 @@ func read[T any](t *table, key string, dst *T, f form[T]) {
 			*dst = v
 		}
 	}
+	if s := f.write(*dst); s != "" {
+		t.set(key, strconv.Quote(s))
+	}
 }
 
 // need is read for a key that must be there.
@@ -69,56 +76,66 @@ type entry[T any] struct {
 // list returns those elements of the array under a key that fit the form.
 func list[T any](t *table, key string, f form[T]) []entry[T] {
 	var entries []entry[T]
+	var written []string
 	for _, n := range t.array(key) {
 		if v, ok := understand(n, f); ok {
 			entries = append(entries, entry[T]{n, v})
+			written = append(written, f.write(v))
 		}
 	}
+	t.set(key, quoteAll(written))
 	return entries
 }
 
+func quoteAll(words []string) []string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = strconv.Quote(w)
+	}
+	return quoted
+}
+
 func (t *table) boolean(key string, dst *bool) {
-	n, ok := t.get(key)
-	if !ok {
-		return
+	if n, ok := t.get(key); ok {
+		v, ok := n.raw.(bool)
+		if !ok {
+			n.fail("must be true or false, found %s", describe(n.raw))
+			return
+		}
+		*dst = v
 	}
-	v, ok := n.raw.(bool)
-	if !ok {
-		n.fail("must be true or false, found %s", describe(n.raw))
-		return
-	}
-	*dst = v
+	t.set(key, strconv.FormatBool(*dst))
 }
 
 func (t *table) integer(key string, dst *int64, least, most int64) {
-	n, ok := t.get(key)
-	if !ok {
-		return
+	if n, ok := t.get(key); ok {
+		v, ok := n.raw.(int64)
+		if !ok || v < least || v > most {
+			n.fail("must be an integer from %d to %d, found %s", least, most, describe(n.raw))
+			return
+		}
+		*dst = v
 	}
-	v, ok := n.raw.(int64)
-	if !ok || v < least || v > most {
-		n.fail("must be an integer from %d to %d, found %s", least, most, describe(n.raw))
-		return
-	}
-	*dst = v
+	t.set(key, strconv.FormatInt(*dst, 10))
 }
 
 // limit reads a number of things, or the word for no limit, which becomes 0.
 func (t *table) limit(key string, dst *int, least int64) {
-	n, ok := t.get(key)
-	if !ok {
-		return
+	if n, ok := t.get(key); ok {
+		v, ok := n.raw.(int64)
+		if s, word := n.raw.(string); word && isUnlimited(s) {
+			v = 0
+		} else if !ok || v < least || v > math.MaxInt32 {
+			n.fail(`must be an integer from %d to %d, or "unlimited", found %s`, least, math.MaxInt32, describe(n.raw))
+			return
+		}
+		*dst = int(v)
 	}
-	if s, ok := n.raw.(string); ok && isUnlimited(s) {
-		*dst = 0
-		return
+	if *dst == 0 {
+		t.set(key, `"unlimited"`)
+	} else {
+		t.set(key, strconv.Itoa(*dst))
 	}
-	v, ok := n.raw.(int64)
-	if !ok || v < least || v > math.MaxInt32 {
-		n.fail(`must be an integer from %d to %d, or "unlimited", found %s`, least, math.MaxInt32, describe(n.raw))
-		return
-	}
-	*dst = int(v)
 }
 
 // isUnlimited knows the words for a number or size without a limit.
@@ -127,9 +144,9 @@ func isUnlimited(s string) bool { return s == "unlimited" || s == "off" }
 // Durations. One that has no other word for "never" must be positive; one for
 // which no time at all makes sense may be "0s".
 var (
-	duration       = form[time.Duration]{`a duration like "30s"`, positive}
-	durationOrZero = form[time.Duration]{`a duration like "30s" or "0s"`, parseDuration}
-	durationOrOff  = form[time.Duration]{`a duration like "30s", or "off"`, positiveOrOff}
+	duration       = form[time.Duration]{`a duration like "30s"`, positive, writeDuration}
+	durationOrZero = form[time.Duration]{`a duration like "30s" or "0s"`, parseDuration, writeDuration}
+	durationOrOff  = form[time.Duration]{`a duration like "30s", or "off"`, positiveOrOff, durationOrWord}
 )
 
 // The range of a duration. Timers are not finer than a millisecond, and ten
@@ -177,6 +194,25 @@ func positiveOrOff(s string) (time.Duration, error) {
 	return d, err
 }
 
+// writeDuration leaves out the units of which there is nothing: "24h" for 24h0m0s.
+func writeDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+func durationOrWord(d time.Duration) string {
+	if d == 0 {
+		return "off"
+	}
+	return writeDuration(d)
+}
+
 // sizeOrUnlimited is a size from 1 byte, or the word for no limit, which becomes 0.
 var sizeOrUnlimited = form[int64]{`a size like "64KiB", or "unlimited"`, func(s string) (int64, error) {
 	if isUnlimited(s) {
@@ -187,6 +223,11 @@ var sizeOrUnlimited = form[int64]{`a size like "64KiB", or "unlimited"`, func(s 
 		err = errors.New(`write "unlimited" for no limit`)
 	}
 	return n, err
+}, func(n int64) string {
+	if n == 0 {
+		return "unlimited"
+	}
+	return writeSize(n)
 }}
 
 // sizeBetween is a size within bounds, the lower in KiB, the upper in MiB.
@@ -198,7 +239,7 @@ func sizeBetween(leastKiB, mostMiB int64) form[int64] {
 			err = errForm
 		}
 		return n, err
-	}}
+	}, writeSize}
 }
 
 var (
@@ -222,6 +263,16 @@ func parseSize(s string) (int64, error) {
 	return n * unit, nil
 }
 
+// writeSize uses the largest unit that needs no fraction.
+func writeSize(n int64) string {
+	for _, unit := range []string{"GiB", "MiB", "KiB"} {
+		if n%units[unit] == 0 {
+			return strconv.FormatInt(n/units[unit], 10) + unit
+		}
+	}
+	return strconv.FormatInt(n, 10) + "B"
+}
+
 // oneOf is one of a few words.
 func oneOf(words ...string) form[string] {
 	return form[string]{alternatives(words), func(s string) (string, error) {
@@ -232,26 +283,24 @@ func oneOf(words ...string) form[string] {
 			return "", fmt.Errorf("did you mean %q?", near)
 		}
 		return "", errForm
-	}}
+	}, asIs}
 }
 
-// only is the one word of several that this version supports.
-func only(word string, planned ...string) form[string] {
+// only reads a key that has one value in this version, its default. Others are
+// planned.
+func (t *table) only(key, word string, planned ...string) {
 	f := oneOf(word)
-	return form[string]{f.is, func(s string) (string, error) {
+	read(t, key, &word, form[string]{f.is, func(s string) (string, error) {
 		if slices.Contains(planned, s) {
 			return "", errPlanned
 		}
 		return f.parse(s)
-	}}
+	}, asIs})
 }
 
 // alternatives lists words as a sentence does.
 func alternatives(words []string) string {
-	quoted := make([]string, len(words))
-	for i, w := range words {
-		quoted[i] = strconv.Quote(w)
-	}
+	quoted := quoteAll(words)
 	last := len(quoted) - 1
 	if last == 0 {
 		return quoted[0]
@@ -266,7 +315,7 @@ var identifier = form[string]{"a name of 1 to 128 letters, digits, dots, dashes 
 		return "", errForm
 	}
 	return s, nil
-}}
+}, asIs}
 
 var names = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 
