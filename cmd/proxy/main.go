@@ -47,6 +47,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitDone
 	case "check":
 		return check(stdout, stderr)
+	case "config":
+		return effective(stdout, stderr)
 	case "run":
 		return serve(stderr)
 	}
@@ -69,6 +71,26 @@ func check(stdout, stderr io.Writer) int {
 	return exitDone
 }
 
+// effective prints the configuration of the bundle on the standard input with every
+// default filled in. Like check, it prints one mistake a line instead.
+func effective(stdout, stderr io.Writer) int {
+	bundle := new(control.Bundle)
+	if err := control.ReadPayload(0, bundle); err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitFailed
+	}
+	text, err := config.Effective(bundle.Path, bundle.Config)
+	if err != nil {
+		fmt.Fprintln(stdout, err)
+		return exitConfig
+	}
+	if _, err := stdout.Write(text); err != nil {
+		fmt.Fprintln(stderr, err)
+		return exitFailed
+	}
+	return exitDone
+}
+
 // serve is the life of a generation. Everything but the end comes over the control
 // channel: of all signals only SIGTERM means anything. SIGPIPE is ignored so that a
 // log reader that goes away takes nothing with it.
@@ -82,10 +104,15 @@ func serve(stderr io.Writer) int {
 	signal.Notify(terminate, syscall.SIGTERM)
 
 	var writer *logs.Writer
+	level := new(slog.LevelVar)
 	log := slog.New(slog.NewTextHandler(stderr, nil)).With("pid", os.Getpid()) // until the configuration is known
-	err := proxy.Run(context.Background(), controlFD, terminate, func(cfg config.Log, generation int) (*slog.Logger, func() uint64) {
-		log, writer = logs.New(stderr, cfg.Level, cfg.Format, slog.Int("generation", generation), slog.Int("pid", os.Getpid()))
-		return log, writer.Dropped
+	err := proxy.Run(context.Background(), proxy.Options{
+		Control: controlFD, Terminate: terminate, Stdout: os.Stdout,
+		Logger: func(cfg config.Log, generation int) proxy.Logger {
+			level.Set(cfg.Level)
+			log, writer = logs.New(stderr, level, cfg.Format, slog.Int("generation", generation), slog.Int("pid", os.Getpid()))
+			return proxy.Logger{Log: log, Level: level, Dropped: writer.Dropped}
+		},
 	})
 	if err != nil {
 		log.Error("the generation ends", "err", err)

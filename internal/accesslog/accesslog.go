@@ -21,7 +21,8 @@
 //	duration_seconds  of the request, to the end of its response; of the handshake; of the tunnel
 //	received_bytes    from the client: of the request's body; of the tunnel, what the upstream took
 //	sent_bytes        to the client: of the response's body; of the tunnel, what the client took
-//	reason            why Holdfast answered by itself or cut the response; why the tunnel ended
+//	reason            why Holdfast answered by itself or cut the response, or that the client has gone;
+//	                  why the tunnel ended
 //	status            of the response; 0: none was begun
 //	upstream_seconds  until the head of the upstream's response; null, in text -: there was none
 //	method, target, protocol

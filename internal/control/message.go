@@ -18,8 +18,11 @@ type Type string
 // asks is answered by one whose Re is its ID.
 const (
 	TypeHello     Type = "hello"     // G→S first of all: Hello
-	TypeBundle    Type = "bundle"    // S→G once, with one payload: what to run
+	TypeBundle    Type = "bundle"    // S→G once, with one payload, what to run, and one memory file, for what is counted
 	TypeListeners Type = "listeners" // S→G before ready and before a reinstating serve: Keys, a descriptor each, all that there are
+	TypeLogs      Type = "logs"      // S→G before ready and whenever they were opened again: Keys, the paths of access logs, with a descriptor each
+	TypeLevel     Type = "level"     // S→G write log lines from Level on
+	TypeProfile   Type = "profile"   // S→G asks for the Profile, of the time Within for one that takes time; answered with one payload, its bytes
 	TypeReady     Type = "ready"     // G→S everything is built, with one payload: Learnt; or, with Error, cannot be
 	TypeServe     Type = "serve"     // S→G accept; answered when it does
 	TypeDrain     Type = "drain"     // S→G stop accepting and end when nothing is left, but not before Within; answered when it accepts no more. The queues of the listeners in Keys are emptied first
@@ -29,16 +32,22 @@ const (
 	TypeAnswer    Type = "answer"    // G→S to the message Re; with Error, it could not be done
 )
 
-// ListenersPerMessage is how many listening sockets travel together: their keys
-// must fit into a message with room to spare.
-const ListenersPerMessage = 64
+// FilesPerMessage and KeysPerMessage are how many descriptors with keys travel
+// together, and of how many bytes the keys may be: JSON makes at most six of one, and
+// a message has room for them.
+const (
+	FilesPerMessage = 64
+	KeysPerMessage  = 4 << 10
+)
 
 // maxFiles is how many descriptors a message of a type may carry.
 func maxFiles(t Type) int {
 	switch t {
-	case TypeListeners:
-		return ListenersPerMessage
-	case TypeBundle, TypeReady:
+	case TypeListeners, TypeLogs:
+		return FilesPerMessage
+	case TypeBundle:
+		return 2
+	case TypeReady, TypeAnswer:
 		return 1
 	}
 	return 0
@@ -52,10 +61,13 @@ type Message struct {
 	Error string `json:"error,omitempty"`
 
 	Hello  *Hello        `json:"hello,omitempty"`
-	Keys   []string      `json:"keys,omitempty"`   // of listeners, as config.Socket.Key says them
+	Keys   []string      `json:"keys,omitempty"`   // of listeners, as config.Socket.Key says them; of access logs, their paths
 	More   bool          `json:"more,omitempty"`   // another message of the type belongs to this one
 	Within time.Duration `json:"within,omitempty"` // nanoseconds
 	Status *Status       `json:"status,omitempty"`
+
+	Level   string `json:"level,omitempty"`   // "debug", "info", "warn" or "error"
+	Profile string `json:"profile,omitempty"` // as runtime/pprof names it, or "cpu" or "trace"
 }
 
 // Hello is how a generation introduces itself.

@@ -28,6 +28,11 @@ func Payload(v any) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
 	}
+	return Bytes(data)
+}
+
+// Bytes is [Payload] for what is no JSON.
+func Bytes(data []byte) (*os.File, error) {
 	if len(data) > MaxPayload {
 		return nil, fmt.Errorf("payload: %d bytes are too many (%d)", len(data), MaxPayload)
 	}
@@ -56,23 +61,33 @@ func ReadLearnt(fd int) (*Learnt, error) {
 }
 
 func readPayload(fd int, v any, most int64) error {
-	f := os.NewFile(uintptr(fd), "payload")
-	defer f.Close()
-	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
-	if err != nil || got&seals != seals {
-		return errors.New("payload: not a sealed memory file")
-	}
-	data, err := io.ReadAll(io.NewSectionReader(f, 0, most+1))
+	data, err := ReadBytes(fd, most)
 	if err != nil {
-		return fmt.Errorf("payload: %w", err)
-	}
-	if int64(len(data)) > most {
-		return fmt.Errorf("payload: more than %d bytes", most)
+		return err
 	}
 	if err := json.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("payload: %w", err)
 	}
 	return nil
+}
+
+// ReadBytes reads what [Bytes] has made, of which it takes no more than most. It
+// closes fd.
+func ReadBytes(fd int, most int64) ([]byte, error) {
+	f := os.NewFile(uintptr(fd), "payload")
+	defer f.Close()
+	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err != nil || got&seals != seals {
+		return nil, errors.New("payload: not a sealed memory file")
+	}
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, most+1))
+	if err != nil {
+		return nil, fmt.Errorf("payload: %w", err)
+	}
+	if int64(len(data)) > most {
+		return nil, fmt.Errorf("payload: more than %d bytes", most)
+	}
+	return data, nil
 }
 
 // Bundle is what a generation is started from. Its bytes are the whole truth: the

@@ -182,11 +182,13 @@ type Upstream interface {
 
 	// Receive returns the next response head. Interim ones come first, one by
 	// one; a 101 ends the protocol (see Switch). The error wraps [ErrNoAnswer] where
-	// the connection ended before the first byte of a response.
+	// the connection ended before the first byte of a response, and is
+	// io.ErrUnexpectedEOF, for errors.Is, where it ended within one.
 	Receive() (*Response, error)
 
 	// Read reads the body of the final response: io.EOF at its proper end,
-	// another error if it was cut short or malformed.
+	// another error if it was cut short or malformed, which are told apart as by
+	// Receive.
 	io.Reader
 
 	// Trailers returns the response's trailers; valid after Read returned io.EOF.

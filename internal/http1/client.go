@@ -33,11 +33,16 @@ var (
 type ClientOptions struct {
 	HeadSize int64    // most bytes of a response head; 0: 64 KiB
 	Buffers  *Buffers // shared with other connections; nil: none are shared
+	Traffic  Traffic  // what counts the connection's bytes
 
 	// OnIdle, if set, is called when an exchange was closed and the connection can
 	// carry another. It is called by whoever closed the exchange, holding no lock,
 	// and owns the connection from then on.
 	OnIdle func(*Conn)
+
+	// OnEnd, if set, is called once when the connection was closed, or switched and so
+	// given away. A lock of the Conn is held: it must not call back, nor block.
+	OnEnd func()
 }
 
 // Conn is a connection to an upstream. It carries one exchange at a time, and
@@ -62,7 +67,10 @@ func NewClient(conn net.Conn, o ClientOptions) *Conn {
 	if o.Buffers == nil {
 		o.Buffers = new(Buffers)
 	}
-	return &Conn{conn: conn, options: o, in: newReader(conn, o.Buffers)}
+	if o.OnEnd == nil {
+		o.OnEnd = func() {}
+	}
+	return &Conn{conn: conn, options: o, in: newReader(conn, o.Buffers, o.Traffic.Received)}
 }
 
 // Exchange begins an exchange. It fails if the connection is closed or carries one.
@@ -75,7 +83,8 @@ func (c *Conn) Exchange() (exchange.Upstream, error) {
 	case c.current != nil:
 		return nil, errBusy
 	}
-	e := &clientExchange{c: c, reused: c.used, body: bodyReader{in: c.in}, out: bodyWriter{conn: c.conn, buffers: c.options.Buffers}}
+	e := &clientExchange{c: c, reused: c.used, body: bodyReader{in: c.in}}
+	e.out = bodyWriter{conn: c.conn, buffers: c.options.Buffers, counted: c.options.Traffic.Sent}
 	c.used = true
 	c.current = e
 	return e, nil
@@ -123,7 +132,12 @@ func (c *Conn) Close() error {
 	if c.closed || c.switched {
 		return nil
 	}
+	return c.closeLocked()
+}
+
+func (c *Conn) closeLocked() error {
 	c.closed = true
+	c.options.OnEnd()
 	return c.conn.Close()
 }
 
@@ -325,6 +339,13 @@ func (e *clientExchange) gotLocked() {
 	}
 }
 
+// cutShort is a response that did not end because its connection did. It is
+// io.ErrUnexpectedEOF for [errors.Is].
+type cutShort struct{ error }
+
+func (e cutShort) Unwrap() error      { return e.error }
+func (cutShort) Is(target error) bool { return target == io.ErrUnexpectedEOF }
+
 // receiveError explains why the connection gave no more bytes.
 func (e *clientExchange) receiveError(err error) error {
 	switch {
@@ -333,9 +354,9 @@ func (e *clientExchange) receiveError(err error) error {
 	case !e.answered.Load():
 		return fmt.Errorf("%w: %w", exchange.ErrNoAnswer, err)
 	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		return badGateway(errTruncated)
+		return cutShort{badGateway(errTruncated)}
 	}
-	return badGateway(err)
+	return cutShort{badGateway(err)}
 }
 
 // Read implements [exchange.Upstream].
@@ -379,6 +400,7 @@ func (e *clientExchange) Switch() (net.Conn, []byte, error) {
 		return nil, nil, errNoSwitch
 	}
 	c.switched = true
+	c.options.OnEnd()
 	early := append([]byte(nil), c.in.buffered()...)
 	c.in.consume(len(early))
 	return c.conn, early, nil
@@ -396,8 +418,7 @@ func (e *clientExchange) Close() error {
 	idle := e.sentAll && e.gotAll && !e.lastOne && !c.closed
 	c.current = nil
 	if !idle && !c.closed {
-		c.closed = true
-		c.conn.Close()
+		c.closeLocked()
 	}
 	c.mu.Unlock()
 	if idle && c.options.OnIdle != nil {

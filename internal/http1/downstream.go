@@ -75,7 +75,7 @@ func (c *serverConn) newExchange(head requestHead) *serverExchange {
 		c: c, ctx: ctx, head: head,
 		method: head.Method, minor: head.Minor, upgrade: head.Upgrade != "" && !head.UpgradeBody,
 		body: bodyReader{in: c.in, dec: decoderFor(head.ContentLength), limit: c.server.options.Limits.BodySize},
-		out:  bodyWriter{conn: c.conn, buffers: &c.server.buffers},
+		out:  bodyWriter{conn: c.conn, buffers: &c.server.buffers, counted: c.server.options.Metrics.traffic.Sent},
 	}
 	e.body.arm = e.armRead
 	e.bodyRead = e.body.dec.done()
@@ -140,6 +140,9 @@ func (e *serverExchange) cut() {
 	if tcp, ok := e.c.conn.(*net.TCPConn); ok && e.out.kind == untilClose {
 		tcp.SetLinger(0)
 	}
+	if e.out.failed {
+		e.c.abort(errClientGone)
+	}
 	e.c.abort(errAborted)
 }
 
@@ -203,8 +206,11 @@ func (e *serverExchange) Read(p []byte) (int, error) {
 		e.body.err = err
 	default:
 		e.mustClose.Store(true)
-		if exchange.StatusOf(err, 0) == 0 {
+		switch exchange.StatusOf(err, 0) {
+		case 0:
 			e.c.abort(errClientGone)
+		case 400:
+			e.c.server.options.Metrics.errors.Inc()
 		}
 	}
 	return n, err
@@ -276,7 +282,7 @@ func (e *serverExchange) goOn() error {
 func (e *serverExchange) sendInterim(head []byte) error {
 	e.c.conn.SetWriteDeadline(time.Now().Add(interimTime))
 	defer e.c.conn.SetWriteDeadline(time.Time{})
-	_, err := e.c.conn.Write(head)
+	err := e.out.send(head)
 	if err != nil {
 		e.c.abort(errClientGone)
 	}
@@ -343,6 +349,9 @@ func (e *serverExchange) frame(r *exchange.Response) responseFraming {
 	// body or not: what follows could be either (RFC 9110 §10.1.1).
 	waits := e.wantsGoOn.Swap(false)
 	_, draining := e.c.server.draining()
+	if draining && !r.Close && !waits && !e.mustClose.Load() {
+		e.c.server.options.Metrics.drained.Inc()
+	}
 	f := responseFraming{date: time.Now(), close: r.Close || draining || waits || e.mustClose.Load()}
 	if f.close {
 		e.mustClose.Store(true)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/metrics"
 )
 
 // dateFormat is IMF-fixdate (RFC 9110 §5.6.7).
@@ -134,10 +135,12 @@ func appendLastChunk(b []byte, trailers exchange.Fields) []byte {
 type bodyWriter struct {
 	conn    net.Conn
 	buffers *Buffers
-	held    []byte // what is not sent yet: a head, or nothing
+	counted *metrics.Counter // of the bytes sent
+	held    []byte           // what is not sent yet: a head, or nothing
 	kind    bodyKind
 	left    int64 // of byLength
 	discard bool  // bytes are counted but belong to nobody: the body of an answer to HEAD
+	failed  bool  // the connection took no more
 }
 
 // write sends p as a part of the body, with what was held back before it.
@@ -170,19 +173,34 @@ func (w *bodyWriter) sendAll(b, p []byte, tail string) error {
 	var err error
 	switch {
 	case len(b) == 0 && tail == "":
-		_, err = w.conn.Write(p)
+		err = w.send(p)
 	case len(p) <= coalesce:
 		b = append(append(b, p...), tail...)
-		_, err = w.conn.Write(b)
+		err = w.send(b)
 	default:
 		pieces := net.Buffers{b, p}
 		if tail != "" {
 			pieces = append(pieces, []byte(tail))
 		}
-		_, err = pieces.WriteTo(w.conn)
+		var n int64
+		n, err = pieces.WriteTo(w.conn)
+		w.sent(n, err)
 	}
 	w.buffers.put(b)
 	return err
+}
+
+// send writes to the connection, whatever is held back.
+func (w *bodyWriter) send(p []byte) error {
+	n, err := w.conn.Write(p)
+	w.sent(int64(n), err)
+	return err
+}
+
+// sent notes what became of a write.
+func (w *bodyWriter) sent(n int64, err error) {
+	w.counted.Add(uint64(n))
+	w.failed = w.failed || err != nil
 }
 
 // flush sends what is held back.
@@ -192,7 +210,7 @@ func (w *bodyWriter) flush() error {
 	}
 	b := w.held
 	w.held = nil
-	_, err := w.conn.Write(b)
+	err := w.send(b)
 	w.buffers.put(b)
 	return err
 }

@@ -15,6 +15,7 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
+	"holdfast/internal/metrics"
 )
 
 // patience bounds every wait of a test that should end at once.
@@ -56,8 +57,10 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // testServer serves on a loopback socket for as long as the test runs.
 type testServer struct {
 	*Server
-	t    *testing.T
-	addr string
+	t       *testing.T
+	addr    string
+	counted *metrics.Registry
+	refused chan Refusal
 }
 
 func serve(t *testing.T, limits config.ListenerLimits, h exchange.Handler) *testServer {
@@ -66,7 +69,9 @@ func serve(t *testing.T, limits config.ListenerLimits, h exchange.Handler) *test
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewServer(ServerOptions{Limits: limits, Scheme: "http", Handler: h, Log: quiet()})
+	counted, refused := metrics.NewRegistry(), make(chan Refusal, 100)
+	s := NewServer(ServerOptions{Limits: limits, Scheme: "http", Handler: h, Log: quiet(),
+		Metrics: NewServerMetrics(counted, "test"), Refused: func(_ exchange.Downstream, r Refusal) { refused <- r }})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -88,7 +93,7 @@ func serve(t *testing.T, limits config.ListenerLimits, h exchange.Handler) *test
 			t.Errorf("%d requests are left", n)
 		}
 	})
-	return &testServer{Server: s, t: t, addr: l.Addr().String()}
+	return &testServer{Server: s, t: t, addr: l.Addr().String(), counted: counted, refused: refused}
 }
 
 // peer is the other end of a connection in the hands of a test.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/metrics"
 )
 
 // longAgo is a deadline that ends a read that is under way.
@@ -22,9 +24,10 @@ const lookTime = time.Millisecond
 type reader struct {
 	conn    net.Conn
 	buffers *Buffers
-	raw     syscall.RawConn // nil where conn is no socket
-	buf     []byte          // nil, or from buffers
-	from    int             // buf[from:to] is read and not consumed
+	counted *metrics.Counter // of the bytes read
+	raw     syscall.RawConn  // nil where conn is no socket
+	buf     []byte           // nil, or from buffers
+	from    int              // buf[from:to] is read and not consumed
 	to      int
 
 	// Used by recv, which is made once because a closure per read would be garbage.
@@ -33,8 +36,8 @@ type reader struct {
 	look    bool // recv does not wait
 }
 
-func newReader(conn net.Conn, buffers *Buffers) *reader {
-	r := &reader{conn: conn, buffers: buffers}
+func newReader(conn net.Conn, buffers *Buffers, counted *metrics.Counter) *reader {
+	r := &reader{conn: conn, buffers: buffers, counted: counted}
 	// Only these two: a type that embeds them has their SyscallConn, but may have
 	// a Read of its own.
 	switch c := conn.(type) {
@@ -66,12 +69,19 @@ func (r *reader) fill() error {
 		return r.wait(false)
 	}
 	r.makeRoom()
-	n, err := r.conn.Read(r.buf[r.to:])
+	n, err := r.read(r.buf[r.to:])
 	r.to += n
 	if n > 0 {
 		return nil
 	}
 	return err
+}
+
+// read reads the connection, whatever is buffered.
+func (r *reader) read(p []byte) (int, error) {
+	n, err := r.conn.Read(p)
+	r.counted.Add(uint64(n))
+	return n, err
 }
 
 // poll looks for bytes without waiting. Nothing may be buffered and the read
@@ -103,6 +113,7 @@ func (r *reader) receive(fd uintptr) bool {
 	}
 	switch {
 	case n > 0:
+		r.counted.Add(uint64(n))
 		r.buf, r.from, r.to = buf, 0, n
 		r.recvErr = nil
 		return true
@@ -122,7 +133,7 @@ func (r *reader) waitByte(look bool) error {
 		defer r.conn.SetReadDeadline(time.Time{})
 	}
 	var first [1]byte
-	n, err := r.conn.Read(first[:])
+	n, err := r.read(first[:])
 	if n == 0 {
 		return err
 	}
@@ -212,7 +223,7 @@ func (b *bodyReader) more(p []byte) (n int, err error) {
 		}
 	}
 	if run := b.dec.run(); run > 0 && len(p) >= smallBuffer {
-		n, err = b.in.conn.Read(p[:min(int64(len(p)), run)])
+		n, err = b.in.read(p[:min(int64(len(p)), run)])
 		b.dec.took(n)
 		if n > 0 {
 			return n, nil

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"strings"
 
 	"holdfast/internal/exchange"
@@ -44,6 +45,19 @@ func parseRequest(head string, n int, scheme string) (requestHead, error) {
 	}
 	h.readUpgrade(&ctl)
 	return h, nil
+}
+
+// readable returns what can be read of a head that is not valid: the request line,
+// if that is there and is valid itself.
+func readable(head []byte, scheme string) *exchange.Request {
+	r := &exchange.Request{Scheme: scheme}
+	if line, _, ok := bytes.Cut(head, []byte("\r\n")); ok {
+		if _, err := parseRequestLine(r, string(line)); err == nil {
+			r.Major = 1
+			return r
+		}
+	}
+	return &exchange.Request{Scheme: scheme}
 }
 
 // parseRequestLine fills in method, target and version. authority is that of an

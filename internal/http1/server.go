@@ -38,6 +38,24 @@ type ServerOptions struct {
 	Scheme  string                // "http" or "https": what requests report
 	Handler exchange.Handler
 	Log     *slog.Logger
+	Metrics ServerMetrics
+
+	// Refused is told of each request that the codec has answered itself. nil is
+	// allowed. It is called by the connection's goroutine and must not block.
+	Refused func(exchange.Downstream, Refusal)
+}
+
+// Refusal is a request that no handler has seen: it was not valid, too large or too
+// slow.
+type Refusal struct {
+	// Request is what could be read of the head: all of it, the request line, or
+	// nothing.
+	Request *exchange.Request
+
+	Start  time.Time // when its first byte had come
+	Status int       // that answers it
+	Reason string    // for the log
+	Sent   uint64    // bytes of the answer's body; 0 where the client did not take it
 }
 
 // Server serves the connections of one listener. It starts no goroutine of its own
@@ -66,9 +84,13 @@ func NewServer(o ServerOptions) *Server {
 // Switch. It blocks. While it waits between requests it holds a goroutine, but no
 // buffer if conn is a *net.TCPConn or *net.UnixConn.
 func (s *Server) Serve(conn net.Conn, d exchange.Downstream) {
-	c := &serverConn{server: s, conn: conn, downstream: d, in: newReader(conn, &s.buffers)}
+	m := &s.options.Metrics
+	c := &serverConn{server: s, conn: conn, downstream: d, in: newReader(conn, &s.buffers, m.traffic.Received)}
+	m.opened()
+	began := time.Now()
+	defer func() { m.ended(began, c.end) }() // which nobody changes any more
 	if !s.add(c) {
-		conn.Close()
+		c.abort(net.ErrClosed)
 		return
 	}
 	defer s.remove(c)
@@ -104,14 +126,17 @@ func (s *Server) setDrain(at time.Time) {
 }
 
 // Close cuts every connection that the server still has, and each that it is given
-// later. It does not wait: the Serve calls return soon after.
+// later. It does not wait: the Serve calls return soon after. The cause with which
+// the contexts of their exchanges end is [net.ErrClosed].
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
 	conns := slices.Collect(maps.Keys(s.conns))
 	s.mu.Unlock()
 	for _, c := range conns {
-		c.abort(net.ErrClosed)
+		if c.abort(net.ErrClosed) {
+			s.options.Metrics.cut.Inc()
+		}
 	}
 }
 
@@ -162,13 +187,24 @@ type serverConn struct {
 	downstream exchange.Downstream
 	in         *reader
 
-	mu        sync.Mutex
-	idleSince time.Time     // zero while not idle
-	watching  chan struct{} // closed at the end of the watch; nil without one
-	cancel    func(error)   // ends the context of the exchange; nil without one
-	closed    bool
-	switched  bool // the connection is no longer ours
+	mu         sync.Mutex
+	idleSince  time.Time     // zero while not idle
+	idleDrains bool          // what ends the idle time is the drain, not the idle timeout
+	watching   chan struct{} // closed at the end of the watch; nil without one
+	cancel     func(error)   // ends the context of the exchange; nil without one
+	closed     bool
+	switched   bool          // the connection is no longer ours
+	end        connectionEnd // once closed or switched
 }
+
+// A connectionEnd is how a connection ended for the server.
+type connectionEnd uint8
+
+const (
+	becameTunnel connectionEnd = iota
+	endedByClient
+	endedByUs
+)
 
 // awaitRequest waits for the first byte of a request. False means that none will
 // come.
@@ -182,9 +218,28 @@ func (c *serverConn) awaitRequest() bool {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		// The deadline may have come first although a request is there. It was sent
 		// while the connection was open, so it is served.
-		return c.in.poll()
+		if c.in.poll() {
+			return true
+		}
+		c.countIdleEnd()
+		return false
+	}
+	if err != nil {
+		c.abort(errClientGone)
 	}
 	return err == nil
+}
+
+// countIdleEnd counts a connection on which no request came in time.
+func (c *serverConn) countIdleEnd() {
+	c.mu.Lock()
+	drains := c.idleDrains
+	c.mu.Unlock()
+	if drains {
+		c.server.options.Metrics.drained.Inc()
+	} else {
+		c.server.options.Metrics.idleTimeouts.Inc()
+	}
 }
 
 func (c *serverConn) setIdle(since time.Time) {
@@ -206,7 +261,9 @@ func (c *serverConn) updateIdle() {
 	if d := c.server.options.Limits.IdleTimeout; d > 0 {
 		deadline = c.idleSince.Add(d)
 	}
-	if until, ok := c.server.draining(); ok && (deadline.IsZero() || until.Before(deadline)) {
+	until, draining := c.server.draining()
+	c.idleDrains = draining && (deadline.IsZero() || until.Before(deadline))
+	if c.idleDrains {
 		deadline = until
 	}
 	c.conn.SetReadDeadline(deadline)
@@ -215,12 +272,13 @@ func (c *serverConn) updateIdle() {
 // serveRequest reads one request and has it answered. It says whether the
 // connection goes on.
 func (c *serverConn) serveRequest() bool {
+	began := time.Now()
 	head, err := c.readHead()
 	if err == nil && c.server.options.Limits.BodySize > 0 && head.ContentLength > c.server.options.Limits.BodySize && head.Upgrade == "" {
 		err = refusal(413, "a Content-Length beyond the limit")
 	}
 	if err != nil {
-		c.refuse(err)
+		c.refuse(err, head.Request, began)
 		return false
 	}
 	e := c.newExchange(head)
@@ -300,12 +358,21 @@ var reasons = map[int]string{
 }
 
 // refuse answers a request that no handler sees, if there is anything to answer,
-// and ends the connection so that the client can read it.
-func (c *serverConn) refuse(err error) {
+// and ends the connection so that the client can read it. head is nil if it is the
+// head that is at fault.
+func (c *serverConn) refuse(err error, head *exchange.Request, began time.Time) {
 	status := exchange.StatusOf(err, 0)
 	if status == 0 {
-		return // the client has gone
+		c.abort(errClientGone)
+		return
 	}
+	if status == 400 {
+		c.server.options.Metrics.errors.Inc()
+	}
+	if head == nil {
+		head = readable(c.in.buffered(), c.server.options.Scheme)
+	}
+	refused := Refusal{Request: head, Start: began, Status: status, Reason: err.Error()}
 	c.server.options.Log.Debug("request refused", "status", status, "reason", err.Error(),
 		"listener", c.downstream.Listener, "remote", c.downstream.Remote)
 	text := strconv.Itoa(status) + " " + reasons[status] + "\n"
@@ -317,8 +384,15 @@ func (c *serverConn) refuse(err error) {
 	}
 	b = append(b, text...)
 	c.conn.SetWriteDeadline(time.Now().Add(lingerTime))
-	_, err = c.conn.Write(b)
+	n, err := c.conn.Write(b)
+	c.server.options.Metrics.traffic.Sent.Add(uint64(n))
 	c.server.buffers.put(b)
+	if err == nil {
+		refused.Sent = uint64(len(text))
+	}
+	if c.server.options.Refused != nil {
+		c.server.options.Refused(c.downstream, refused)
+	}
 	if err == nil {
 		c.linger()
 	}
@@ -343,18 +417,23 @@ func (c *serverConn) linger() {
 }
 
 // abort closes the connection and ends its exchange for the given reason. Later
-// calls do nothing, nor does one after Switch.
-func (c *serverConn) abort(reason error) {
+// calls do nothing, nor does one after Switch; they return false.
+func (c *serverConn) abort(reason error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed || c.switched {
-		return
+		return false
 	}
 	c.closed = true
+	c.end = endedByUs
+	if reason == errClientGone {
+		c.end = endedByClient
+	}
 	if c.cancel != nil {
 		c.cancel(reason)
 	}
 	c.conn.Close()
+	return true
 }
 
 // contain is deferred where bytes of a client are worked on: a panic costs that

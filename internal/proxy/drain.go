@@ -58,6 +58,11 @@ func (g *generation) onLimit() (end bool) {
 		g.log.Info("drain.stream_timeout: cutting the responses that still run")
 	case g.cut:
 		g.log.Warn("connections did not close in time")
+		g.tunnels.Abandon()
+		select {
+		case <-g.tunnels.Empty():
+		case <-time.After(abandonTime):
+		}
 		return true
 	default:
 		tunnels, _ := g.tunnels.Summary()
@@ -132,6 +137,7 @@ func (g *generation) resumeAccepting() {
 func (g *generation) onTunnelEnd(r tunnel.Record) {
 	g.log.Info("tunnel closed", "id", r.ID, "reason", r.Reason.String(), "route", r.Route, "cluster", r.Cluster, "endpoint", r.Endpoint,
 		"duration", r.Ended.Sub(r.Started), "bytes_up", r.ToUp, "bytes_down", r.ToDown)
+	g.manager.TunnelEnded(&r)
 	g.listener(r.Listener).leave()
 }
 

@@ -16,11 +16,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"holdfast/internal/accesslog"
 	"holdfast/internal/config"
 	"holdfast/internal/control"
 	"holdfast/internal/http1"
+	"holdfast/internal/metrics"
 	"holdfast/internal/route"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/upstream"
@@ -32,25 +36,46 @@ const (
 	sendTimeout = 5 * time.Second
 
 	// endMargin is how long closing takes at the most when the time to stop is
-	// over. It is shorter than what the supervisor adds before it kills.
-	endMargin = 3 * time.Second
+	// over, abandonTime how long it takes to give up what has not closed then, and
+	// logTime how long the last records of access logs may take to be written.
+	// Together they are shorter than what the supervisor adds before it kills.
+	endMargin   = 3 * time.Second
+	abandonTime = 250 * time.Millisecond
+	logTime     = time.Second
 )
 
 // ErrAbandoned ends a generation that lost the supervisor before it was ever told
 // to serve.
 var ErrAbandoned = errors.New("the supervisor is gone before it said serve")
 
-// Logger makes the logger of a generation when its configuration is known, and
-// returns what counts the lines that it dropped.
-type Logger func(cfg config.Log, generation int) (log *slog.Logger, dropped func() uint64)
+// Options are what a generation has from its process.
+type Options struct {
+	Control   int              // its end of the control channel
+	Terminate <-chan os.Signal // asks for a stop within the configured time
+	Stdout    *os.File         // for an access log; the generation closes it then. nil: there is none
+
+	// Logger makes the generation's log when its configuration is known.
+	Logger func(cfg config.Log, generation int) Logger
+}
+
+// Logger is the log of a generation.
+type Logger struct {
+	Log     *slog.Logger
+	Level   *slog.LevelVar // from which on lines are written
+	Dropped func() uint64  // counts the lines that were dropped
+}
 
 // generation is the whole process. Fields without a remark are set once.
 type generation struct {
-	cfg     *config.Config
-	conn    *control.Conn
-	log     *slog.Logger
-	dropped func() uint64
-	known   map[string][]netip.Addr // what names of endpoints stand for; see control.Learnt
+	cfg      *config.Config
+	number   int
+	conn     *control.Conn
+	stdout   *os.File
+	log      *slog.Logger
+	level    *slog.LevelVar
+	dropped  func() uint64
+	registry *metrics.Registry
+	known    map[string][]netip.Addr // what names of endpoints stand for; see control.Learnt
 
 	// Set by build, which is over when the loop has had its result.
 	clusters  *upstream.Clusters
@@ -62,14 +87,20 @@ type generation struct {
 	built    chan error    // once: whether everything could be made
 	changed  chan struct{} // has room for one: something ended, look again
 
+	profiling atomic.Bool
+	work      sync.WaitGroup // what the loop has others do for it
+
 	// Owned by the loop.
-	sockets map[string]int // of the supervisor, by key; taken by serve
-	phase   phase
-	hold    time.Time // do not end before
-	beat    heartbeat
-	limit   *time.Timer // of the drain's streams, or of the stop
-	cut     bool        // the stop's limit was reached
-	over    bool        // stopped before it served
+	sockets   map[string]int      // of the supervisor, by key; taken by serve
+	logFiles  map[string]*os.File // of access logs, by path; taken by the first serve, nil then
+	accessLog *accesslog.Log      // nil: none is configured, or nothing was recorded yet
+	process   process
+	phase     phase
+	hold      time.Time // do not end before
+	beat      heartbeat
+	limit     *time.Timer // of the drain's streams, or of the stop
+	cut       bool        // the stop's limit was reached
+	over      bool        // stopped before it served
 }
 
 type phase int
@@ -88,11 +119,10 @@ type received struct {
 	fds []int
 }
 
-// Run is the life of a generation. fd is its end of the control channel. It blocks
-// until nothing is left to do, and returns nil then. terminate asks for a stop
-// within the configured time.
-func Run(ctx context.Context, fd int, terminate <-chan os.Signal, logger Logger) error {
-	conn, err := control.NewConn(fd)
+// Run is the life of a generation. It blocks until nothing is left to do, and returns
+// nil then.
+func Run(ctx context.Context, o Options) error {
+	conn, err := control.NewConn(o.Control)
 	if err != nil {
 		return err
 	}
@@ -101,7 +131,7 @@ func Run(ctx context.Context, fd int, terminate <-chan os.Signal, logger Logger)
 	if err := conn.Send(&control.Message{Type: control.TypeHello, Hello: &hello}, sendTimeout); err != nil {
 		return err
 	}
-	bundle, err := receiveBundle(conn)
+	bundle, counts, err := receiveBundle(conn)
 	if err != nil {
 		return err
 	}
@@ -109,37 +139,60 @@ func Run(ctx context.Context, fd int, terminate <-chan os.Signal, logger Logger)
 	if err != nil {
 		return errors.Join(err, conn.Send(&control.Message{Type: control.TypeReady, Error: err.Error()}, sendTimeout))
 	}
-	log, dropped := logger(cfg.Log, bundle.Generation)
+	logger := o.Logger(cfg.Log, bundle.Generation)
+	registry, err := openRegistry(counts)
+	if err != nil {
+		logger.Log.Error("what this generation counts is not shown", "err", err)
+	}
 	var known map[string][]netip.Addr
 	if bundle.Learnt != nil {
 		known = bundle.Learnt.Addresses
 	}
 	g := &generation{
-		cfg: cfg, conn: conn, log: log, dropped: dropped, known: known,
+		cfg: cfg, number: bundle.Generation, conn: conn, stdout: o.Stdout,
+		log: logger.Log, level: logger.Level, dropped: logger.Dropped, registry: registry, known: known,
 		messages: make(chan received), built: make(chan error, 1), changed: make(chan struct{}, 1),
-		sockets: make(map[string]int),
+		sockets: make(map[string]int), logFiles: make(map[string]*os.File), process: newProcess(registry),
 	}
-	return g.run(ctx, terminate)
+	return g.run(ctx, o.Terminate)
 }
 
 // receiveBundle waits for what the generation is to run; nothing else means
 // anything before. The supervisor bounds the wait: it kills what is not ready in
-// time.
-func receiveBundle(conn *control.Conn) (*control.Bundle, error) {
+// time. counts is the memory file to count in, -1 from a supervisor that sends none.
+func receiveBundle(conn *control.Conn) (bundle *control.Bundle, counts int, err error) {
 	for {
 		m, fds, err := conn.Receive()
 		if err != nil {
-			return nil, fmt.Errorf("wait for the bundle: %w", err)
+			return nil, -1, fmt.Errorf("wait for the bundle: %w", err)
 		}
-		if m.Type == control.TypeBundle && len(fds) == 1 {
+		if m.Type == control.TypeBundle && len(fds) > 0 {
+			counts := -1
+			if len(fds) > 1 {
+				counts = fds[1]
+			}
 			bundle := new(control.Bundle)
-			return bundle, control.ReadPayload(fds[0], bundle)
+			return bundle, counts, control.ReadPayload(fds[0], bundle)
 		}
 		control.CloseAll(fds)
 	}
 }
 
+// openRegistry returns a registry in the memory file counts, or, with an error if
+// that is at fault, one that nobody sees.
+func openRegistry(counts int) (*metrics.Registry, error) {
+	if counts < 0 {
+		return metrics.NewRegistry(), nil
+	}
+	r, err := metrics.Open(counts)
+	if err != nil {
+		return metrics.NewRegistry(), err
+	}
+	return r, nil
+}
+
 func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error {
+	defer g.work.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g.limit = time.NewTimer(0)
@@ -161,7 +214,7 @@ func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error 
 				return err
 			}
 		case r := <-g.messages:
-			if err := g.onMessage(r); err != nil {
+			if err := g.onMessage(ctx, r); err != nil {
 				return err
 			}
 		case <-terminate:
@@ -179,6 +232,7 @@ func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error 
 				g.log.Warn("the control loop runs again: accepting")
 				g.resumeAccepting()
 			}
+			g.report()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -209,18 +263,21 @@ func (g *generation) receive(ctx context.Context) {
 
 // build makes everything that the configuration wants: step 4 of a reload.
 func (g *generation) build(ctx context.Context) error {
-	clusters, err := upstream.New(ctx, g.cfg, g.known)
+	clusters, err := upstream.New(ctx, g.cfg, g.known, g.registry)
 	if err != nil {
 		return err
 	}
 	g.clusters = clusters
-	g.tunnels = tunnel.NewSet(g.log, g.onTunnelEnd)
+	g.tunnels = tunnel.NewSet(g.log, g.onTunnelEnd, g.registry)
 	g.manager = NewManager(ManagerOptions{
-		Routes: route.New(g.cfg), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Tunnels: g, Log: g.log,
+		Routes: route.New(g.cfg), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Tunnels: g, Log: g.log, Metrics: g.registry,
 	})
 	for i, cfg := range g.cfg.HTTPListeners {
-		server := http1.NewServer(http1.ServerOptions{Limits: cfg.Limits, Scheme: "http", Handler: g.manager, Log: g.log})
-		g.listeners = append(g.listeners, newListener(cfg, g.cfg.Listeners[i].Key(), server, g.log, g.notice))
+		server := http1.NewServer(http1.ServerOptions{
+			Limits: cfg.Limits, Scheme: "http", Handler: g.manager, Log: g.log,
+			Metrics: http1.NewServerMetrics(g.registry, cfg.Name), Refused: g.manager.Refused,
+		})
+		g.listeners = append(g.listeners, newListener(cfg, g.cfg.Listeners[i].Key(), server, g.log, g.registry, g.notice))
 	}
 	return nil
 }
@@ -239,7 +296,7 @@ func (g *generation) onBuilt(err error) error {
 }
 
 // onMessage does what the supervisor says. The error ends the generation.
-func (g *generation) onMessage(r received) error {
+func (g *generation) onMessage(ctx context.Context, r received) error {
 	if r.m == nil {
 		return g.onChannelEnd()
 	}
@@ -247,6 +304,13 @@ func (g *generation) onMessage(r received) error {
 	case control.TypeListeners:
 		g.takeSockets(r)
 		return nil
+	case control.TypeLogs:
+		g.confirm(r.m, g.takeLogs(r.m, r.fds))
+		return nil
+	case control.TypeLevel:
+		g.confirm(r.m, g.setLevel(r.m.Level))
+	case control.TypeProfile:
+		g.profile(ctx, r.m)
 	case control.TypeServe:
 		g.answer(r.m, g.serve(), nil)
 	case control.TypeDrain:
@@ -265,12 +329,21 @@ func (g *generation) onMessage(r received) error {
 	return nil
 }
 
-func (g *generation) answer(to *control.Message, err error, st *control.Status) {
+// confirm answers a message that may want no answer; an error is logged then.
+func (g *generation) confirm(m *control.Message, err error) {
+	if m.ID != 0 {
+		g.answer(m, err, nil)
+	} else if err != nil {
+		g.log.Error("cannot do what the supervisor says", "message", m.Type, "err", err)
+	}
+}
+
+func (g *generation) answer(to *control.Message, err error, st *control.Status, fds ...int) {
 	a := &control.Message{Type: control.TypeAnswer, Re: to.ID, Status: st}
 	if err != nil {
 		a.Error = err.Error()
 	}
-	if err := g.conn.Send(a, sendTimeout); err != nil {
+	if err := g.conn.Send(a, sendTimeout, fds...); err != nil {
 		g.log.Error("cannot answer the supervisor", "to", to.Type, "err", err)
 	}
 }
@@ -315,7 +388,9 @@ func (g *generation) takeSockets(r received) {
 // serve begins to accept, for the first time or again.
 func (g *generation) serve() error {
 	switch g.phase {
-	case standby, draining:
+	case standby:
+		g.openAccessLogs()
+	case draining:
 	case serving:
 		g.dropSockets()
 		return nil
@@ -358,6 +433,7 @@ func (g *generation) dropSockets() {
 
 func (g *generation) status() *control.Status {
 	st := &control.Status{RSS: residentBytes(), Draining: g.phase >= draining, LogsDropped: g.dropped()}
+	defer g.process.sample(st)
 	if g.phase == building {
 		return st
 	}
@@ -367,21 +443,19 @@ func (g *generation) status() *control.Status {
 	}
 	st.Tunnels, st.OldestTunnel = g.tunnels.Summary()
 	st.TunnelsTotal = g.tunnels.Total()
-	st.RequestsTotal = g.manager.Stats().Requests
+	st.RequestsTotal = g.manager.Requests()
+	g.tunnels.Sample()
 	return st
 }
 
-// residentBytes is what the kernel counts as this process's memory.
-func residentBytes() int64 {
-	data, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		return 0
+// report says which troubles of listeners are over.
+func (g *generation) report() {
+	if g.phase == building {
+		return
 	}
-	var size, resident int64
-	if _, err := fmt.Sscan(string(data), &size, &resident); err != nil {
-		return 0
+	for _, l := range g.listeners {
+		l.report(time.Now())
 	}
-	return resident * int64(os.Getpagesize())
 }
 
 // notice has the loop look whether anything is left.
@@ -396,5 +470,7 @@ func (g *generation) close() {
 	g.stopAccepting(nil)
 	if g.clusters != nil {
 		g.clusters.Close()
+		g.status() // measures the last time what is only known by looking
 	}
+	g.closeAccessLogs()
 }

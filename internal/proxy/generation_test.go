@@ -17,6 +17,7 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/control"
+	"holdfast/internal/metrics"
 	"holdfast/internal/proxy"
 )
 
@@ -28,6 +29,9 @@ type commander struct {
 	socket    net.Listener // ours; the generation gets duplicates
 	conns     chan *wire   // at the endpoint
 	answers   chan *control.Message
+	payloads  chan int // descriptors beside answers
+	counts    *metrics.File
+	bundled   []int // descriptors that come with the bundle
 	lastID    uint64
 	ended     chan error // what the generation's Run has returned
 	leaving   chan struct{}
@@ -58,10 +62,19 @@ func (s *syncBuffer) String() string {
 
 // command starts a generation and brings it to ready. more are keys of sections:
 // "[drain]\nidle_grace = …".
-func command(t *testing.T, limits, more string) *commander {
+func command(t *testing.T, limits, more string, options ...func(*commander)) *commander {
 	t.Helper()
-	c := &commander{t: t, conns: make(chan *wire, 16), answers: make(chan *control.Message, 16), ended: make(chan error, 1),
-		leaving: make(chan struct{}, 1), terminate: make(chan os.Signal, 1)}
+	c := &commander{t: t, conns: make(chan *wire, 16), answers: make(chan *control.Message, 16), payloads: make(chan int, 16),
+		ended: make(chan error, 1), leaving: make(chan struct{}, 1), terminate: make(chan os.Signal, 1)}
+	counts, err := metrics.NewFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.counts, c.bundled = counts, []int{counts.FD()}
+	t.Cleanup(func() { counts.Close() })
+	for _, o := range options {
+		o(c)
+	}
 	endpoint, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -105,6 +118,9 @@ endpoints = [%q]
 	return c
 }
 
+// alone has the bundle sent without memory to count in.
+func alone(c *commander) { c.bundled = nil }
+
 func (c *commander) start(file string) {
 	c.t.Helper()
 	ours, theirs, err := control.Pair()
@@ -120,10 +136,11 @@ func (c *commander) start(file string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		err := proxy.Run(ctx, fd, c.terminate, func(config.Log, int) (*slog.Logger, func() uint64) {
-			return slog.New(slog.NewTextHandler(&c.log, nil)), func() uint64 { return 0 }
-		})
-		c.ended <- err
+		c.ended <- proxy.Run(ctx, proxy.Options{Control: fd, Terminate: c.terminate, Logger: func(cfg config.Log, _ int) proxy.Logger {
+			level := new(slog.LevelVar)
+			log := slog.New(slog.NewTextHandler(&c.log, &slog.HandlerOptions{Level: level}))
+			return proxy.Logger{Log: log, Level: level, Dropped: func() uint64 { return 0 }}
+		}})
 	})
 	c.t.Cleanup(func() {
 		cancel()
@@ -137,7 +154,7 @@ func (c *commander) start(file string) {
 		c.t.Fatal(err)
 	}
 	defer bundle.Close()
-	c.say(&control.Message{Type: control.TypeBundle}, int(bundle.Fd()))
+	c.say(&control.Message{Type: control.TypeBundle}, append([]int{int(bundle.Fd())}, c.bundled...)...)
 	c.handOver()
 	c.hear(control.TypeReady)
 	c.received.Go(func() {
@@ -146,7 +163,11 @@ func (c *commander) start(file string) {
 			if err != nil {
 				return
 			}
-			control.CloseAll(fds)
+			if len(fds) == 1 {
+				c.payloads <- fds[0]
+			} else {
+				control.CloseAll(fds)
+			}
 			if m.Type == control.TypeAnswer {
 				c.answers <- m
 			}

@@ -69,7 +69,7 @@ func TestAPausedListenerLeavesItsQueueToOthers(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	server := http1.NewServer(http1.ServerOptions{Scheme: "http", Log: log})
 	served := make(chan struct{}, 100)
-	l := newListener(config.Listener{Name: "public"}, "public", server, log, func() { served <- struct{}{} })
+	l := newListener(config.Listener{Name: "public"}, "public", server, log, nil, func() { served <- struct{}{} })
 	if err := l.accept(dup); err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"holdfast/internal/control"
 	"holdfast/internal/exchange"
 	"holdfast/internal/http1"
+	"holdfast/internal/metrics"
 )
 
 // acceptPause is the wait after accept failed for want of descriptors or memory.
@@ -24,11 +25,14 @@ const acceptPause = 200 * time.Millisecond
 // listener accepts from one of the supervisor's sockets and has its connections
 // served. accept and stop are called by the generation's loop.
 type listener struct {
-	cfg    config.Listener
-	key    string
-	server *http1.Server
-	log    *slog.Logger
-	notice func() // tells the loop that a connection has ended
+	cfg     config.Listener
+	key     string
+	server  *http1.Server
+	log     *slog.Logger
+	notice  func() // tells the loop that a connection has ended
+	metrics acceptMetrics
+
+	failing, full episode // accepting fails; there is no room
 
 	// Owned by the generation's loop.
 	fd      int           // our copy of the socket; -1: not accepting
@@ -44,10 +48,11 @@ type listener struct {
 	resume chan struct{} // has a value when paused may have ended
 }
 
-func newListener(cfg config.Listener, key string, server *http1.Server, log *slog.Logger, notice func()) *listener {
+func newListener(cfg config.Listener, key string, server *http1.Server, log *slog.Logger, r *metrics.Registry, notice func()) *listener {
 	return &listener{
 		cfg: cfg, key: key, server: server, log: log.With("listener", cfg.Name), notice: notice,
-		fd: -1, room: make(chan struct{}, 1), resume: make(chan struct{}, 1),
+		metrics: newAcceptMetrics(r, cfg.Name),
+		fd:      -1, room: make(chan struct{}, 1), resume: make(chan struct{}, 1),
 	}
 }
 
@@ -108,21 +113,19 @@ func (l *listener) stop(empty bool) {
 }
 
 func (l *listener) acceptLoop(ln net.Listener, stopped <-chan struct{}) {
-	failing := false
 	for l.awaitTurn(stopped) {
 		conn, err := ln.Accept()
 		switch {
 		case err == nil:
-			failing = false
 			l.serve(conn)
 		case errors.Is(err, net.ErrClosed):
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded): // paused
 		case errors.Is(err, unix.ECONNABORTED): // it went away in the queue
 		default:
-			if !failing {
+			l.metrics.failures.Inc()
+			if l.failing.comesUp(time.Now()) {
 				l.log.Error("cannot accept; connections wait in the queue", "err", err)
-				failing = true
 			}
 			select {
 			case <-time.After(acceptPause):
@@ -137,7 +140,7 @@ func (l *listener) acceptLoop(ln net.Listener, stopped <-chan struct{}) {
 func (l *listener) awaitTurn(stopped <-chan struct{}) bool {
 	for {
 		l.mu.Lock()
-		full := l.cfg.Limits.Connections > 0 && l.open >= l.cfg.Limits.Connections
+		full := l.fullLocked()
 		paused := l.paused
 		l.mu.Unlock()
 		switch {
@@ -148,6 +151,10 @@ func (l *listener) awaitTurn(stopped <-chan struct{}) bool {
 				return false
 			}
 		case full:
+			l.metrics.limitReached.Inc()
+			if l.full.comesUp(time.Now()) {
+				l.log.Warn("limits.connections is reached; connections wait in the queue", "limit", l.cfg.Limits.Connections)
+			}
 			select {
 			case <-l.room:
 			case <-stopped:
@@ -157,6 +164,27 @@ func (l *listener) awaitTurn(stopped <-chan struct{}) bool {
 			return true
 		}
 	}
+}
+
+// report says what of what held up accepting is over. The generation's loop calls it
+// now and then.
+func (l *listener) report(now time.Time) {
+	if times, over := l.failing.ends(now); over {
+		l.log.Info("accepting works again", "failures", times)
+	}
+	l.mu.Lock()
+	full := l.fullLocked()
+	l.mu.Unlock()
+	if full { // the accept loop waits, and says nothing meanwhile
+		l.full.lasts(now)
+	}
+	if times, over := l.full.ends(now); over {
+		l.log.Info("there is room below limits.connections again", "waits", times)
+	}
+}
+
+func (l *listener) fullLocked() bool {
+	return l.cfg.Limits.Connections > 0 && l.open >= l.cfg.Limits.Connections
 }
 
 // pause holds accepting, or ends that.

@@ -5,10 +5,11 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 
+	"holdfast/internal/accesslog"
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
+	"holdfast/internal/metrics"
 	"holdfast/internal/route"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/upstream"
@@ -29,10 +30,16 @@ import (
 // How upgrades are answered stands at [request.upgrade]. A drain is the codec's: it
 // knows its connections, and adds Close to what is answered on them.
 type Manager struct {
-	options  ManagerOptions
-	trusted  map[string][]netip.Prefix // by listener
-	buffers  sync.Pool                 // of *copyBuffer
-	counters counters
+	options   ManagerOptions
+	listeners map[string]*side
+	routes    []routeMetrics // by route.Route.Number
+	buffers   sync.Pool      // of *copyBuffer
+}
+
+// side is what the manager knows of a listener.
+type side struct {
+	trusted []netip.Prefix // whose forwarding fields are believed
+	metrics requestMetrics
 }
 
 // ManagerOptions are what a Manager works with.
@@ -42,6 +49,8 @@ type ManagerOptions struct {
 	Listeners []config.Listener // whose forwarding fields are believed
 	Tunnels   TunnelStarter
 	Log       *slog.Logger
+	Metrics   *metrics.Registry // nil: nothing is counted
+	AccessLog *accesslog.Log    // nil: nothing is recorded
 
 	// Random chooses clusters and makes request ids. It may be called by several
 	// goroutines at once. nil means the runtime's generator.
@@ -53,20 +62,6 @@ type TunnelStarter interface {
 	Start(tunnel.Spec)
 }
 
-// Stats are a Manager's counts since its start.
-type Stats struct {
-	Requests        uint64 // all, upgrades included
-	InFlight        int64  // now with the manager; tunnels are not
-	Upgrades        uint64 // requests that asked for an upgrade and had a route
-	UpgradesRefused uint64 // of them those on routes without "websocket"
-	Tunnels         uint64 // of them those that became a tunnel
-}
-
-type counters struct {
-	requests, upgrades, refused, tunnels atomic.Uint64
-	inFlight                             atomic.Int64
-}
-
 // copyBuffer is what one direction of a body is copied through.
 type copyBuffer [32 << 10]byte
 
@@ -75,36 +70,35 @@ func NewManager(o ManagerOptions) *Manager {
 	if o.Random == nil {
 		o.Random = rand.Uint64
 	}
-	m := &Manager{options: o, trusted: make(map[string][]netip.Prefix, len(o.Listeners))}
+	m := &Manager{options: o, listeners: make(map[string]*side, len(o.Listeners))}
 	for _, l := range o.Listeners {
-		m.trusted[l.Name] = l.TrustedProxies
+		m.listeners[l.Name] = &side{l.TrustedProxies, newRequestMetrics(o.Metrics, l.Name)}
+	}
+	for _, r := range o.Routes.Routes() {
+		m.routes = append(m.routes, newRouteMetrics(o.Metrics, r.VirtualHost, r.Name))
 	}
 	m.buffers.New = func() any { return new(copyBuffer) }
 	return m
 }
 
-// Stats returns the counts of this moment.
-func (m *Manager) Stats() Stats {
-	return Stats{
-		Requests:        m.counters.requests.Load(),
-		InFlight:        m.counters.inFlight.Load(),
-		Upgrades:        m.counters.upgrades.Load(),
-		UpgradesRefused: m.counters.refused.Load(),
-		Tunnels:         m.counters.tunnels.Load(),
+// Requests returns how many requests there were, valid or not.
+func (m *Manager) Requests() (n uint64) {
+	for _, l := range m.listeners {
+		n += l.metrics.requests.Value()
 	}
+	return n
 }
 
 // Serve implements [exchange.Handler]. It returns when nothing of the exchange is
 // left: no goroutine, no upstream connection in use.
 func (m *Manager) Serve(x exchange.Exchange) {
-	m.counters.requests.Add(1)
-	m.counters.inFlight.Add(1)
-	defer m.counters.inFlight.Add(-1)
-
 	r := newRequest(m, x)
 	defer r.end()
 	var outcome route.Outcome
-	r.route, outcome = m.options.Routes.Match(r.listener, r.head.Authority, r.head.Target)
+	if r.route, outcome = m.options.Routes.Match(r.listener, r.head.Authority, r.head.Target); r.route != nil {
+		r.routeMetrics = &m.routes[r.route.Number]
+		r.routeMetrics.requests.Inc()
+	}
 	switch {
 	case outcome != route.Matched:
 		r.refuse(404, outcome.String())

@@ -18,6 +18,7 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
+	"holdfast/internal/metrics"
 	"holdfast/internal/proxy"
 	"holdfast/internal/route"
 	"holdfast/internal/tunnel"
@@ -275,7 +276,7 @@ type origin struct {
 type originConn struct {
 	farm    *farm
 	address string
-	idle    func(upstream.Conn)
+	owner   upstream.Owner
 	used    bool
 
 	mu     sync.Mutex
@@ -298,7 +299,10 @@ func (c *originConn) Alive() bool { return true }
 func (c *originConn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closed = true
+	if !c.closed {
+		c.closed = true
+		c.owner.Ended()
+	}
 	return nil
 }
 
@@ -373,6 +377,7 @@ func (o *origin) Switch() (net.Conn, []byte, error) {
 	}
 	ours, theirs := net.Pipe()
 	o.switched = theirs
+	o.conn.owner.Ended()
 	return ours, o.early, nil
 }
 
@@ -395,7 +400,7 @@ func (o *origin) Close() error {
 	o.conn.mu.Lock()
 	o.conn.kept++
 	o.conn.mu.Unlock()
-	o.conn.idle(o.conn)
+	o.conn.owner.Idle(o.conn)
 	return nil
 }
 
@@ -462,6 +467,7 @@ type farm struct {
 	cluster  map[string][]string                        // endpoints by cluster
 	options  func(o *proxy.ManagerOptions)
 	listener string // whose proxies are trusted
+	registry *metrics.Registry
 
 	mu        sync.Mutex
 	attempts  []string
@@ -475,6 +481,7 @@ func newFarm(t *testing.T) *farm {
 	return &farm{
 		t:        t,
 		listener: "public",
+		registry: metrics.NewRegistry(),
 		routes:   []config.Route{to("/", "web")},
 		behave:   map[string]func(*origin){},
 		connect:  map[string]func(context.Context) error{},
@@ -520,11 +527,11 @@ func (f *farm) manager() *proxy.Manager {
 		}
 		cfg.Clusters = append(cfg.Clusters, c)
 	}
-	clusters, err := upstream.NewOn(f.t.Context(), cfg, nil, upstream.Network{
+	clusters, err := upstream.NewOn(f.t.Context(), cfg, nil, f.registry, upstream.Network{
 		Lookup: func(_ context.Context, name string) ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("10.0.9.9")}, nil
 		},
-		Connect: func(ctx context.Context, network, address string, idle func(upstream.Conn)) (upstream.Conn, error) {
+		Connect: func(ctx context.Context, network, address string, owner upstream.Owner) (upstream.Conn, error) {
 			f.mu.Lock()
 			f.attempts = append(f.attempts, address)
 			fail := f.connect[address]
@@ -534,7 +541,7 @@ func (f *farm) manager() *proxy.Manager {
 					return nil, err
 				}
 			}
-			return &originConn{farm: f, address: address, idle: idle}, nil
+			return &originConn{farm: f, address: address, owner: owner}, nil
 		},
 	})
 	if err != nil {
@@ -542,7 +549,8 @@ func (f *farm) manager() *proxy.Manager {
 	}
 	o := proxy.ManagerOptions{
 		Routes: route.New(cfg), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: f,
-		Log: slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Log:     slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Metrics: f.registry,
 	}
 	if f.options != nil {
 		f.options(&o)

@@ -40,6 +40,7 @@ func (r *request) forward() {
 			return
 		}
 		r.log(slog.LevelDebug, "a kept connection was closed, trying a fresh one", slog.Any("err", err))
+		r.endpoint.Retried()
 		open = (*upstream.Endpoint).Fresh
 	}
 }
@@ -47,9 +48,12 @@ func (r *request) forward() {
 // watchIdle ends the request when nothing moves for too long. It is called once.
 func (r *request) watchIdle() {
 	r.idle.start(r.route.StreamIdleTimeout, func() {
-		if r.clientDue.Load() {
+		switch {
+		case r.clientDue.Load():
 			r.fail(errIdleClient)
-		} else {
+		case r.clientSlow.Load():
+			r.fail(errIdleReader)
+		default:
 			r.fail(errIdleUpstream)
 		}
 	})
@@ -71,7 +75,9 @@ func (r *request) mayRepeat(up exchange.Upstream, err error) bool {
 
 // exchange sends the request and relays what comes back, both at the same time.
 // When it returns, up is closed and nobody reads the request's body any more.
-func (r *request) exchange(up exchange.Upstream) error {
+func (r *request) exchange(up exchange.Upstream) (err error) {
+	r.call = r.endpoint.Call()
+	defer func() { r.call.End(r.outcome(err)) }()
 	defer closeWith(r.ctx, up)()
 
 	r.rewrite()
@@ -98,6 +104,9 @@ func (r *request) exchange(up exchange.Upstream) error {
 	if !r.beginAnswer() {
 		return context.Cause(r.ctx)
 	}
+	if r.head.ContentLength != 0 && !body.complete.Load() {
+		r.metrics.early.Inc()
+	}
 	if err := r.relay(up, resp); err != nil {
 		return err
 	}
@@ -105,6 +114,7 @@ func (r *request) exchange(up exchange.Upstream) error {
 	if err := r.x.Finish(up.Trailers()); err != nil {
 		return goneError{err}
 	}
+	r.complete = true
 	return nil
 }
 
@@ -136,6 +146,7 @@ func (u *upload) run() {
 		n, err := u.r.x.Read(buf[:])
 		u.r.clientDue.Store(false)
 		left -= int64(n)
+		u.r.received += uint64(n)
 		if left == 0 || err == io.EOF {
 			// Said before the last bytes leave: the answer to them may be faster
 			// than this goroutine.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -34,6 +35,7 @@ var (
 
 	// The stream_idle_timeout ran out while we waited for one of the two.
 	errIdleClient   = &exchange.StatusError{Status: 408, Text: "no byte moved within the route's stream_idle_timeout, the client's body was due"}
+	errIdleReader   = errors.New("no byte moved within the route's stream_idle_timeout, the client takes no more")
 	errIdleUpstream = &exchange.StatusError{Status: 504, Text: "no byte moved within the route's stream_idle_timeout"}
 )
 
@@ -58,17 +60,21 @@ type request struct {
 	cluster  string       // "": none chosen
 	endpoint *upstream.Endpoint
 
-	id        string
-	scheme    string // that the client used, behind proxies that we trust
-	authority string // as received
-	target    string // as received
-	status    int    // of the response, once there is one
+	id           string
+	scheme       string // that the client used, behind proxies that we trust
+	authority    string // as received
+	target       string // as received
+	forwardedFor string // as received
+	status       int    // of the response, once there is one
+
+	account
 
 	ctx    context.Context // ends with the exchange's, and by fail
 	cancel context.CancelCauseFunc
 	idle   watchdog
 
-	clientDue atomic.Bool // the client's next bytes are waited for
+	clientDue  atomic.Bool // the client's next bytes are waited for
+	clientSlow atomic.Bool // the client takes no more
 
 	mu           sync.Mutex
 	answering    bool        // the final response has begun
@@ -83,9 +89,11 @@ func newRequest(m *Manager, x exchange.Exchange) *request {
 		m: m, x: x, head: head, listener: down.Listener,
 		authority: head.Authority, target: head.Target,
 	}
+	side := m.side(down.Listener)
+	r.begin(side)
 	r.ctx, r.cancel = context.WithCancelCause(x.Context())
-	trusted := trusts(m.trusted[down.Listener], down.Remote)
-	r.id, r.scheme = setForwarding(head, down.Remote, trusted, m.options.Random)
+	r.forwardedFor, _ = head.Fields.Get(forwardedFor)
+	r.id, r.scheme = setForwarding(head, down.Remote, trusts(side.trusted, down.Remote), m.options.Random)
 	return r
 }
 
@@ -97,6 +105,7 @@ func (r *request) end() {
 	r.mu.Unlock()
 	r.idle.stop()
 	r.cancel(nil)
+	r.settle()
 }
 
 // fail ends the exchange with the upstream for a reason that the handler finds in
@@ -200,6 +209,9 @@ func (r *request) connect(open opener) (exchange.Upstream, error) {
 		}
 		r.log(slog.LevelDebug, "trying another endpoint", slog.Any("err", err))
 	}
+	if r.ctx.Err() == nil {
+		cluster.Exhausted()
+	}
 	return nil, err
 }
 
@@ -239,6 +251,8 @@ func (r *request) receive(up exchange.Upstream) (*exchange.Response, error) {
 		}
 		r.idle.touch()
 		if resp.Status >= 200 || resp.Status == 101 {
+			r.upstreamTime = time.Since(r.began)
+			r.call.Answered(resp.Status)
 			return resp, nil
 		}
 		if err := r.x.Inform(resp); err != nil {
@@ -255,6 +269,7 @@ func (r *request) relay(up exchange.Upstream, resp *exchange.Response) error {
 	if err := r.x.Respond(resp); err != nil {
 		return goneError{err}
 	}
+	r.responded = true
 	if r.hasBody(resp) {
 		// What follows may take its time: an event stream's head goes out first.
 		if err := r.x.Flush(); err != nil {
@@ -267,9 +282,12 @@ func (r *request) relay(up exchange.Upstream, resp *exchange.Response) error {
 		n, err := up.Read(buf[:])
 		if n > 0 {
 			r.idle.touch()
+			r.clientSlow.Store(true)
 			if _, err := r.x.Write(buf[:n]); err != nil {
 				return goneError{err}
 			}
+			r.clientSlow.Store(false)
+			r.sent += uint64(n)
 			r.idle.touch()
 		}
 		if err == io.EOF {
@@ -299,8 +317,18 @@ func (r *request) failed(err error) {
 		err = context.Cause(r.ctx)
 		gone = err == context.Cause(r.x.Context())
 	}
+	switch err {
+	case errResponseTimeout, errHandshakeTimeout:
+		r.routeMetrics.timeouts.Inc()
+	case errIdleClient, errIdleReader, errIdleUpstream:
+		r.routeMetrics.idleTimeouts.Inc()
+	}
 	switch {
+	case gone && err == net.ErrClosed:
+		r.reason = "cut when the time of the drain or the stop was over"
+		r.log(slog.LevelInfo, "request cut", slog.Int("status", r.status), slog.String("reason", r.reason))
 	case gone:
+		r.reason, r.clientLeft = "the client has gone", true
 		// A tunnel that did not come about is worth a line: clients that give up
 		// tell of upstreams that hang.
 		level := slog.LevelDebug
@@ -309,6 +337,7 @@ func (r *request) failed(err error) {
 		}
 		r.log(level, "the client has gone", slog.Any("err", err))
 	case r.answering:
+		r.reason = err.Error()
 		r.log(slog.LevelInfo, "response cut", slog.Int("status", r.status), slog.Any("err", err))
 	default:
 		r.refuse(statusOf(err), err.Error())
@@ -339,6 +368,8 @@ func (r *request) refuse(status int, reason string) {
 		level = slog.LevelInfo
 	}
 	r.log(level, "request refused", slog.Int("status", status), slog.String("reason", reason))
+	r.reason = reason
+	r.metrics.refused[status].Inc()
 	r.reply(status, nil)
 }
 
@@ -348,6 +379,7 @@ func (r *request) redirect() {
 		r.refuse(400, "a redirect needs a host, the request has none")
 		return
 	}
+	r.routeMetrics.redirects.Inc()
 	r.reply(status, exchange.Fields{{Name: "Location", Value: location}})
 }
 
@@ -360,13 +392,20 @@ func (r *request) reply(status int, fields exchange.Fields) {
 		Status: status, Reason: reasons[status], Fields: fields,
 		ContentLength: int64(len(body)), Close: r.closes(),
 	})
+	if err == nil {
+		r.status, r.responded = status, true
+	}
 	if err == nil && r.head.Method != "HEAD" {
-		_, err = io.WriteString(r.x, body)
+		if _, err = io.WriteString(r.x, body); err == nil {
+			r.sent = uint64(len(body))
+		}
 	}
 	if err == nil {
 		err = r.x.Finish(nil)
 	}
+	r.complete = err == nil
 	if err != nil {
+		r.clientLeft = true
 		r.log(slog.LevelDebug, "the client did not take its answer", slog.Int("status", status), slog.Any("err", err))
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
 	"holdfast/internal/http1"
+	"holdfast/internal/metrics"
 	"holdfast/internal/proxy"
 	"holdfast/internal/route"
 	"holdfast/internal/tunnel"
@@ -92,11 +93,12 @@ type site struct {
 	t       *testing.T
 	address string
 	conns   chan *wire // at the endpoint
-	manager *proxy.Manager
+	counted *metrics.Registry
+	records records
 }
 
 func newSite(t *testing.T) *site {
-	s := &site{t: t, conns: make(chan *wire, 16)}
+	s := &site{t: t, conns: make(chan *wire, 16), counted: metrics.NewRegistry()}
 	endpoint := s.listen(func(conn net.Conn) { s.conns <- newWire(t, conn) })
 	cfg := &config.Config{
 		HTTPListeners: []config.Listener{{Name: "public"}},
@@ -105,13 +107,14 @@ func newSite(t *testing.T) *site {
 		Clusters: []config.Cluster{{Name: "web", ConnectTimeout: bound, IdleTimeout: bound,
 			Endpoints: []config.Endpoint{{Address: endpoint}}}},
 	}
-	clusters, err := upstream.New(t.Context(), cfg, nil)
+	clusters, err := upstream.New(t.Context(), cfg, nil, s.counted)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(clusters.Close)
 	log := slog.New(slog.DiscardHandler)
-	tunnels := tunnel.NewSet(log, nil)
+	var manager *proxy.Manager
+	tunnels := tunnel.NewSet(log, func(r tunnel.Record) { manager.TunnelEnded(&r) }, s.counted)
 	t.Cleanup(func() {
 		tunnels.CloseAll(tunnel.Stopped, 0)
 		select {
@@ -120,9 +123,15 @@ func newSite(t *testing.T) *site {
 			t.Error("tunnels do not end")
 		}
 	})
-	s.manager = proxy.NewManager(proxy.ManagerOptions{
-		Routes: route.New(cfg), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: tunnels, Log: log})
-	server := http1.NewServer(http1.ServerOptions{Scheme: "http", Handler: s.manager, Log: log})
+	manager = proxy.NewManager(proxy.ManagerOptions{
+		Routes: route.New(cfg), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: tunnels, Log: log,
+		Metrics: s.counted, AccessLog: s.records.open(t, s.counted),
+	})
+	server := http1.NewServer(http1.ServerOptions{
+		Scheme: "http", Handler: manager, Log: log,
+		Limits:  config.ListenerLimits{HeadSize: 8 << 10, BodySize: 1 << 30},
+		Metrics: http1.NewServerMetrics(s.counted, "public"), Refused: manager.Refused,
+	})
 	s.address = s.listen(func(conn net.Conn) {
 		server.Serve(conn, exchange.Downstream{Listener: "public", Remote: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())})
 	})
@@ -293,9 +302,7 @@ func TestSocketsTunnel(t *testing.T) {
 	if got := c.rest(); got != "still here" {
 		t.Errorf("the client got %q", got)
 	}
-	if got := s.manager.Stats(); got.Tunnels != 1 || got.InFlight != 0 {
-		t.Errorf("%+v", got)
-	}
+	eventually(t, "the tunnel has ended", func() bool { return figures(s.counted)["route_tunnels_active{site,site:prefix=/socket}"] == 0 })
 }
 
 func TestSocketsRefusedUpgradeSmugglesNothing(t *testing.T) {

@@ -726,28 +726,3 @@ func TestLogHoldsClientStringsInAttributesOnly(t *testing.T) {
 		}
 	})
 }
-
-func TestStatsCountRequests(t *testing.T) {
-	t.Parallel()
-	inBubble(t, func(t *testing.T) {
-		f := newFarm(t)
-		f.routes = []config.Route{webSocket("/ws", "chat"), to("/", "web")}
-		f.cluster["chat"] = []string{"10.0.0.8:80"}
-		f.behave["10.0.0.8:80"] = agrees
-		f.behave[first] = silent
-		m := f.manager()
-		waiting := get(t, "a.example", "/").start(m)
-		upgrade(t, "a.example", "/ws").start(m).wait().wantStatus(101)
-		upgrade(t, "a.example", "/").start(m).wait().wantStatus(403)
-		upgrade(t, "c.example", "/").start(m).wait().wantStatus(404)
-		synctest.Wait()
-		if got, want := m.Stats(), (proxy.Stats{Requests: 4, InFlight: 1, Upgrades: 2, UpgradesRefused: 1, Tunnels: 1}); got != want {
-			t.Errorf("got %+v, want %+v", got, want)
-		}
-		waiting.cancel(errGone)
-		waiting.wait()
-		if got := m.Stats().InFlight; got != 0 {
-			t.Errorf("%d in flight", got)
-		}
-	})
-}

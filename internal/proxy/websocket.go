@@ -28,13 +28,13 @@ import (
 // ordinary one, and like any other it ends when nothing of it moves within the
 // route's stream_idle_timeout.
 func (r *request) upgrade() {
-	r.m.counters.upgrades.Add(1)
 	switch {
 	case !r.route.WebSocket || r.route.Redirects():
-		r.m.counters.refused.Add(1)
+		r.metrics.upgrades[notEnabled].Inc()
 		r.refuse(403, "the route does not allow WebSocket")
 		return
 	case r.head.UpgradeBody:
+		r.metrics.upgrades[malformed].Inc()
 		r.refuse(400, "an upgrade request with a body")
 		return
 	}
@@ -43,13 +43,16 @@ func (r *request) upgrade() {
 	if err == nil {
 		err = r.handshake(up)
 	}
+	r.metrics.upgrades[r.upgradeOutcome(err)].Inc()
 	if err != nil {
 		r.failed(err)
 	}
 }
 
 // handshake sends the upgrade and does what the upstream answers.
-func (r *request) handshake(up exchange.Upstream) error {
+func (r *request) handshake(up exchange.Upstream) (err error) {
+	r.call = r.endpoint.Call()
+	defer func() { r.call.End(r.outcome(err)) }()
 	defer closeWith(r.ctx, up)()
 
 	r.rewrite()
@@ -80,6 +83,7 @@ func (r *request) handshake(up exchange.Upstream) error {
 	if err := r.x.Finish(up.Trailers()); err != nil {
 		return goneError{err}
 	}
+	r.complete = true
 	return nil
 }
 
@@ -101,7 +105,6 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 		upConn.Close()
 		return goneError{err}
 	}
-	r.m.counters.tunnels.Add(1)
 	limits := &r.route.Tunnels
 	r.m.options.Tunnels.Start(tunnel.Spec{
 		Down: downConn, Up: upConn,
@@ -114,6 +117,7 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 		Endpoint:     r.endpoint.Address,
 		Client:       r.x.Downstream().Remote,
 		EndpointAddr: r.endpoint.Addr,
+		Tag:          r.tunnelOpened(),
 		Limits: tunnel.Limits{
 			IdleTimeout:  limits.IdleTimeout,
 			MaxAge:       limits.MaxAge,

@@ -138,7 +138,7 @@ func TestTunnelKnowsWhereItCameFrom(t *testing.T) {
 		if got.Down == nil || got.Up == nil {
 			t.Error("a connection is missing")
 		}
-		got.Down, got.Up, got.DownEarly, got.UpEarly = nil, nil, nil, nil
+		got.Down, got.Up, got.DownEarly, got.UpEarly, got.Tag = nil, nil, nil, nil, nil
 		want := tunnel.Spec{
 			ID: "given", Listener: "public", VirtualHost: "site", Route: "site:prefix=/socket", Cluster: "web", Endpoint: first,
 			Client: netip.MustParseAddrPort("192.0.2.1:4711"), EndpointAddr: netip.MustParseAddrPort(first),

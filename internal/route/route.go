@@ -15,6 +15,9 @@ type Route struct {
 	Name        string
 	VirtualHost string
 
+	// Number is the route's place in [Table.Routes].
+	Number int
+
 	WebSocket       bool
 	HostRewrite     string // "" means none
 	AutoHostRewrite bool

@@ -241,3 +241,21 @@ func TestMatchAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations per match", n)
 	}
 }
+
+func TestRoutesAreNumberedInTheOrderOfTheConfiguration(t *testing.T) {
+	t.Parallel()
+	tbl := table(host("one", []string{"one.example"}, to("/a", "c"), to("/b", "c")), host("two", []string{"two.example"}, to("/", "c")))
+	var names []string
+	for i, r := range tbl.Routes() {
+		if r.Number != i {
+			t.Errorf("%s has the number %d, want %d", r.Name, r.Number, i)
+		}
+		names = append(names, r.Name)
+	}
+	if got, want := strings.Join(names, " "), "one:prefix=/a one:prefix=/b two:prefix=/"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if r, _ := tbl.Match("public", "two.example", "/x"); r != tbl.Routes()[r.Number] {
+		t.Error("a matched route is not the one of its number")
+	}
+}

@@ -36,6 +36,7 @@ func (o Outcome) String() string { return outcomes[o] }
 // Table holds every virtual host and route of one configuration.
 type Table struct {
 	listeners map[string]*domains
+	routes    []*Route
 }
 
 // domains are one listener's virtual hosts by the domain that leads to them.
@@ -55,7 +56,10 @@ func New(cfg *config.Config) *Table {
 		c := &cfg.VirtualHosts[i]
 		vh := &virtualHost{}
 		for j := range c.Routes {
-			vh.routes = append(vh.routes, newRoute(c.Name, &c.Routes[j]))
+			r := newRoute(c.Name, &c.Routes[j])
+			r.Number = len(t.routes)
+			vh.routes = append(vh.routes, r)
+			t.routes = append(t.routes, r)
 		}
 		for _, listener := range c.Listeners {
 			d := t.listeners[listener]
@@ -83,6 +87,10 @@ func (d *domains) add(domain string, vh *virtualHost) {
 		d.exact[host(domain)] = vh
 	}
 }
+
+// Routes returns all routes in the order of the configuration. The caller must not
+// change the slice.
+func (t *Table) Routes() []*Route { return t.routes }
 
 // Match finds the route of a request by the name of the listener that it came
 // in on, its authority and its target. The route is nil unless the outcome is

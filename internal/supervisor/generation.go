@@ -232,7 +232,7 @@ func (g *generation) sendListeners(listeners map[string]int) error {
 	m := &control.Message{Type: control.TypeListeners}
 	var fds []int
 	for key, fd := range listeners {
-		if len(fds) == control.ListenersPerMessage {
+		if len(fds) == control.FilesPerMessage {
 			m.More = true
 			if err := g.ch.Send(m, sendTimeout, fds...); err != nil {
 				return err

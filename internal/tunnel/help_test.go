@@ -46,7 +46,7 @@ func (e *ends) all() []tunnel.Record {
 func newSet(t testing.TB) (*tunnel.Set, *ends) {
 	t.Helper()
 	e := new(ends)
-	s := tunnel.NewSet(slog.New(slog.DiscardHandler), e.add)
+	s := tunnel.NewSet(slog.New(slog.DiscardHandler), e.add, nil)
 	t.Cleanup(func() {
 		s.CloseAll(tunnel.Stopped, 0)
 		waitEmpty(t, s)

@@ -1,7 +1,9 @@
 package tunnel
 
 import (
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -89,6 +91,20 @@ func (s *Set) CloseAll(reason Reason, within time.Duration) {
 		}
 	}
 	s.sweepLocked()
+}
+
+// Abandon closes the connections of all living tunnels, of which none is waited for
+// any more: what the end of the process does, but so that each end is still reported.
+// The reason of those that nothing has ended so far is [Stopped].
+func (s *Set) Abandon() {
+	s.mu.Lock()
+	tunnels := slices.Collect(maps.Keys(s.live))
+	s.mu.Unlock()
+	for _, t := range tunnels {
+		t.cut(Stopped, nil)
+		t.down.conn.Close()
+		t.up.conn.Close()
+	}
 }
 
 // due returns when a tunnel has to be closed next, as far as is known now, and

@@ -1,6 +1,9 @@
 package tunnel_test
 
 import (
+	"errors"
+	"net"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -270,4 +273,34 @@ func TestAResetOfATunnelThatIsBeingClosedIsNotTheReason(t *testing.T) {
 	reset(server) // fails the write that waits
 	client.Close()
 	wantEnd(t, set, e, tunnel.Operator)
+}
+
+// The peers close nothing, so a tunnel that is closed properly takes seconds.
+func TestAbandonedTunnelsEndAtOnceAndAreReported(t *testing.T) {
+	t.Parallel()
+	set, e := newSet(t)
+	client, server := open(t, set, tunnel.Spec{ID: "cut before"})
+	set.CloseAll(tunnel.Operator, 0)
+	open(t, set, tunnel.Spec{ID: "still open"})
+	begin := time.Now()
+	set.Abandon()
+	waitEmpty(t, set)
+	if d := time.Since(begin); d > 3*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	for _, r := range e.all() {
+		want := map[string]tunnel.Reason{"cut before": tunnel.Operator, "still open": tunnel.Stopped}[r.ID]
+		if r.Reason != want {
+			t.Errorf("%s ended with %q, want %q", r.ID, r.Reason, want)
+		}
+	}
+	if n := len(e.all()); n != 2 {
+		t.Errorf("%d ends were reported, want 2", n)
+	}
+	for _, peer := range []net.Conn{client, server} {
+		peer.SetReadDeadline(time.Now().Add(patience))
+		if _, err := peer.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error("a peer does not learn of it")
+		}
+	}
 }

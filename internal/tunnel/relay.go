@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/metrics"
 )
 
 // bufferSize is what one read can take, and so the most that a direction holds.
@@ -44,6 +46,7 @@ type direction struct {
 	early    []byte
 	size     int // of a read
 	moved    atomic.Uint64
+	counted  *metrics.Counter // of what moves this way in all tunnels
 
 	buf    *[bufferSize]byte // nil while nothing moves
 	eof    bool              // src has sent its FIN
@@ -57,8 +60,8 @@ type direction struct {
 	err               error
 }
 
-func (d *direction) init(t *tunnel, src, dst *side, early []byte) {
-	d.t, d.src, d.dst, d.early = t, src, dst, early
+func (d *direction) init(t *tunnel, src, dst *side, early []byte, counted *metrics.Counter) {
+	d.t, d.src, d.dst, d.early, d.counted = t, src, dst, early, counted
 	d.size = bufferSize
 	if b := t.limits.Buffer; b > 0 && b < bufferSize {
 		d.size = int(b)
@@ -236,6 +239,7 @@ func (d *direction) sendSlowly(p []byte) error {
 func (d *direction) sent(p []byte, n int) []byte {
 	if n > 0 {
 		d.moved.Add(uint64(n))
+		d.counted.Add(uint64(n))
 		d.t.active.Store(int64(time.Since(d.t.set.epoch)))
 	}
 	return p[n:]

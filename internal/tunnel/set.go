@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"holdfast/internal/metrics"
 )
 
 // bounds are the waits of a tunnel that ends, and of one that stalls.
@@ -33,6 +35,7 @@ type Set struct {
 	epoch   time.Time
 	bounds  bounds
 	buffers buffers
+	metrics setMetrics
 
 	mu       sync.Mutex
 	live     map[*tunnel]struct{}
@@ -49,17 +52,19 @@ type Set struct {
 
 // NewSet returns an empty Set. onEnd is called once for each tunnel that has
 // ended, from the tunnel's goroutine, after both connections were closed and the
-// tunnel has left the list; [Set.Empty] waits for it. nil is allowed.
-func NewSet(log *slog.Logger, onEnd func(Record)) *Set {
+// tunnel has left the list; [Set.Empty] waits for it. nil is allowed. r counts; it
+// may be nil, too.
+func NewSet(log *slog.Logger, onEnd func(Record), r *metrics.Registry) *Set {
 	if onEnd == nil {
 		onEnd = func(Record) {}
 	}
 	return &Set{
-		log:    log,
-		onEnd:  onEnd,
-		epoch:  time.Now(),
-		bounds: defaultBounds,
-		live:   make(map[*tunnel]struct{}),
+		log:     log,
+		onEnd:   onEnd,
+		epoch:   time.Now(),
+		bounds:  defaultBounds,
+		metrics: newSetMetrics(r),
+		live:    make(map[*tunnel]struct{}),
 	}
 }
 
@@ -84,6 +89,7 @@ func (s *Set) Start(spec Spec) {
 	due, _ := t.due()
 	s.sweepByLocked(due)
 	s.mu.Unlock()
+	s.metrics.start()
 	t.start()
 }
 
@@ -101,6 +107,7 @@ func (s *Set) remove(t *tunnel) {
 	defer t.recoverPanic() // of onEnd
 	r := t.snapshot()
 	r.Ended = time.Now()
+	s.metrics.end(&r)
 	s.onEnd(r)
 }
 

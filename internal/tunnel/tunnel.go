@@ -4,7 +4,7 @@
 // A [Set] holds the tunnels of one generation. Start gives it a pair of
 // connections; it owns them from then on:
 //
-//	set := tunnel.NewSet(log, func(r tunnel.Record) { … })
+//	set := tunnel.NewSet(log, func(r tunnel.Record) { … }, registry)
 //	set.Start(tunnel.Spec{Down: client, Up: server, UpEarly: early})
 //	…
 //	set.Drain(5 * time.Minute)
@@ -60,6 +60,9 @@ type Spec struct {
 	Client       netip.AddrPort // zero for a unix socket
 	EndpointAddr netip.AddrPort // zero for a unix socket
 
+	// Tag is the starter's own: it comes back in the Record.
+	Tag any
+
 	Limits Limits
 }
 
@@ -88,6 +91,8 @@ type Record struct {
 
 	Client       netip.AddrPort
 	EndpointAddr netip.AddrPort
+
+	Tag any
 
 	Started time.Time
 	Ended   time.Time // zero while the tunnel lives
@@ -140,11 +145,12 @@ func newTunnel(s *Set, spec *Spec) *tunnel {
 			Endpoint:     spec.Endpoint,
 			Client:       spec.Client,
 			EndpointAddr: spec.EndpointAddr,
+			Tag:          spec.Tag,
 			Started:      time.Now(),
 		},
 	}
-	t.toUp.init(t, t.down, t.up, spec.DownEarly)
-	t.toDown.init(t, t.up, t.down, spec.UpEarly)
+	t.toUp.init(t, t.down, t.up, spec.DownEarly, s.metrics.toUpstream)
+	t.toDown.init(t, t.up, t.down, spec.UpEarly, s.metrics.toDownstream)
 	t.down.prepare(s.log)
 	t.up.prepare(s.log)
 	t.active.Store(int64(time.Since(s.epoch)))

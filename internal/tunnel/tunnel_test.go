@@ -518,7 +518,7 @@ func TestAPanicEndsOneTunnelAndIsLogged(t *testing.T) {
 		if r.Number == 1 {
 			panic("reporting failed")
 		}
-	})
+	}, nil)
 	client, down := tcpPair(t, false)
 	server, up := tcpPair(t, false)
 	bad := &scripted{Conn: up, fail: make(chan struct{}), panic: "out of cheese"}

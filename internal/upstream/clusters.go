@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 
 	"holdfast/internal/config"
+	"holdfast/internal/metrics"
 )
 
 // maxLookups is how many names are resolved at the same time.
@@ -31,6 +32,7 @@ type Cluster struct {
 	Name      string
 	endpoints []*Endpoint
 	next      atomic.Uint64 // where the next request begins its round
+	metrics   clusterMetrics
 }
 
 // Network is the outside world as this package reaches it.
@@ -39,18 +41,29 @@ type Network struct {
 	Lookup func(ctx context.Context, name string) ([]netip.Addr, error)
 
 	// Connect opens a connection to an address of network "tcp" or "unix". ctx
-	// bounds the connecting only. idle takes the connection over whenever an
-	// exchange has ended and it can carry another.
-	Connect func(ctx context.Context, network, address string, idle func(Conn)) (Conn, error)
+	// bounds the connecting only.
+	Connect func(ctx context.Context, network, address string, owner Owner) (Conn, error)
+}
+
+// Owner is what a connection has to tell whoever has made it.
+type Owner struct {
+	// Idle takes the connection over whenever an exchange has ended and it can
+	// carry another.
+	Idle func(Conn)
+
+	// Ended is called once, when the connection was closed or a tunnel took it.
+	Ended func()
+
+	Received, Sent *metrics.Counter // count its bytes
 }
 
 // NewOn is [New] on another network, for tests.
-func NewOn(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr, network Network) (*Clusters, error) {
+func NewOn(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr, r *metrics.Registry, network Network) (*Clusters, error) {
 	addresses, failures := resolve(ctx, network, known, names(cfg))
 	all := &Clusters{byName: make(map[string]*Cluster, len(cfg.Clusters)), addresses: addresses}
 	var errs []error
 	for i := range cfg.Clusters {
-		c := &Cluster{Name: cfg.Clusters[i].Name}
+		c := &Cluster{Name: cfg.Clusters[i].Name, metrics: newClusterMetrics(r, cfg.Clusters[i].Name)}
 		all.byName[c.Name] = c
 		for _, e := range cfg.Clusters[i].Endpoints {
 			endpoints, err := expand(e.Address, addresses, failures)
@@ -58,9 +71,10 @@ func NewOn(ctx context.Context, cfg *config.Config, known map[string][]netip.Add
 				errs = append(errs, fmt.Errorf("cluster %q: endpoint %q: %w", c.Name, e.Address, err))
 			}
 			for _, at := range endpoints {
-				c.endpoints = append(c.endpoints, newEndpoint(&cfg.Clusters[i], e.Address, at, network))
+				c.endpoints = append(c.endpoints, newEndpoint(c, &cfg.Clusters[i], e.Address, at, r, network))
 			}
 		}
+		c.metrics.endpoints.Set(int64(len(c.endpoints)))
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)

@@ -10,6 +10,7 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
+	"holdfast/internal/metrics"
 )
 
 // Conn is a connection to an endpoint that carries one exchange after another.
@@ -33,20 +34,30 @@ type Endpoint struct {
 	Addr    netip.AddrPort // where it is; zero for a unix socket
 	Path    string         // of a unix socket
 
+	name           string // see String
+	cluster        *Cluster
 	connectTimeout time.Duration
 	network        Network
 	pool           pool
+	metrics        endpointMetrics
 }
 
-func newEndpoint(c *config.Cluster, address string, at place, network Network) *Endpoint {
+func newEndpoint(cluster *Cluster, c *config.Cluster, address string, at place, r *metrics.Registry, network Network) *Endpoint {
+	name := "unix:" + at.path
+	if at.path == "" {
+		name = at.addr.String()
+	}
 	return &Endpoint{
 		Cluster:        c.Name,
 		Address:        address,
 		Addr:           at.addr,
 		Path:           at.path,
+		name:           name,
+		cluster:        cluster,
 		connectTimeout: c.ConnectTimeout,
 		network:        network,
 		pool:           pool{idleTimeout: c.IdleTimeout},
+		metrics:        newEndpointMetrics(r, c.Name, address),
 	}
 }
 
@@ -61,12 +72,7 @@ func (e *ConnectError) Error() string { return "connect to " + e.Endpoint + ": "
 func (e *ConnectError) Unwrap() error { return e.Err }
 
 // String names the endpoint for logs: the address in numbers, or the path.
-func (e *Endpoint) String() string {
-	if e.Path != "" {
-		return "unix:" + e.Path
-	}
-	return e.Addr.String()
-}
+func (e *Endpoint) String() string { return e.name }
 
 // Get begins an exchange on the connection that became idle last, or on a new one
 // if none is alive. The connection is kept afterwards if it can be. Errors are
@@ -107,7 +113,7 @@ func (e *Endpoint) begin(ctx context.Context, idle func(Conn)) (exchange.Upstrea
 }
 
 func (e *Endpoint) connect(ctx context.Context, idle func(Conn)) (Conn, error) {
-	network, address := "tcp", e.Addr.String()
+	network, address := "tcp", e.name
 	if e.Path != "" {
 		network, address = "unix", e.Path
 	}
@@ -116,8 +122,13 @@ func (e *Endpoint) connect(ctx context.Context, idle func(Conn)) (Conn, error) {
 		bounded, cancel = context.WithTimeout(ctx, e.connectTimeout)
 	}
 	defer cancel()
-	conn, err := e.network.Connect(bounded, network, address, idle)
+	life := &life{e: e, since: time.Now()}
+	conn, err := e.network.Connect(bounded, network, address, Owner{
+		Idle: idle, Ended: life.ended,
+		Received: e.cluster.metrics.received, Sent: e.cluster.metrics.sent,
+	})
 	if err == nil {
+		life.connected()
 		return conn, nil
 	}
 	if ctx.Err() != nil {
@@ -128,6 +139,7 @@ func (e *Endpoint) connect(ctx context.Context, idle func(Conn)) (Conn, error) {
 	if bounded.Err() != nil {
 		timeout, err = true, fmt.Errorf("no answer within %v", e.connectTimeout)
 	}
+	life.failed(timeout)
 	return nil, &ConnectError{Endpoint: e.String(), Timeout: timeout, Err: err}
 }
 

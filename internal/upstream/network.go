@@ -8,6 +8,7 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/http1"
+	"holdfast/internal/metrics"
 )
 
 // keepAlive finds out about a host that vanished without a word in two minutes.
@@ -17,16 +18,19 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interv
 // It resolves the names among the endpoints that are not known, and blocks until all
 // are answered or ctx is done; every address of a name becomes an endpoint. The error names
 // each cluster and endpoint that could not be resolved. Nothing is connected to.
-func New(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr) (*Clusters, error) {
+// r counts; it may be nil.
+func New(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr, r *metrics.Registry) (*Clusters, error) {
 	buffers := new(http1.Buffers)
-	return NewOn(ctx, cfg, known, Network{
+	return NewOn(ctx, cfg, known, r, Network{
 		Lookup: func(ctx context.Context, name string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 		},
-		Connect: func(ctx context.Context, network, address string, idle func(Conn)) (Conn, error) {
+		Connect: func(ctx context.Context, network, address string, owner Owner) (Conn, error) {
 			return connect(ctx, network, address, http1.ClientOptions{
 				Buffers: buffers,
-				OnIdle:  func(c *http1.Conn) { idle(c) },
+				Traffic: http1.Traffic{Received: owner.Received, Sent: owner.Sent},
+				OnIdle:  func(c *http1.Conn) { owner.Idle(c) },
+				OnEnd:   owner.Ended,
 			})
 		},
 	})

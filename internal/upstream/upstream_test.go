@@ -43,13 +43,13 @@ func (n *fakeNetwork) network() upstream.Network {
 			}
 			return addrs, nil
 		},
-		Connect: func(ctx context.Context, network, address string, idle func(upstream.Conn)) (upstream.Conn, error) {
+		Connect: func(ctx context.Context, network, address string, owner upstream.Owner) (upstream.Conn, error) {
 			if n.fail != nil {
 				if err := n.fail(ctx, address); err != nil {
 					return nil, err
 				}
 			}
-			c := &fakeConn{address: network + " " + address, idle: idle}
+			c := &fakeConn{address: network + " " + address, owner: owner}
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			n.conns = append(n.conns, c)
@@ -78,7 +78,7 @@ func (n *fakeNetwork) open() (open int) {
 // fakeConn is a connection whose exchanges end with Close.
 type fakeConn struct {
 	address string
-	idle    func(upstream.Conn)
+	owner   upstream.Owner
 	used    bool
 	dead    atomic.Bool
 	closed  atomic.Bool
@@ -92,8 +92,13 @@ func (c *fakeConn) Exchange() (exchange.Upstream, error) {
 	c.used = true
 	return u, nil
 }
-func (c *fakeConn) Alive() bool  { return !c.dead.Load() && !c.closed.Load() }
-func (c *fakeConn) Close() error { c.closed.Store(true); return nil }
+func (c *fakeConn) Alive() bool { return !c.dead.Load() && !c.closed.Load() }
+func (c *fakeConn) Close() error {
+	if !c.closed.Swap(true) {
+		c.owner.Ended()
+	}
+	return nil
+}
 
 type fakeUpstream struct {
 	exchange.Upstream
@@ -102,11 +107,11 @@ type fakeUpstream struct {
 }
 
 func (u *fakeUpstream) Reused() bool { return u.reused }
-func (u *fakeUpstream) Close() error { u.conn.idle(u.conn); return nil }
+func (u *fakeUpstream) Close() error { u.conn.owner.Idle(u.conn); return nil }
 
 func clusters(t *testing.T, n *fakeNetwork, c ...config.Cluster) *upstream.Clusters {
 	t.Helper()
-	cs, err := upstream.NewOn(t.Context(), &config.Config{Clusters: c}, nil, n.network())
+	cs, err := upstream.NewOn(t.Context(), &config.Config{Clusters: c}, nil, nil, n.network())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +185,7 @@ func TestEveryUnresolvedNameIsReported(t *testing.T) {
 	other := web("gone.internal:1")
 	other.Name = "other"
 	cs, err := upstream.NewOn(t.Context(), &config.Config{Clusters: []config.Cluster{
-		web("10.0.0.1:9000", "gone.internal:80", "empty.internal:81"), other}}, nil, n.network())
+		web("10.0.0.1:9000", "gone.internal:80", "empty.internal:81"), other}}, nil, nil, n.network())
 	if cs != nil || err == nil {
 		t.Fatalf("got %v, %v", cs, err)
 	}
@@ -198,12 +203,12 @@ func TestKnownNamesAreNotAskedForAgain(t *testing.T) {
 	t.Parallel()
 	cfg := &config.Config{Clusters: []config.Cluster{web("app.internal:80")}}
 	n := &fakeNetwork{names: map[string][]netip.Addr{"app.internal": {netip.MustParseAddr("10.0.0.7")}}}
-	first, err := upstream.NewOn(t.Context(), cfg, nil, n.network())
+	first, err := upstream.NewOn(t.Context(), cfg, nil, nil, n.network())
 	if err != nil {
 		t.Fatal(err)
 	}
 	broken := new(fakeNetwork) // resolves nothing
-	second, err := upstream.NewOn(t.Context(), cfg, first.Addresses(), broken.network())
+	second, err := upstream.NewOn(t.Context(), cfg, first.Addresses(), nil, broken.network())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +235,7 @@ func TestLookupsAreBoundedByTheContext(t *testing.T) {
 			names = append(names, string(l)+".internal:80")
 		}
 		start := time.Now()
-		_, err := upstream.NewOn(ctx, &config.Config{Clusters: []config.Cluster{web(names...)}}, nil, network)
+		_, err := upstream.NewOn(ctx, &config.Config{Clusters: []config.Cluster{web(names...)}}, nil, nil, network)
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 5*time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
@@ -491,7 +496,7 @@ func TestRealConnections(t *testing.T) {
 			} else {
 				address = strings.Replace(address, "127.0.0.1", "localhost", 1)
 			}
-			cs, err := upstream.New(t.Context(), &config.Config{Clusters: []config.Cluster{web(address)}}, nil)
+			cs, err := upstream.New(t.Context(), &config.Config{Clusters: []config.Cluster{web(address)}}, nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,0 +1,246 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"strconv"
+	"time"
+
+	"holdfast/internal/accesslog"
+	"holdfast/internal/exchange"
+	"holdfast/internal/http1"
+	"holdfast/internal/tunnel"
+	"holdfast/internal/upstream"
+)
+
+// account is what a request leaves behind: in the metrics, and in the access log. It
+// belongs to the handler's goroutine, apart from received, which belongs to the
+// upload while there is one.
+type account struct {
+	metrics      *requestMetrics // of its listener
+	routeMetrics *routeMetrics   // nil: no route matches
+	call         *upstream.Call  // the last one; nil: no endpoint was given the request
+
+	began        time.Time
+	upstreamTime time.Duration // to the head of the final response
+	received     uint64        // bytes of the body
+	sent         uint64        // bytes of the response's body
+
+	reason     string // why we answered by ourselves, or did not complete the response
+	responded  bool   // the final response was begun
+	complete   bool   // it was sent to its end
+	clientLeft bool   // it was not, and that is the client's doing
+	switched   bool   // the request became a tunnel
+}
+
+// side returns what is known of a listener.
+func (m *Manager) side(listener string) *side {
+	if s := m.listeners[listener]; s != nil {
+		return s
+	}
+	return new(side)
+}
+
+// begin counts a request.
+func (a *account) begin(s *side) {
+	a.metrics, a.began = &s.metrics, time.Now()
+	a.metrics.requests.Inc()
+	a.metrics.active.Add(1)
+}
+
+// settle counts and records how the request has ended. A tunnel was recorded when it
+// was opened.
+func (r *request) settle() {
+	r.metrics.active.Add(-1)
+	switch {
+	case r.switched:
+		return
+	case r.responded:
+		r.countResponse(r.status)
+	}
+	switch {
+	case r.complete:
+		r.metrics.duration.Observe(since(r.began))
+		if r.routeMetrics != nil {
+			r.routeMetrics.duration.Observe(since(r.began))
+		}
+	case r.clientLeft:
+		r.metrics.cutByClient.Inc()
+	default:
+		r.metrics.cutByUs.Inc()
+		r.reason = cmp.Or(r.reason, "a fault of ours, which is in the log")
+	}
+	if r.m.options.AccessLog != nil {
+		record := r.record()
+		r.m.options.AccessLog.Request(&record)
+	}
+}
+
+func (r *request) countResponse(status int) {
+	r.metrics.responses.count(status)
+	if r.routeMetrics != nil {
+		r.routeMetrics.responses.count(status)
+	}
+}
+
+// record is the request as the access log has it, as of now.
+func (r *request) record() accesslog.Record {
+	record := accesslog.Record{
+		Start:        r.began,
+		Duration:     time.Since(r.began),
+		Upstream:     r.upstreamTime,
+		RequestID:    r.id,
+		Listener:     r.listener,
+		Cluster:      r.cluster,
+		Client:       r.x.Downstream().Remote,
+		Method:       r.head.Method,
+		Scheme:       r.scheme,
+		Authority:    r.authority,
+		Target:       r.target,
+		Protocol:     protocol(r.head),
+		Received:     r.received,
+		Sent:         r.sent,
+		Reason:       r.reason,
+		ForwardedFor: r.forwardedFor,
+	}
+	if r.responded {
+		record.Status = r.status
+	}
+	if r.route != nil {
+		record.VirtualHost, record.Route = r.route.VirtualHost, r.route.Name
+	}
+	if r.endpoint != nil {
+		record.Endpoint = r.endpoint.Address
+	}
+	record.UserAgent, _ = r.head.Fields.Get("User-Agent")
+	record.Referer, _ = r.head.Fields.Get("Referer")
+	return record
+}
+
+// protocol is the version that the client spoke, "" where that is not known.
+func protocol(r *exchange.Request) string {
+	switch {
+	case r.Major == 0:
+		return ""
+	case r.Major == 1 && r.Minor == 1: // in almost every case
+		return "HTTP/1.1"
+	}
+	return "HTTP/" + strconv.Itoa(r.Major) + "." + strconv.Itoa(r.Minor)
+}
+
+// outcome says how a request that an endpoint was given has ended with this error.
+func (r *request) outcome(err error) upstream.Outcome {
+	if r.ctx.Err() != nil && err != nil {
+		err = context.Cause(r.ctx)
+		switch err {
+		case errResponseTimeout, errHandshakeTimeout, errIdleUpstream:
+			return upstream.TimedOut
+		}
+		return upstream.Cancelled
+	}
+	_, gone := errors.AsType[goneError](err)
+	switch {
+	case r.switched:
+		return upstream.BecameTunnel
+	case err == nil:
+		return upstream.Complete
+	case gone:
+		return upstream.Cancelled
+	case err == errUnasked101, err == errImproper101:
+		return upstream.Invalid
+	case errors.Is(err, exchange.ErrNoAnswer), errors.Is(err, io.ErrUnexpectedEOF):
+		return upstream.Reset
+	case exchange.StatusOf(err, 0) == 502:
+		return upstream.Invalid
+	}
+	return upstream.Reset
+}
+
+// upgradeOutcome says what has become of an upgrade that was tried, as far as the
+// upstream and this error are concerned: no answer of our own was given yet.
+func (r *request) upgradeOutcome(err error) upgradeOutcome {
+	switch {
+	case r.switched:
+		return upgraded
+	case r.responded:
+		return rejected
+	case r.call == nil && r.ctx.Err() == nil:
+		return unreachable
+	}
+	switch r.outcome(err) {
+	case upstream.TimedOut:
+		return tooSlow
+	case upstream.Invalid:
+		return invalid
+	case upstream.Cancelled:
+		return cancelled
+	}
+	return broken
+}
+
+// Refused counts and records a request that the codec of a listener has answered.
+func (m *Manager) Refused(d exchange.Downstream, f http1.Refusal) {
+	s := m.side(d.Listener)
+	s.metrics.requests.Inc()
+	s.metrics.responses.count(f.Status)
+	s.metrics.refused[f.Status].Inc()
+	s.metrics.duration.Observe(since(f.Start))
+	record := accesslog.Record{
+		Start:     f.Start,
+		Duration:  time.Since(f.Start),
+		Listener:  d.Listener,
+		Client:    d.Remote,
+		Method:    f.Request.Method,
+		Scheme:    f.Request.Scheme,
+		Authority: f.Request.Authority,
+		Target:    f.Request.Target,
+		Protocol:  protocol(f.Request),
+		Status:    f.Status,
+		Sent:      f.Sent,
+		Reason:    f.Reason,
+	}
+	m.options.AccessLog.Request(&record)
+}
+
+// openTunnel is what a tunnel carries with it to its end.
+type openTunnel struct {
+	route    *routeMetrics
+	endpoint *upstream.Endpoint
+	record   *accesslog.Tunnel
+}
+
+// tunnelOpened counts and records that the request became a tunnel. What it returns
+// is the tunnel's tag.
+func (r *request) tunnelOpened() *openTunnel {
+	r.switched, r.responded = true, true
+	r.countResponse(r.status)
+	r.metrics.handshake.Observe(since(r.began))
+	r.routeMetrics.tunnels.Inc()
+	r.routeMetrics.tunnelsActive.Add(1)
+	r.endpoint.TunnelOpened()
+	t := &openTunnel{route: r.routeMetrics, endpoint: r.endpoint}
+	if r.m.options.AccessLog != nil {
+		record := r.record()
+		t.record = r.m.options.AccessLog.TunnelOpened(&record)
+	}
+	return t
+}
+
+// TunnelEnded counts and records the end of a tunnel that the manager has started.
+func (m *Manager) TunnelEnded(r *tunnel.Record) {
+	t, ok := r.Tag.(*openTunnel)
+	if !ok {
+		return
+	}
+	t.route.tunnelsActive.Add(-1)
+	t.endpoint.TunnelClosed()
+	m.options.AccessLog.TunnelClosed(t.record, accesslog.End{
+		At:           r.Ended,
+		Duration:     r.Ended.Sub(r.Started),
+		ToUpstream:   r.ToUp,
+		ToDownstream: r.ToDown,
+		Reason:       r.Reason.String(),
+	})
+}

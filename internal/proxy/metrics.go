@@ -1,0 +1,227 @@
+package proxy
+
+import (
+	"time"
+
+	"holdfast/internal/metrics"
+)
+
+// requestBounds are those of histograms of requests, in seconds.
+var requestBounds = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300}
+
+// What is counted of listeners.
+var (
+	acceptFailures = metrics.Define(metrics.Desc{
+		Name: "holdfast_downstream_accept_failures_total",
+		Help: "Failures to accept a connection, for want of descriptors or memory. The connection waits in the queue.",
+		Type: metrics.TypeCounter, Labels: []string{"listener"},
+	})
+	limitReached = metrics.Define(metrics.Desc{
+		Name: "holdfast_downstream_connection_limit_reached_total",
+		Help: "Times that accepting was held up because limits.connections connections and tunnels were open.",
+		Type: metrics.TypeCounter, Labels: []string{"listener"},
+	})
+)
+
+// What is counted of requests, by the listener that they came in on.
+var (
+	requestsTotal = metrics.Define(metrics.Desc{
+		Name: "holdfast_downstream_requests_total",
+		Help: "Requests, those included that were refused because they are not valid.",
+		Type: metrics.TypeCounter, Labels: []string{"listener"},
+	})
+	requestsActive = metrics.Define(metrics.Desc{
+		Name: "holdfast_downstream_requests_active",
+		Help: "Requests that are being answered, without tunnels.",
+		Type: metrics.TypeGauge, Labels: []string{"listener"},
+	})
+	responsesTotal = metrics.Define(metrics.Desc{
+		Name: "holdfast_downstream_responses_total",
+		Help: "Responses that were begun, by class of the status: 1xx is an upgrade that became a tunnel.",
+		Type: metrics.TypeCounter, Labels: []string{"listener", "class"},
+	})
+	requestDuration = metrics.Define(metrics.Desc{
+		Name: "holdfast_downstream_request_duration_seconds",
+		Help: "How long it took until a response was complete, without upgrades that became tunnels.",
+		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"listener"}, Bounds: requestBounds,
+	})
+	requestsRefused = metrics.Define(metrics.Desc{
+		Name: "holdfast_downstream_requests_refused_total",
+		Help: "Requests that were answered with an error of our own, by what was wrong.",
+		Type: metrics.TypeCounter, Labels: []string{"listener", "reason"},
+	})
+	requestsCut = metrics.Define(metrics.Desc{
+		Name: "holdfast_downstream_requests_cut_total",
+		Help: "Requests whose response was not begun or not completed, by the side that ended it: downstream, or holdfast, also for a fault of the upstream.",
+		Type: metrics.TypeCounter, Labels: []string{"listener", "by"},
+	})
+	responsesEarly = metrics.Define(metrics.Desc{
+		Name: "holdfast_downstream_responses_early_total",
+		Help: "Responses of upstreams that came before the request was complete.",
+		Type: metrics.TypeCounter, Labels: []string{"listener"},
+	})
+	upgradesTotal = metrics.Define(metrics.Desc{
+		Name: "holdfast_downstream_upgrades_total",
+		Help: "Requests to change to WebSocket that had a route, by what became of them.",
+		Type: metrics.TypeCounter, Labels: []string{"listener", "outcome"},
+	})
+	handshakeDuration = metrics.Define(metrics.Desc{
+		Name: "holdfast_tunnel_handshake_duration_seconds",
+		Help: "How long it took from a request to change to WebSocket until there was a tunnel.",
+		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"listener"}, Bounds: requestBounds,
+	})
+)
+
+// What is counted of routes.
+var (
+	routeRequests  = routeCounter("requests", "Requests that the route matched, upgrades included.")
+	routeResponses = metrics.Define(metrics.Desc{
+		Name: "holdfast_route_responses_total",
+		Help: "Responses that were begun, by class of the status: 1xx is an upgrade that became a tunnel.",
+		Type: metrics.TypeCounter, Labels: []string{"virtual_host", "route", "class"},
+	})
+	routeDuration = metrics.Define(metrics.Desc{
+		Name: "holdfast_route_request_duration_seconds",
+		Help: "How long it took until a response was complete, without upgrades that became tunnels.",
+		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"virtual_host", "route"}, Bounds: requestBounds,
+	})
+	routeRedirects     = routeCounter("redirects", "Requests that the route redirected.")
+	routeTimeouts      = routeCounter("timeouts", "Requests that were not answered within the route's timeout, or an upgrade within its tunnels.handshake_timeout.")
+	routeIdleTimeouts  = routeCounter("stream_idle_timeouts", "Requests of which no byte moved within the route's stream_idle_timeout.")
+	routeTunnels       = routeCounter("tunnels", "Tunnels that were made of requests that the route matched.")
+	routeTunnelsActive = metrics.Define(metrics.Desc{
+		Name: "holdfast_route_tunnels_active",
+		Help: "Open tunnels that were made of requests that the route matched.",
+		Type: metrics.TypeGauge, Labels: []string{"virtual_host", "route"},
+	})
+)
+
+func routeCounter(what, help string) *metrics.Desc {
+	return metrics.Define(metrics.Desc{
+		Name: "holdfast_route_" + what + "_total", Help: help,
+		Type: metrics.TypeCounter, Labels: []string{"virtual_host", "route"},
+	})
+}
+
+// classes are those of responses, 1xx to 5xx. Only these are sent and received.
+type classes [5]*metrics.Counter
+
+func newClasses(r *metrics.Registry, d *metrics.Desc, labels ...string) (c classes) {
+	for i, class := range []string{"1xx", "2xx", "3xx", "4xx", "5xx"} {
+		c[i] = r.Counter(d, append(labels[:len(labels):len(labels)], class)...)
+	}
+	return c
+}
+
+func (c *classes) count(status int) { c[status/100-1].Inc() }
+
+// refusals name what was wrong with a request by the status that answers it.
+var refusals = map[int]string{
+	400: "malformed",
+	403: "WebSocket not enabled",
+	404: "no route",
+	408: "too slow",
+	413: "body too large",
+	414: "head too large",
+	417: "unsupported",
+	431: "head too large",
+	501: "unsupported",
+	505: "unsupported",
+	502: "upstream invalid",
+	503: "upstream unreachable",
+	504: "upstream too slow",
+}
+
+// An upgradeOutcome is what became of an upgrade that had a route.
+type upgradeOutcome uint8
+
+const (
+	upgraded    upgradeOutcome = iota // a tunnel
+	notEnabled                        // the route is not for WebSocket
+	malformed                         // the request announced a body
+	unreachable                       // no endpoint could be connected to
+	rejected                          // the upstream has answered with something else
+	invalid                           // the upstream's answer was not valid
+	tooSlow                           // there was no answer within the handshake's timeout
+	cancelled                         // the client went first, or its connection was cut
+	broken                            // the upstream's connection ended before it answered
+	numUpgradeOutcomes
+)
+
+var upgradeOutcomes = [numUpgradeOutcomes]string{
+	upgraded:    "tunnel",
+	notEnabled:  "not enabled",
+	malformed:   "malformed",
+	unreachable: "upstream unreachable",
+	rejected:    "rejected",
+	invalid:     "upstream invalid",
+	tooSlow:     "upstream too slow",
+	cancelled:   "cancelled",
+	broken:      "upstream closed",
+}
+
+// acceptMetrics is what is counted of accepting on a listener. The zero value counts
+// nothing.
+type acceptMetrics struct {
+	failures, limitReached *metrics.Counter
+}
+
+func newAcceptMetrics(r *metrics.Registry, listener string) acceptMetrics {
+	return acceptMetrics{failures: r.Counter(acceptFailures, listener), limitReached: r.Counter(limitReached, listener)}
+}
+
+// requestMetrics is what is counted of the requests of a listener. The zero value
+// counts nothing.
+type requestMetrics struct {
+	requests, early, cutByClient, cutByUs *metrics.Counter
+	active                                *metrics.Gauge
+	duration, handshake                   *metrics.Histogram
+	responses                             classes
+	refused                               map[int]*metrics.Counter // by status
+	upgrades                              [numUpgradeOutcomes]*metrics.Counter
+}
+
+func newRequestMetrics(r *metrics.Registry, listener string) requestMetrics {
+	m := requestMetrics{
+		requests:    r.Counter(requestsTotal, listener),
+		active:      r.Gauge(requestsActive, listener),
+		responses:   newClasses(r, responsesTotal, listener),
+		duration:    r.Histogram(requestDuration, listener),
+		refused:     make(map[int]*metrics.Counter, len(refusals)),
+		cutByClient: r.Counter(requestsCut, listener, "downstream"),
+		cutByUs:     r.Counter(requestsCut, listener, "holdfast"),
+		early:       r.Counter(responsesEarly, listener),
+		handshake:   r.Histogram(handshakeDuration, listener),
+	}
+	for status, reason := range refusals {
+		m.refused[status] = r.Counter(requestsRefused, listener, reason)
+	}
+	for outcome, name := range upgradeOutcomes {
+		m.upgrades[outcome] = r.Counter(upgradesTotal, listener, name)
+	}
+	return m
+}
+
+// routeMetrics is what is counted of one route. The zero value counts nothing.
+type routeMetrics struct {
+	requests, redirects, timeouts, idleTimeouts, tunnels *metrics.Counter
+	tunnelsActive                                        *metrics.Gauge
+	duration                                             *metrics.Histogram
+	responses                                            classes
+}
+
+func newRouteMetrics(r *metrics.Registry, virtualHost, route string) routeMetrics {
+	return routeMetrics{
+		requests:      r.Counter(routeRequests, virtualHost, route),
+		responses:     newClasses(r, routeResponses, virtualHost, route),
+		duration:      r.Histogram(routeDuration, virtualHost, route),
+		redirects:     r.Counter(routeRedirects, virtualHost, route),
+		timeouts:      r.Counter(routeTimeouts, virtualHost, route),
+		idleTimeouts:  r.Counter(routeIdleTimeouts, virtualHost, route),
+		tunnels:       r.Counter(routeTunnels, virtualHost, route),
+		tunnelsActive: r.Gauge(routeTunnelsActive, virtualHost, route),
+	}
+}
+
+// since is how long ago t was, as histograms of seconds take it.
+func since(t time.Time) int64 { return int64(time.Since(t)) }

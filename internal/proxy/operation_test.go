@@ -1,0 +1,315 @@
+package proxy_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/control"
+)
+
+// figures are what the supervisor reads from the generation's memory.
+func (c *commander) figures() map[string]int64 {
+	c.t.Helper()
+	families, err := c.counts.Families()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return figuresOf(families)
+}
+
+func TestAGenerationCountsInTheMemoryThatItIsGiven(t *testing.T) {
+	t.Parallel()
+	c := command(t, "", "")
+	if got, ok := c.figures()["cluster_endpoints{web}"]; !ok || got != 1 {
+		t.Error("nothing is registered before it serves")
+	}
+	c.serve()
+	client, server := c.tunnel()
+	w := c.dial()
+	c.exchange(w)
+	c.status()
+	got := c.figures()
+	for name, want := range map[string]int64{
+		"downstream_requests_total{public}":     2,
+		"downstream_connections_total{public}":  2,
+		"downstream_connections_active{public}": 1,
+		"tunnels_active":                        1,
+		"generation_tunnels":                    1,
+		"generation_connections":                1,
+		"generation_draining":                   0,
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %d, want %d", name, got[name], want)
+		}
+	}
+	for _, name := range []string{
+		"generation_oldest_tunnel_start_timestamp_seconds", "generation_start_timestamp_seconds", "generation_resident_memory_bytes",
+		"proxy_resident_memory_bytes", "proxy_heap_bytes", "proxy_goroutines", "proxy_cpu_seconds_total", "proxy_open_fds", "proxy_max_fds",
+	} {
+		if got[name] <= 0 {
+			t.Errorf("%s is %d", name, got[name])
+		}
+	}
+	c.drain(0)
+	c.status()
+	if got := c.figures()["generation_draining"]; got != 1 {
+		t.Errorf("generation_draining is %d while it drains", got)
+	}
+	client.Close()
+	server.Close()
+	w.Close()
+	if err := c.wait(); err != nil {
+		t.Error(err)
+	}
+	got = c.figures()
+	if got["downstream_requests_total{public}"] != 2 || got["tunnels_started_total"] != 1 || got["tunnels_active"] != 0 {
+		t.Errorf("after the end: %v", got)
+	}
+}
+
+// An older supervisor sends the bundle alone.
+func TestAGenerationWithoutMemoryToCountInServes(t *testing.T) {
+	t.Parallel()
+	c := command(t, "", "", alone)
+	c.serve()
+	c.exchange(c.dial())
+	if got := c.status().RequestsTotal; got != 1 {
+		t.Errorf("%d requests", got)
+	}
+	if got := c.figures(); len(got) > 0 {
+		t.Errorf("counted in memory that was not given: %v", got)
+	}
+}
+
+// logFile opens an access log as the supervisor does.
+func logFile(t *testing.T, path string) int {
+	t.Helper()
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+// targets are those of the records in a file.
+func targets(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	var all []string
+	for line := range strings.Lines(string(data)) {
+		var one struct{ Event, Target string }
+		if err := json.Unmarshal([]byte(line), &one); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		all = append(all, one.Event+" "+one.Target)
+	}
+	return strings.Join(all, ", ")
+}
+
+func TestAGenerationRecordsInTheFilesThatItIsGivenAndInThoseThatReplaceThem(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path, other, missing := filepath.Join(dir, "access.log"), filepath.Join(dir, "other.log"), filepath.Join(dir, "missing.log")
+	log := func(path string) string { return fmt.Sprintf("[[access_logs]]\npath = %q\n", path) }
+	c := command(t, "", log(path)+log(other)+log(missing))
+	// Those of a release that was opened again while the generation was being built
+	// come twice; one that is not configured is of no use.
+	c.say(&control.Message{Type: control.TypeLogs, Keys: []string{path, filepath.Join(dir, "unknown.log")}, More: true}, logFile(t, other+".old"), logFile(t, path+".unknown"))
+	c.say(&control.Message{Type: control.TypeLogs, Keys: []string{path, other}}, logFile(t, path), logFile(t, other))
+	c.serve()
+	ask := func(target string) {
+		t.Helper()
+		w := c.dial()
+		w.say("GET %s HTTP/1.1\nHost: a.example\nConnection: close\n\n", target)
+		c.answer(w)
+		w.rest()
+	}
+	recorded := func(path, want string) {
+		t.Helper()
+		eventually(t, "records in "+path+": "+want, func() bool { return targets(t, path) == want })
+	}
+	ask("/one")
+	recorded(path, "request /one")
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	c.say(&control.Message{Type: control.TypeLogs, Keys: []string{path}}, logFile(t, path))
+	c.status() // the message was taken
+	ask("/two")
+	client := c.dial()
+	client.say("GET / \n\n")
+	client.wantHead("400")
+	recorded(path, "request /two, request ")
+	recorded(path+".1", "request /one")
+	recorded(other, "request /one, request /two, request ")
+	if got := c.log.String(); strings.Count(got, "no file for an access log") != 1 || !strings.Contains(got, missing) {
+		t.Errorf("the log says\n%s", got)
+	}
+	c.say(&control.Message{Type: control.TypeLogs, Keys: []string{path}})
+	c.status()
+	if got := c.log.String(); !strings.Contains(got, "access logs and descriptors do not match") {
+		t.Errorf("the log says\n%s", got)
+	}
+	for _, wrong := range []string{other + ".old", path + ".unknown"} {
+		if got := targets(t, wrong); got != "" {
+			t.Errorf("%s has %s", wrong, got)
+		}
+	}
+}
+
+func TestTheLastRecordsAreWrittenWhenAGenerationEnds(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "access.log")
+	c := command(t, "", fmt.Sprintf("[[access_logs]]\npath = %q\n", path))
+	c.say(&control.Message{Type: control.TypeLogs, Keys: []string{path}}, logFile(t, path))
+	c.serve()
+	busy := c.dial()
+	busy.say("GET /busy HTTP/1.1\nHost: a.example\n\n")
+	upstream := c.endpoint()
+	upstream.head()
+	c.tunnel()
+	c.say(&control.Message{Type: control.TypeStop, Within: time.Millisecond})
+	if err := c.wait(); err != nil {
+		t.Error(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"event":"tunnel_open"`, `"event":"tunnel_close"`, `"reason":"stopped"`,
+		`"reason":"cut when the time of the drain or the stop was over"`} {
+		if !strings.Contains(string(data), want) {
+			t.Errorf("no %s in\n%s", want, data)
+		}
+	}
+	got := c.figures()
+	for name, want := range map[string]int64{
+		"downstream_connections_cut_total{public}":       1,
+		"downstream_requests_cut_total{public,holdfast}": 1,
+		"tunnels_ended_total{stopped}":                   1,
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %d, want %d", name, got[name], want)
+		}
+	}
+}
+
+func TestTheLevelOfTheLogCanBeChangedWhileItRuns(t *testing.T) {
+	t.Parallel()
+	c := command(t, "", "")
+	c.serve()
+	refusals := func() int { return strings.Count(c.log.String(), "request refused") }
+	refuse := func() {
+		t.Helper()
+		w := c.dial()
+		w.say("nonsense\n\n")
+		w.wantHead("400")
+	}
+	refuse()
+	if n := refusals(); n != 0 {
+		t.Errorf("%d lines of level debug", n)
+	}
+	c.say(&control.Message{Type: control.TypeLevel, Level: "debug"})
+	c.status()
+	refuse()
+	if n := refusals(); n != 1 {
+		t.Errorf("%d lines of level debug, want 1", n)
+	}
+	c.say(&control.Message{Type: control.TypeLevel, Level: "loud"})
+	c.status()
+	if got := c.log.String(); !strings.Contains(got, `not \"loud\"`) {
+		t.Errorf("the log does not say that there is no such level:\n%s", got)
+	}
+	refuse()
+	if n := refusals(); n != 2 {
+		t.Errorf("%d lines of level debug, want 2", n)
+	}
+}
+
+// question asks for what may be refused.
+func (c *commander) question(m control.Message) *control.Message {
+	c.t.Helper()
+	c.lastID++
+	m.ID = c.lastID
+	c.say(&m)
+	return await(c.t, string(m.Type), c.answers)
+}
+
+func await[T any](t *testing.T, what string, from <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-from:
+	case <-time.After(bound):
+		t.Fatalf("not in time: %s", what)
+	}
+	return v
+}
+
+func TestAGenerationGivesProfilesOfItself(t *testing.T) {
+	t.Parallel()
+	c := command(t, "", "")
+	c.serve()
+	for name, over := range map[string]time.Duration{"goroutine": 0, "heap": 0, "trace": 10 * time.Millisecond} {
+		if a := c.question(control.Message{Type: control.TypeProfile, Profile: name, Within: over}); a.Error != "" {
+			t.Errorf("%s: %s", name, a.Error)
+			continue
+		}
+		data, err := control.ReadBytes(await(t, "a profile", c.payloads), 1<<24)
+		if err != nil || len(data) == 0 {
+			t.Errorf("%s: %d bytes, %v", name, len(data), err)
+		}
+	}
+	for name, over := range map[string]time.Duration{"nobody's": 0, "cpu": 0, "trace": 2 * time.Minute} {
+		if a := c.question(control.Message{Type: control.TypeProfile, Profile: name, Within: over}); a.Error == "" {
+			t.Errorf("%q over %v was made", name, over)
+			control.CloseAll([]int{<-c.payloads})
+		}
+	}
+}
+
+// It takes as long as it takes, and meanwhile the loop answers, no second one is
+// made, and the generation ends when it has to.
+func TestAProfileThatTakesTimeHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	c := command(t, "", "")
+	c.serve()
+	c.lastID++
+	long := control.Message{Type: control.TypeProfile, Profile: "cpu", Within: time.Minute, ID: c.lastID}
+	c.say(&long)
+	if a := c.question(control.Message{Type: control.TypeProfile, Profile: "goroutine"}); !strings.Contains(a.Error, "another profile") {
+		t.Errorf("got %+v", a)
+	}
+	c.status()
+	c.drain(0)
+	if err := c.wait(); err != nil {
+		t.Error(err)
+	}
+	if a := await(t, "the answer about the profile", c.answers); a.Re != long.ID || a.Error == "" {
+		t.Errorf("got %+v", a)
+	}
+}
+
+func TestAListenerThatIsFullSaysSoOnce(t *testing.T) {
+	t.Parallel()
+	c := command(t, "limits = { connections = 1 }", "")
+	c.serve()
+	for i := range 3 {
+		w := c.dial()
+		eventually(t, "the listener is full", func() bool { return c.figures()["downstream_connection_limit_reached_total{public}"] == int64(i+1) })
+		w.Close()
+	}
+	if n := strings.Count(c.log.String(), "limits.connections is reached"); n != 1 {
+		t.Errorf("%d lines:\n%s", n, c.log.String())
+	}
+}

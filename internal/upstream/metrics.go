@@ -1,0 +1,272 @@
+package upstream
+
+import (
+	"time"
+
+	"holdfast/internal/metrics"
+)
+
+// connectBounds and requestBounds are those of histograms, in seconds.
+var (
+	connectBounds = []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
+	requestBounds = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300}
+)
+
+// What is counted of clusters. A connection that becomes a tunnel ends here when it
+// does, and is counted with the tunnels from then on.
+var (
+	clusterEndpoints = metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_endpoints",
+		Help: "Endpoints of the cluster; a name with several addresses is as many.",
+		Type: metrics.TypeGauge, Merge: metrics.Serving, Labels: []string{"cluster"},
+	})
+	clusterConnections       = clusterCounter("connections", "Connections that were made to endpoints of the cluster.")
+	clusterConnectionsActive = metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_connections_active",
+		Help: "Open connections to endpoints of the cluster, idle ones included, without those that became tunnels.",
+		Type: metrics.TypeGauge, Labels: []string{"cluster"},
+	})
+	clusterConnectFailures  = clusterCounter("connect_failures", "Attempts to connect to an endpoint of the cluster that failed, those that took too long included.")
+	clusterConnectTimeouts  = clusterCounter("connect_timeouts", "Attempts to connect to an endpoint of the cluster that were not answered in time.")
+	clusterConnectExhausted = clusterCounter("connect_attempts_exhausted", "Requests that failed because no endpoint of the cluster that was tried could be connected to.")
+	clusterConnectDuration  = metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_connect_duration_seconds",
+		Help: "How long it took to connect to an endpoint of the cluster, where that worked.",
+		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"cluster"}, Bounds: connectBounds,
+	})
+	clusterConnectionDuration = metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_connection_duration_seconds",
+		Help: "How long connections to endpoints of the cluster lasted, those that became tunnels until then.",
+		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"cluster"},
+		Bounds: []float64{0.01, 0.1, 1, 10, 60, 300, 900, 3600, 14400, 86400},
+	})
+	clusterReceived = clusterCounter("received_bytes", "Bytes that were received from endpoints of the cluster, heads and framing included, without those of tunnels.")
+	clusterSent     = clusterCounter("sent_bytes", "Bytes that were sent to endpoints of the cluster, heads and framing included, without those of tunnels.")
+
+	clusterRequests       = clusterCounter("requests", "Requests that were given to an endpoint of the cluster, upgrades and repeated ones included.")
+	clusterRequestsActive = metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_requests_active",
+		Help: "Requests that are with an endpoint of the cluster.",
+		Type: metrics.TypeGauge, Labels: []string{"cluster"},
+	})
+	clusterResponses = metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_responses_total",
+		Help: "Final response heads from endpoints of the cluster, by class of the status: 1xx is an upgrade that was agreed to.",
+		Type: metrics.TypeCounter, Labels: []string{"cluster", "class"},
+	})
+	clusterRequestDuration = metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_request_duration_seconds",
+		Help: "How long requests were with an endpoint of the cluster until its response was complete.",
+		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"cluster"}, Bounds: requestBounds,
+	})
+	clusterRetries        = clusterCounter("retries", "Requests that were given to the cluster again because a kept connection had been closed under them.")
+	clusterTimeouts       = clusterCounter("timeouts", "Requests that were given up because an endpoint of the cluster did not answer, or went on answering, in time.")
+	clusterResets         = clusterCounter("resets", "Requests whose connection to an endpoint of the cluster ended before the response was complete.")
+	clusterCancelled      = clusterCounter("cancelled", "Requests that ended on the client's side before the response of the cluster's endpoint was complete.")
+	clusterProtocolErrors = clusterCounter("protocol_errors", "Responses from endpoints of the cluster that are not valid, or to another request than was made.")
+	clusterTunnels        = clusterCounter("tunnels", "Tunnels that were made to endpoints of the cluster.")
+	clusterTunnelsActive  = metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_tunnels_active",
+		Help: "Open tunnels to endpoints of the cluster.",
+		Type: metrics.TypeGauge, Labels: []string{"cluster"},
+	})
+)
+
+// What is counted of endpoints. The label is the address as it is configured: a name
+// with several addresses is one.
+var (
+	endpointConnections       = endpointCounter("connections", "Connections that were made to the endpoint.")
+	endpointConnectionsActive = endpointGauge("connections_active", "Open connections to the endpoint, idle ones included, without those that became tunnels.")
+	endpointConnectFailures   = endpointCounter("connect_failures", "Attempts to connect to the endpoint that failed, those that took too long included.")
+	endpointRequests          = endpointCounter("requests", "Requests that were given to the endpoint, upgrades and repeated ones included.")
+	endpointRequestsActive    = endpointGauge("requests_active", "Requests that are with the endpoint.")
+	endpointErrors            = endpointCounter("errors", "Requests that the endpoint answered with 5xx or nonsense, too late, or not to the end.")
+	endpointTunnelsActive     = endpointGauge("tunnels_active", "Open tunnels to the endpoint.")
+)
+
+func clusterCounter(what, help string) *metrics.Desc {
+	return metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_" + what + "_total", Help: help, Type: metrics.TypeCounter, Labels: []string{"cluster"},
+	})
+}
+
+func endpointCounter(what, help string) *metrics.Desc {
+	return metrics.Define(metrics.Desc{
+		Name: "holdfast_endpoint_" + what + "_total", Help: help, Type: metrics.TypeCounter, Labels: []string{"cluster", "endpoint"},
+	})
+}
+
+func endpointGauge(what, help string) *metrics.Desc {
+	return metrics.Define(metrics.Desc{
+		Name: "holdfast_endpoint_" + what, Help: help, Type: metrics.TypeGauge, Labels: []string{"cluster", "endpoint"},
+	})
+}
+
+// clusterMetrics is what is counted of one cluster.
+type clusterMetrics struct {
+	connections, connectFailures, connectTimeouts, connectExhausted *metrics.Counter
+	received, sent                                                  *metrics.Counter
+	requests, retries, timeouts, resets, cancelled, errors, tunnels *metrics.Counter
+	connectionsActive, requestsActive, tunnelsActive, endpoints     *metrics.Gauge
+	connectDuration, connectionDuration, requestDuration            *metrics.Histogram
+	responses                                                       [5]*metrics.Counter // 1xx to 5xx
+}
+
+func newClusterMetrics(r *metrics.Registry, name string) clusterMetrics {
+	m := clusterMetrics{
+		endpoints:          r.Gauge(clusterEndpoints, name),
+		connections:        r.Counter(clusterConnections, name),
+		connectionsActive:  r.Gauge(clusterConnectionsActive, name),
+		connectFailures:    r.Counter(clusterConnectFailures, name),
+		connectTimeouts:    r.Counter(clusterConnectTimeouts, name),
+		connectExhausted:   r.Counter(clusterConnectExhausted, name),
+		connectDuration:    r.Histogram(clusterConnectDuration, name),
+		connectionDuration: r.Histogram(clusterConnectionDuration, name),
+		received:           r.Counter(clusterReceived, name),
+		sent:               r.Counter(clusterSent, name),
+		requests:           r.Counter(clusterRequests, name),
+		requestsActive:     r.Gauge(clusterRequestsActive, name),
+		requestDuration:    r.Histogram(clusterRequestDuration, name),
+		retries:            r.Counter(clusterRetries, name),
+		timeouts:           r.Counter(clusterTimeouts, name),
+		resets:             r.Counter(clusterResets, name),
+		cancelled:          r.Counter(clusterCancelled, name),
+		errors:             r.Counter(clusterProtocolErrors, name),
+		tunnels:            r.Counter(clusterTunnels, name),
+		tunnelsActive:      r.Gauge(clusterTunnelsActive, name),
+	}
+	for i, class := range []string{"1xx", "2xx", "3xx", "4xx", "5xx"} {
+		m.responses[i] = r.Counter(clusterResponses, name, class)
+	}
+	return m
+}
+
+// endpointMetrics is what is counted of one endpoint.
+type endpointMetrics struct {
+	connections, connectFailures, requests, errors   *metrics.Counter
+	connectionsActive, requestsActive, tunnelsActive *metrics.Gauge
+}
+
+func newEndpointMetrics(r *metrics.Registry, cluster, address string) endpointMetrics {
+	return endpointMetrics{
+		connections:       r.Counter(endpointConnections, cluster, address),
+		connectionsActive: r.Gauge(endpointConnectionsActive, cluster, address),
+		connectFailures:   r.Counter(endpointConnectFailures, cluster, address),
+		requests:          r.Counter(endpointRequests, cluster, address),
+		requestsActive:    r.Gauge(endpointRequestsActive, cluster, address),
+		errors:            r.Counter(endpointErrors, cluster, address),
+		tunnelsActive:     r.Gauge(endpointTunnelsActive, cluster, address),
+	}
+}
+
+// Exhausted counts a request that found no endpoint to connect to.
+func (c *Cluster) Exhausted() { c.metrics.connectExhausted.Inc() }
+
+// life counts what becomes of an attempt to connect.
+type life struct {
+	e     *Endpoint
+	since time.Time // when the attempt began; once connected, since when
+}
+
+// connected counts the connection. It comes before anybody can end it.
+func (l *life) connected() {
+	c, began := &l.e.cluster.metrics, l.since
+	l.since = time.Now()
+	c.connectDuration.Observe(int64(l.since.Sub(began)))
+	c.connections.Inc()
+	c.connectionsActive.Add(1)
+	l.e.metrics.connections.Inc()
+	l.e.metrics.connectionsActive.Add(1)
+}
+
+// ended counts the connection's end.
+func (l *life) ended() {
+	c := &l.e.cluster.metrics
+	c.connectionDuration.Observe(int64(time.Since(l.since)))
+	c.connectionsActive.Add(-1)
+	l.e.metrics.connectionsActive.Add(-1)
+}
+
+// failed counts that there is no connection.
+func (l *life) failed(timeout bool) {
+	l.e.cluster.metrics.connectFailures.Inc()
+	l.e.metrics.connectFailures.Inc()
+	if timeout {
+		l.e.cluster.metrics.connectTimeouts.Inc()
+	}
+}
+
+// An Outcome is how a request that an endpoint was given came to its end.
+type Outcome uint8
+
+// The outcomes.
+const (
+	Complete     Outcome = iota // the response was relayed to its end
+	BecameTunnel                // the endpoint agreed to an upgrade
+	TimedOut                    // the endpoint did not answer, or go on answering, in time
+	Reset                       // the connection to the endpoint ended before the response was complete
+	Invalid                     // the response was not valid
+	Cancelled                   // it ended on the client's side
+)
+
+// Call is a request that an endpoint was given, as it is counted. It is not safe for
+// concurrent use.
+type Call struct {
+	e      *Endpoint
+	began  time.Time
+	failed bool
+}
+
+// Call counts a request as given to the endpoint. [Call.End] must follow.
+func (e *Endpoint) Call() *Call {
+	e.cluster.metrics.requests.Inc()
+	e.cluster.metrics.requestsActive.Add(1)
+	e.metrics.requests.Inc()
+	e.metrics.requestsActive.Add(1)
+	return &Call{e: e, began: time.Now()}
+}
+
+// Answered counts the head of the final response, or a 101.
+func (c *Call) Answered(status int) {
+	c.e.cluster.metrics.responses[status/100-1].Inc()
+	c.failed = status >= 500
+}
+
+// End counts the request's end, once.
+func (c *Call) End(o Outcome) {
+	cluster, endpoint := &c.e.cluster.metrics, &c.e.metrics
+	cluster.requestsActive.Add(-1)
+	endpoint.requestsActive.Add(-1)
+	switch o {
+	case Complete:
+		cluster.requestDuration.Observe(int64(time.Since(c.began)))
+	case TimedOut:
+		cluster.timeouts.Inc()
+	case Reset:
+		cluster.resets.Inc()
+	case Invalid:
+		cluster.errors.Inc()
+	case Cancelled:
+		cluster.cancelled.Inc()
+	}
+	if c.failed || o == TimedOut || o == Reset || o == Invalid {
+		endpoint.errors.Inc()
+	}
+}
+
+// Retried counts that a request is made again that the endpoint was given on a kept
+// connection.
+func (e *Endpoint) Retried() { e.cluster.metrics.retries.Inc() }
+
+// TunnelOpened counts a tunnel to the endpoint, TunnelClosed its end.
+func (e *Endpoint) TunnelOpened() {
+	e.cluster.metrics.tunnels.Inc()
+	e.cluster.metrics.tunnelsActive.Add(1)
+	e.metrics.tunnelsActive.Add(1)
+}
+
+// TunnelClosed counts the end of a tunnel.
+func (e *Endpoint) TunnelClosed() {
+	e.cluster.metrics.tunnelsActive.Add(-1)
+	e.metrics.tunnelsActive.Add(-1)
+}

@@ -1,0 +1,190 @@
+package upstream_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"holdfast/internal/config"
+	"holdfast/internal/metrics"
+	"holdfast/internal/upstream"
+)
+
+// counted builds the only cluster over a registry of its own.
+func counted(t *testing.T, n *fakeNetwork, c config.Cluster) (*upstream.Clusters, []*upstream.Endpoint, *metrics.Registry) {
+	t.Helper()
+	r := metrics.NewRegistry()
+	cs, err := upstream.NewOn(t.Context(), &config.Config{Clusters: []config.Cluster{c}}, nil, r, n.network())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cs.Close)
+	cluster, _ := cs.Get(c.Name)
+	return cs, slices.Collect(cluster.Endpoints()), r
+}
+
+// wantFigures compares every value that is not 0, of histograms the number of values,
+// with "name{labels} value" without "holdfast_".
+func wantFigures(t *testing.T, r *metrics.Registry, want ...string) {
+	t.Helper()
+	var got []string
+	for _, f := range r.Families() {
+		for _, s := range f.Series {
+			v := s.Value
+			for _, n := range s.Buckets {
+				v += int64(n)
+			}
+			if v != 0 {
+				got = append(got, fmt.Sprintf("%s{%s} %d", strings.TrimPrefix(f.Desc.Name, "holdfast_"), strings.Join(s.Labels, ","), v))
+			}
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("counted\n  %s\nwant\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+}
+
+func TestConnectionsAreCountedUntilTheyEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		_, endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
+		busy, idle := begin(t, endpoints[0]), begin(t, endpoints[0])
+		idle.Close()
+		total := []string{
+			"cluster_endpoints{web} 1",
+			"cluster_connections_total{web} 2",
+			"cluster_connect_duration_seconds{web} 2",
+			"endpoint_connections_total{web,10.0.0.1:80} 2",
+		}
+		wantFigures(t, r, append([]string{"cluster_connections_active{web} 2", "endpoint_connections_active{web,10.0.0.1:80} 2"}, total...)...)
+		time.Sleep(2 * time.Minute) // beyond the idle timeout
+		wantFigures(t, r, append([]string{
+			"cluster_connections_active{web} 1", "endpoint_connections_active{web,10.0.0.1:80} 1", "cluster_connection_duration_seconds{web} 1"}, total...)...)
+		busy.conn.Close()
+		wantFigures(t, r, append([]string{"cluster_connection_duration_seconds{web} 2"}, total...)...)
+	})
+}
+
+func TestFailuresToConnectAreCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := &fakeNetwork{fail: func(ctx context.Context, address string) error {
+			if address == "10.0.0.1:80" {
+				return errors.New("connection refused")
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		_, endpoints, r := counted(t, n, web("10.0.0.1:80", "10.0.0.2:80"))
+		for _, e := range endpoints {
+			if _, err := e.Get(t.Context()); err == nil {
+				t.Errorf("%s was connected to", e)
+			}
+		}
+		// A client that leaves meanwhile is no failure of the endpoint.
+		gone, leave := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, leave)
+		if _, err := endpoints[1].Get(gone); err == nil {
+			t.Error("a client that has gone was served")
+		}
+		wantFigures(t, r,
+			"cluster_endpoints{web} 2",
+			"cluster_connect_failures_total{web} 2",
+			"cluster_connect_timeouts_total{web} 1",
+			"endpoint_connect_failures_total{web,10.0.0.1:80} 1",
+			"endpoint_connect_failures_total{web,10.0.0.2:80} 1",
+		)
+	})
+}
+
+func TestAllAddressesOfANameAreOneEndpointInFigures(t *testing.T) {
+	t.Parallel()
+	n := &fakeNetwork{names: map[string][]netip.Addr{"app.internal": {netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("10.0.0.8")}}}
+	_, endpoints, r := counted(t, n, web("app.internal:80"))
+	for _, e := range endpoints {
+		e.TunnelOpened()
+	}
+	endpoints[0].TunnelClosed()
+	wantFigures(t, r,
+		"cluster_endpoints{web} 2",
+		"cluster_tunnels_total{web} 2",
+		"cluster_tunnels_active{web} 1",
+		"endpoint_tunnels_active{web,app.internal:80} 1",
+	)
+}
+
+func TestACallIsCountedByItsOutcome(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		status  int // 0: no answer
+		outcome upstream.Outcome
+		want    []string
+	}{
+		"answered":              {200, upstream.Complete, []string{"cluster_responses_total{web,2xx} 1", "cluster_request_duration_seconds{web} 1"}},
+		"answered with a fault": {503, upstream.Complete, []string{"cluster_responses_total{web,5xx} 1", "cluster_request_duration_seconds{web} 1", "endpoint_errors_total{web,10.0.0.1:80} 1"}},
+		"became a tunnel":       {101, upstream.BecameTunnel, []string{"cluster_responses_total{web,1xx} 1"}},
+		"too late":              {0, upstream.TimedOut, []string{"cluster_timeouts_total{web} 1", "endpoint_errors_total{web,10.0.0.1:80} 1"}},
+		"reset":                 {0, upstream.Reset, []string{"cluster_resets_total{web} 1", "endpoint_errors_total{web,10.0.0.1:80} 1"}},
+		"reset within a fault":  {500, upstream.Reset, []string{"cluster_responses_total{web,5xx} 1", "cluster_resets_total{web} 1", "endpoint_errors_total{web,10.0.0.1:80} 1"}},
+		"invalid":               {0, upstream.Invalid, []string{"cluster_protocol_errors_total{web} 1", "endpoint_errors_total{web,10.0.0.1:80} 1"}},
+		"cancelled":             {0, upstream.Cancelled, []string{"cluster_cancelled_total{web} 1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
+			total := []string{"cluster_endpoints{web} 1", "cluster_requests_total{web} 1", "endpoint_requests_total{web,10.0.0.1:80} 1"}
+			call := endpoints[0].Call()
+			wantFigures(t, r, append([]string{"cluster_requests_active{web} 1", "endpoint_requests_active{web,10.0.0.1:80} 1"}, total...)...)
+			if tt.status != 0 {
+				call.Answered(tt.status)
+			}
+			call.End(tt.outcome)
+			wantFigures(t, r, append(tt.want, total...)...)
+		})
+	}
+}
+
+// The connections are real here: what ends them is the codec.
+func TestAnEndpointsRealConnectionsAndBytesAreCounted(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, l)
+	r := metrics.NewRegistry()
+	cs, err := upstream.New(t.Context(), &config.Config{Clusters: []config.Cluster{web(l.Addr().String())}}, nil, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster, _ := cs.Get("web")
+	e := slices.Collect(cluster.Endpoints())[0]
+	for range 2 {
+		up, err := e.Get(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		roundTrip(t, up)
+		up.Close()
+	}
+	total := []string{
+		"cluster_endpoints{web} 1",
+		"cluster_connections_total{web} 1",
+		"cluster_connect_duration_seconds{web} 1",
+		"endpoint_connections_total{web," + e.Address + "} 1",
+		fmt.Sprint("cluster_received_bytes_total{web} ", 2*len("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")),
+		fmt.Sprint("cluster_sent_bytes_total{web} ", 2*len("GET / HTTP/1.1\r\nHost: x\r\n\r\n")),
+	}
+	wantFigures(t, r, append([]string{"cluster_connections_active{web} 1", "endpoint_connections_active{web," + e.Address + "} 1"}, total...)...)
+	cs.Close()
+	wantFigures(t, r, append([]string{"cluster_connection_duration_seconds{web} 1"}, total...)...)
+}
