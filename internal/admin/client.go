@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"holdfast/internal/supervisor"
 )
@@ -26,8 +28,8 @@ var ErrNotRunning = errors.New("no supervisor runs")
 // have been done, or be done yet.
 var ErrUnknown = errors.New("unknown whether it was done")
 
-// maxAnswer bounds what is read of an answer.
-const maxAnswer = 16 << 20
+// maxAnswer bounds what is read of an answer. A profile may be long.
+const maxAnswer = 64 << 20
 
 // endPoll is how often Stop looks whether the socket is gone.
 const endPoll = 20 * time.Millisecond
@@ -106,6 +108,48 @@ func (c *Client) Kill(ctx context.Context, generation int) error {
 	return err
 }
 
+// Metrics returns what all generations have counted, and the supervisor itself, in
+// the text format of Prometheus. It is for a person to read: a character that
+// could drive a terminal is replaced.
+func (c *Client) Metrics(ctx context.Context) (string, error) {
+	body, err := c.do(ctx, "GET", "/metrics", nil)
+	return printable(body), err
+}
+
+// Config is [supervisor.Commands.Config].
+func (c *Client) Config(ctx context.Context, file bool) (string, error) {
+	body, err := c.do(ctx, "GET", "/config", url.Values{"file": {strconv.FormatBool(file)}})
+	return string(body), err
+}
+
+// SetLogLevel is [supervisor.Commands.SetLogLevel].
+func (c *Client) SetLogLevel(ctx context.Context, level string) error {
+	_, err := c.do(ctx, "POST", "/log-level", url.Values{"level": {level}})
+	return err
+}
+
+// ReopenLogs is [supervisor.Commands.ReopenLogs].
+func (c *Client) ReopenLogs(ctx context.Context) error {
+	_, err := c.do(ctx, "POST", "/reopen-logs", nil)
+	return err
+}
+
+// Profile is [supervisor.Commands.Profile]; of generation 0 it is one of the
+// supervisor itself. over is 0, or whole seconds, at most 60.
+func (c *Client) Profile(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error) {
+	if name == "cpu" {
+		name = "profile" // as net/http/pprof calls it
+	}
+	query := make(url.Values)
+	if generation > 0 {
+		query.Set("generation", strconv.Itoa(generation))
+	}
+	if over > 0 {
+		query.Set("seconds", strconv.Itoa(int(over/time.Second)))
+	}
+	return c.do(ctx, "GET", pprofPath+name, query)
+}
+
 func (c *Client) into(ctx context.Context, value any, method, path string, query url.Values) error {
 	body, err := c.do(ctx, method, path, query)
 	if err != nil {
@@ -129,7 +173,10 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values) 
 		return nil, c.explain(ctx, method, err)
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	body, err := readAll(response.Body, maxAnswer)
+	if errors.Is(err, errTooLong) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, c.explain(ctx, method, err)
 	}
@@ -137,6 +184,17 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values) 
 		return body, nil
 	}
 	return nil, said(response.StatusCode, body)
+}
+
+var errTooLong = errors.New("the answer of the supervisor is too long")
+
+// readAll refuses what is longer than most rather than cutting it short.
+func readAll(r io.Reader, most int) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(r, int64(most)+1))
+	if err == nil && len(body) > most {
+		return nil, fmt.Errorf("%w: it has more than %d bytes", errTooLong, most)
+	}
+	return body, err
 }
 
 // explain turns an error of the connection into one that says what is known.
@@ -166,9 +224,20 @@ func said(code int, body []byte) error {
 			return &supervisor.Refusal{Step: r.Step, Problems: r.Problems}
 		}
 	}
-	text := string(bytes.TrimSpace(body))
+	text := printable(bytes.TrimSpace(body))
 	if code == http.StatusServiceUnavailable && text == supervisor.ErrStopping.Error() {
 		return supervisor.ErrStopping
 	}
-	return errors.New(strings.ToValidUTF8(text, "\uFFFD"))
+	return errors.New(text)
+}
+
+// printable replaces what could drive a terminal: some of what a supervisor says
+// it has from a generation, which an attacker may own.
+func printable(text []byte) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\n' || r == '\t' {
+			return r
+		}
+		return utf8.RuneError
+	}, string(text))
 }

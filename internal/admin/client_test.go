@@ -3,6 +3,7 @@ package admin_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"reflect"
@@ -50,6 +51,42 @@ func TestTheClientSaysWhatTheSupervisorSays(t *testing.T) {
 	}
 }
 
+func TestTheClientShowsWhatIsInside(t *testing.T) {
+	t.Parallel()
+	fake := &admintest.Supervisor{
+		OnMetrics: merged(counter("holdfast_reloads_total", "Reloads\x1b[2J.", 3)),
+		OnConfig:  func(file bool) (string, error) { return fmt.Sprintf("file = %t\n", file), nil },
+		OnProfile: func(_ context.Context, generation int, name string, over time.Duration) ([]byte, error) {
+			return fmt.Appendf(nil, "\x00%s of %d over %s", name, generation, over), nil
+		},
+	}
+	c := admin.Dial(begin(t, fake).dir)
+	for _, file := range []bool{true, false} {
+		if text, err := c.Config(t.Context(), file); err != nil || text != fmt.Sprintf("file = %t\n", file) {
+			t.Errorf("config: got %q, %v", text, err)
+		}
+	}
+	text, err := c.Metrics(t.Context())
+	if err != nil || !strings.Contains(text, "# HELP holdfast_reloads_total Reloads\uFFFD[2J.\n") {
+		t.Errorf("metrics: got %q, %v", text, err)
+	}
+	for want, ask := range map[string]func() ([]byte, error){
+		"\x00cpu of 7 over 5s":  func() ([]byte, error) { return c.Profile(t.Context(), 7, "cpu", 5*time.Second) },
+		"\x00heap of 7 over 0s": func() ([]byte, error) { return c.Profile(t.Context(), 7, "heap", 0) },
+		"\x1f\x8b":              func() ([]byte, error) { return c.Profile(t.Context(), 0, "heap", 0) },
+	} {
+		if got, err := ask(); err != nil || !strings.HasPrefix(string(got), want) {
+			t.Errorf("profile: got %.40q, %v, want %q", got, err, want)
+		}
+	}
+	if err := errors.Join(c.SetLogLevel(t.Context(), "debug"), c.ReopenLogs(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"log level debug", "reopen logs"}; !slices.Equal(fake.Calls(), want) {
+		t.Errorf("the supervisor was told %q, want %q", fake.Calls(), want)
+	}
+}
+
 func TestTheClientHasTheErrorsOfTheSupervisor(t *testing.T) {
 	t.Parallel()
 	refusal := &supervisor.Refusal{Step: "configuration", Problems: []string{"h.toml:3: a", "h.toml:4: <b>"}}
@@ -60,7 +97,9 @@ func TestTheClientHasTheErrorsOfTheSupervisor(t *testing.T) {
 			}
 			return nil, refusal
 		},
-		OnKill: func(int) error { return errors.New("no living generation 9") },
+		OnKill:   func(int) error { return errors.New("no living generation 9") },
+		OnConfig: func(bool) (string, error) { return "", refusal },
+		OnReopen: func() error { return errors.New("generation 7 says \x1b[2J\xff") },
 	}
 	c := admin.Dial(begin(t, fake).dir)
 	_, err := c.Reload(t.Context(), false)
@@ -69,6 +108,13 @@ func TestTheClientHasTheErrorsOfTheSupervisor(t *testing.T) {
 	}
 	if _, err = c.Reload(t.Context(), true); !errors.Is(err, supervisor.ErrStopping) {
 		t.Errorf("ErrStopping came as %#v", err)
+	}
+	_, err = c.Config(t.Context(), true)
+	if got, ok := errors.AsType[*supervisor.Refusal](err); !ok || !reflect.DeepEqual(got, refusal) {
+		t.Errorf("a refused file came as %#v", err)
+	}
+	if err := c.ReopenLogs(t.Context()); err == nil || err.Error() != "generation 7 says \uFFFD[2J\uFFFD" {
+		t.Errorf("what could drive a terminal came as %q", err)
 	}
 	if err := c.Kill(t.Context(), 9); err == nil || err.Error() != "no living generation 9" {
 		t.Errorf("an error came as %#v", err)

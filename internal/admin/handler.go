@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,21 +21,40 @@ import (
 // to another origin without a preflight request, which nothing here answers.
 const actionHeader = "Holdfast-Action"
 
-// A resource is one path. What changes something is a POST.
+// A resource is one path, or all below it where it ends in a slash. What changes
+// something is a POST.
 type resource struct {
 	method, path, about string
 	serve               func(http.ResponseWriter, *http.Request) error
+}
+
+func (r *resource) covers(path string) bool {
+	return r.path == path || strings.HasSuffix(r.path, "/") && strings.HasPrefix(path, r.path)
 }
 
 func (s *Server) resources() []resource {
 	return []resource{
 		{"GET", "/healthz", "200 if the supervisor is alive", s.health},
 		{"GET", "/readyz", "200 if new connections are welcome, or 503 and why not", s.ready},
-		{"GET", "/status", "everything that can be seen, as JSON", s.status},
+		{"GET", "/status", "what runs and what it holds, as JSON", s.status},
+		{"GET", "/metrics", "what all generations have counted, for Prometheus", s.metrics},
 		{"POST", "/reload", "put the configuration file into service; ?wait=1 waits for the end of probation", s.reload},
 		{"POST", "/stop", "end the service; ?now=1 without waiting for anything, ?wait=1 answers when it has ended", s.stop},
 		{"POST", "/ready", "?on=false has /readyz answer 503, ?on=true takes that back", s.setReady},
 		{"POST", "/kill", "?generation=N ends a generation at once", s.kill},
+		{"POST", "/log-level", "?level=debug, info, warn or error sets it, ?level=config takes that back", s.setLogLevel},
+		{"POST", "/reopen-logs", "write access logs to what their paths name now", s.reopenLogs},
+	}
+}
+
+// socketResources are those of the admin socket alone, whatever the configuration
+// allows over TCP, where nobody is asked who they are. A configuration names every
+// file and every upstream; a profile shows the insides of a process, and taking one
+// costs it time.
+func (s *Server) socketResources() []resource {
+	return []resource{
+		{"GET", "/config", "the configuration that serves with every default, as TOML; ?file=true that of the file as it is now", s.config},
+		{"GET", pprofPath, "profiles of the supervisor, as net/http/pprof has them; ?generation=N of a generation", s.profile},
 	}
 }
 
@@ -47,6 +68,9 @@ func (f *failure) Error() string { return f.text }
 
 func (s *Server) handler(e *endpoint) http.Handler {
 	all := s.resources()
+	if e.overUnix() {
+		all = append(all, s.socketResources()...)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		res, err := find(all, r)
 		if err == nil {
@@ -70,8 +94,8 @@ func (s *Server) handler(e *endpoint) http.Handler {
 func find(all []resource, r *http.Request) (*resource, error) {
 	var list strings.Builder
 	for i, res := range all {
-		if res.path != r.URL.Path {
-			fmt.Fprintf(&list, "%-4s %-8s  %s\n", res.method, res.path, res.about)
+		if !res.covers(r.URL.Path) {
+			fmt.Fprintf(&list, "%-4s %-13s  %s\n", res.method, res.path, res.about)
 			continue
 		}
 		if r.Method == res.method || r.Method == "HEAD" && res.method == "GET" {
@@ -88,12 +112,13 @@ func (e *endpoint) admit(r *http.Request) error {
 	if e.overUnix() {
 		return nil
 	}
+	rules := e.rules.Load()
 	switch {
-	case !literalHost(r.Host):
-		return &failure{http.StatusForbidden, "the Host header must be an IP address or localhost"}
+	case !allowedHost(r.Host, rules.Hosts):
+		return &failure{http.StatusForbidden, "the Host header must be an IP address, localhost, or one of admin.hosts"}
 	case r.Method == "GET" || r.Method == "HEAD":
 		return nil
-	case !e.actions.Load():
+	case !rules.AllowActions:
 		return &failure{http.StatusForbidden, "this address changes nothing: admin.allow_actions is false"}
 	case r.Header.Get(actionHeader) != "1":
 		return &failure{http.StatusForbidden, "a POST needs the header " + actionHeader + ": 1"}
@@ -110,15 +135,16 @@ func (e *endpoint) from(r *http.Request) string {
 	return r.RemoteAddr
 }
 
-// literalHost says whether a Host header names this machine by nothing that the
-// DNS could have been made to say (rebinding). A browser always sends the header;
-// health checks over HTTP/1.0 may not.
-func literalHost(host string) bool {
+// allowedHost says whether a Host header names this machine by nothing that the
+// DNS could have been made to say (rebinding), or as the operator has agreed to. A
+// browser always sends the header; health checks over HTTP/1.0 may not.
+func allowedHost(host string, names []string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
 	}
 	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if host == "" || strings.EqualFold(host, "localhost") {
+	named := func(name string) bool { return strings.EqualFold(host, name) }
+	if host == "" || named("localhost") || slices.ContainsFunc(names, named) {
 		return true
 	}
 	_, err := netip.ParseAddr(host)
@@ -263,9 +289,9 @@ func (s *Server) setReady(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) kill(w http.ResponseWriter, r *http.Request) error {
-	generation, err := strconv.Atoi(r.URL.Query().Get("generation"))
-	if err != nil || generation < 1 {
-		return &failure{http.StatusBadRequest, "say ?generation=N, with a number from 1"}
+	generation, err := generationNumber(r)
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
 	defer cancel()
@@ -274,6 +300,59 @@ func (s *Server) kill(w http.ResponseWriter, r *http.Request) error {
 	}
 	answerText(w, http.StatusOK, "killed")
 	return nil
+}
+
+// config takes as long as the proxy binary does, which is asked for it; the
+// configuration bounds that.
+func (s *Server) config(w http.ResponseWriter, r *http.Request) error {
+	file, err := boolean(r, "file", false)
+	if err != nil {
+		return err
+	}
+	text, err := s.cmds.Config(r.Context(), file)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	answer(w, http.StatusOK)
+	io.WriteString(w, text) // an error is the peer's absence
+	return nil
+}
+
+// LogLevels are what the log level can be set to; "config" means what the
+// configuration says.
+var LogLevels = []string{"debug", "info", "warn", "error", "config"}
+
+func (s *Server) setLogLevel(w http.ResponseWriter, r *http.Request) error {
+	level := r.URL.Query().Get("level")
+	if !slices.Contains(LogLevels, level) {
+		return &failure{http.StatusBadRequest, "say ?level= with one of " + strings.Join(LogLevels, ", ")}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
+	defer cancel()
+	if err := s.cmds.SetLogLevel(ctx, level); err != nil {
+		return err
+	}
+	answerText(w, http.StatusOK, "ok")
+	return nil
+}
+
+func (s *Server) reopenLogs(w http.ResponseWriter, r *http.Request) error {
+	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
+	defer cancel()
+	if err := s.cmds.ReopenLogs(ctx); err != nil {
+		return err
+	}
+	answerText(w, http.StatusOK, "ok")
+	return nil
+}
+
+func generationNumber(r *http.Request) (int, error) {
+	n, err := strconv.Atoi(r.URL.Query().Get("generation"))
+	if err != nil || n < 1 {
+		return 0, &failure{http.StatusBadRequest, "say ?generation=N, with a number from 1"}
+	}
+	return n, nil
 }
 
 func boolean(r *http.Request, key string, absent bool) (bool, error) {
@@ -325,8 +404,13 @@ func answerText(w http.ResponseWriter, code int, text string) {
 
 // answer writes the head. From here on a peer that does not read has writeTimeout.
 func answer(w http.ResponseWriter, code int) {
+	headers(w, writeTimeout)
+	w.WriteHeader(code)
+}
+
+// headers sets what every answer has, and by when it must be written.
+func headers(w http.ResponseWriter, within time.Duration) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
-	w.WriteHeader(code)
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(within))
 }

@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/admin/admintest"
@@ -78,8 +79,8 @@ func TestThePeerIsWhoTheKernelSays(t *testing.T) {
 	if !strings.Contains(log.String(), "not you") {
 		t.Errorf("log is %q", log.String())
 	}
-	if len(g.places) != 0 {
-		t.Errorf("%d places are still taken", len(g.places))
+	if len(g.guests) != 0 {
+		t.Errorf("%d places are still taken", len(g.guests))
 	}
 }
 
@@ -127,5 +128,76 @@ func TestAStuckSupervisorIsNotWaitedFor(t *testing.T) {
 				t.Errorf("%s: got %d %q after %s, want %d", what, answer.Code, answer.Body, time.Since(began), want)
 			}
 		})
+	}
+}
+
+func TestAScrapeOfAStuckSupervisorShowsTheProcess(t *testing.T) {
+	for name, test := range map[string]struct {
+		heedsContext bool
+		code         int
+		text         string
+	}{
+		"one that gives up":       {true, 200, "process_open_fds "},
+		"one that never comes to": {false, 503, "timeout"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				release := make(chan struct{})
+				h := scrapeHandler(&admintest.Supervisor{OnMetrics: func(ctx context.Context) ([]*dto.MetricFamily, error) {
+					if test.heedsContext {
+						<-ctx.Done()
+					} else {
+						<-release
+					}
+					return nil, ctx.Err()
+				}}, slog.New(slog.DiscardHandler))
+				answer := httptest.NewRecorder()
+				began := time.Now()
+				h.ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+				if answer.Code != test.code || !strings.Contains(answer.Body.String(), test.text) || time.Since(began) > scrapeTimeout {
+					t.Errorf("got %d %q after %s", answer.Code, answer.Body, time.Since(began))
+				}
+				close(release)
+			})
+		})
+	}
+}
+
+func TestOnlySoManyScrapesRunAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		h := scrapeHandler(&admintest.Supervisor{OnMetrics: func(context.Context) ([]*dto.MetricFamily, error) {
+			<-release
+			return nil, nil
+		}}, slog.New(slog.DiscardHandler))
+		scrape := func() int {
+			answer := httptest.NewRecorder()
+			h.ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+			return answer.Code
+		}
+		codes := make(chan int, maxScrapes)
+		for range maxScrapes {
+			go func() { codes <- scrape() }()
+		}
+		synctest.Wait()
+		if code := scrape(); code != 503 {
+			t.Errorf("one more got %d", code)
+		}
+		close(release)
+		for range maxScrapes {
+			if code := <-codes; code != 200 {
+				t.Errorf("one of the first got %d", code)
+			}
+		}
+	})
+}
+
+func TestAnAnswerThatIsTooLongIsNotShortened(t *testing.T) {
+	t.Parallel()
+	for text, whole := range map[string]bool{"": true, "123": true, "1234": false, "12345": false} {
+		body, err := readAll(strings.NewReader(text), 3)
+		if whole && (err != nil || string(body) != text) || !whole && !errors.Is(err, errTooLong) {
+			t.Errorf("%q: got %q, %v", text, body, err)
+		}
 	}
 }

@@ -4,12 +4,16 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -83,18 +87,24 @@ func control(c syscall.RawConn, f func(fd int) error) error {
 }
 
 // gate is a listener with a bounded number of connections, which lets in only
-// whom check lets in. Close also ends an Accept that waits for a place.
+// whom check lets in. Where all places are taken, the connection that has gone the
+// longest without a whole request gives up its own: whoever opens connections and
+// says nothing keeps no health check out. Those that are being answered keep their
+// places. Close also ends an Accept that waits for a place.
 type gate struct {
 	net.Listener
-	check  func(net.Conn) error // nil lets everybody in
-	log    *slog.Logger
-	places chan struct{}
-	closed chan struct{}
-	close  func() error
+	check   func(net.Conn) error // nil lets everybody in
+	log     *slog.Logger
+	closed  chan struct{}
+	close   func() error
+	changed chan struct{} // has an element after a guest has left or come to rest
+
+	mu     sync.Mutex
+	guests []*guest // those that rest in the order in which they came to
 }
 
 func newGate(l net.Listener, check func(net.Conn) error, log *slog.Logger) *gate {
-	g := &gate{Listener: l, check: check, log: log, places: make(chan struct{}, maxConnections), closed: make(chan struct{})}
+	g := &gate{Listener: l, check: check, log: log, closed: make(chan struct{}), changed: make(chan struct{}, 1)}
 	g.close = sync.OnceValue(func() error {
 		close(g.closed)
 		return l.Close()
@@ -104,16 +114,11 @@ func newGate(l net.Listener, check func(net.Conn) error, log *slog.Logger) *gate
 
 func (g *gate) Close() error { return g.close() }
 
+// Accept is called by one goroutine, that of http.Server.
 func (g *gate) Accept() (net.Conn, error) {
-	select {
-	case g.places <- struct{}{}:
-	case <-g.closed:
-		return nil, net.ErrClosed
-	}
 	for {
 		conn, err := g.Listener.Accept()
 		if err != nil {
-			<-g.places
 			return nil, err
 		}
 		if g.check != nil {
@@ -123,17 +128,102 @@ func (g *gate) Accept() (net.Conn, error) {
 				continue
 			}
 		}
-		return &guest{Conn: conn, leave: sync.OnceFunc(func() { <-g.places })}, nil
+		c := &guest{Conn: conn, gate: g, resting: time.Now()}
+		if !g.admit(c) {
+			conn.Close()
+			return nil, net.ErrClosed
+		}
+		return c, nil
 	}
 }
 
-// guest is a connection that has a place at the gate.
-type guest struct {
-	net.Conn
-	leave func()
+// admit waits for a place. It says false if the gate is closed before there is one.
+func (g *gate) admit(c *guest) bool {
+	for {
+		wait := g.enter(c)
+		if wait <= 0 {
+			return true
+		}
+		select {
+		case <-g.changed:
+		case <-time.After(wait):
+		case <-g.closed:
+			return false
+		}
+	}
 }
 
-func (g *guest) Close() error {
-	defer g.leave()
-	return g.Conn.Close()
+// enter gives c a place and returns 0, or returns after which time to try again.
+func (g *gate) enter(c *guest) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.guests) == maxConnections {
+		i := slices.IndexFunc(g.guests, func(o *guest) bool { return !o.busy })
+		if i < 0 {
+			return math.MaxInt64 // until something changes
+		}
+		longest := g.guests[i]
+		if left := restTime - time.Since(longest.resting); left > 0 {
+			return left
+		}
+		g.guests = slices.Delete(g.guests, i, i+1)
+		longest.Conn.Close()
+	}
+	g.guests = append(g.guests, c)
+	return 0
+}
+
+func (g *gate) leave(c *guest) {
+	g.mu.Lock()
+	g.guests = slices.DeleteFunc(g.guests, func(o *guest) bool { return o == c })
+	g.mu.Unlock()
+	g.change()
+}
+
+func (g *gate) change() {
+	select {
+	case g.changed <- struct{}{}:
+	default:
+	}
+}
+
+// guest is a connection that has a place at the gate, until it is closed or
+// another needs the place more.
+type guest struct {
+	net.Conn
+	gate *gate
+
+	// Guarded by gate.mu.
+	busy    bool      // a request is being answered
+	resting time.Time // since when not
+}
+
+func (c *guest) Close() error {
+	defer c.gate.leave(c)
+	return c.Conn.Close()
+}
+
+// follow is http.Server's ConnState. A connection is called active when the head of
+// a request has been read, and idle when all of the answer has been written.
+func follow(conn net.Conn, state http.ConnState) {
+	c := conn.(*guest)
+	switch state {
+	case http.StateActive:
+		c.gate.mu.Lock()
+		c.busy = true
+		c.gate.mu.Unlock()
+	case http.StateIdle:
+		c.gate.rest(c)
+	}
+}
+
+// rest notes that c has been answered.
+func (g *gate) rest(c *guest) {
+	g.mu.Lock()
+	c.busy, c.resting = false, time.Now()
+	if i := slices.Index(g.guests, c); i >= 0 {
+		g.guests = append(slices.Delete(g.guests, i, i+1), c)
+	}
+	g.mu.Unlock()
+	g.change()
 }

@@ -3,7 +3,7 @@
 //
 // It is always there on a unix socket in the runtime directory, for the user of
 // the service and root only. A configuration may add a TCP address, which shows
-// everything and changes nothing unless it says so.
+// what monitoring needs and changes nothing unless it says so.
 //
 //	surface := admin.New(log)
 //	sup := supervisor.New(supervisor.Options{Admin: surface, …})
@@ -46,6 +46,11 @@ const (
 	// More wait in the kernel's queue.
 	maxConnections = 64
 
+	// restTime is how long a connection without a request keeps its place although
+	// another waits for one: a peer that has just come needs a moment to say what it
+	// wants.
+	restTime = 250 * time.Millisecond
+
 	// closeTimeout bounds how long Close lets answers be written.
 	closeTimeout = 3 * time.Second
 )
@@ -61,8 +66,9 @@ type Server struct {
 	stopping sync.Once // by a POST without now
 
 	// Set once by Start.
-	cmds supervisor.Commands
-	unix *endpoint
+	cmds   supervisor.Commands
+	unix   *endpoint
+	scrape http.Handler
 
 	mu     sync.Mutex
 	tcp    *endpoint // nil: off
@@ -75,8 +81,8 @@ type endpoint struct {
 	http     *http.Server
 
 	// Of TCP only.
-	address netip.AddrPort // as configured; the zero value is the unix socket
-	actions atomic.Bool    // whether it may change anything
+	address netip.AddrPort               // as configured; the zero value is the unix socket
+	rules   atomic.Pointer[config.Admin] // as the last configuration says; never nil
 }
 
 // New returns a server that Start starts.
@@ -93,7 +99,7 @@ func (s *Server) Start(runtimeDir string, cmds supervisor.Commands) error {
 	if err != nil {
 		return fmt.Errorf("admin socket: %w", err)
 	}
-	s.cmds = cmds
+	s.cmds, s.scrape = cmds, scrapeHandler(cmds, s.log)
 	s.unix = &endpoint{listener: newGate(listener, checkPeer, s.log)}
 	s.serve(s.unix)
 	return nil
@@ -128,7 +134,7 @@ func (s *Server) listen(cfg config.Admin) (*endpoint, error) {
 		return nil, err
 	}
 	e := &endpoint{listener: newGate(listener, nil, s.log), address: cfg.HTTP}
-	e.actions.Store(cfg.AllowActions)
+	e.rules.Store(&cfg)
 	return e, nil
 }
 
@@ -139,7 +145,7 @@ func (s *Server) keep(e *endpoint, cfg config.Admin) {
 	still := s.tcp == e
 	s.mu.Unlock()
 	if still {
-		e.actions.Store(cfg.AllowActions)
+		e.rules.Store(&cfg)
 		return
 	}
 	again, err := s.listen(cfg)
@@ -169,8 +175,9 @@ func (s *Server) swap(next *endpoint) {
 	}
 	s.tcp = next
 	s.serve(next)
-	s.log.Info("admin address open", "address", next.listener.Addr().String(), "actions", next.actions.Load())
-	if next.actions.Load() && !next.address.Addr().IsLoopback() {
+	actions := next.rules.Load().AllowActions
+	s.log.Info("admin address open", "address", next.listener.Addr().String(), "actions", actions)
+	if actions && !next.address.Addr().IsLoopback() {
 		s.log.Warn("whoever reaches the admin address can command this service", "address", next.listener.Addr().String())
 	}
 }
@@ -182,6 +189,7 @@ func (s *Server) serve(e *endpoint) {
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHead,
 		DisableGeneralOptionsHandler: true,
+		ConnState:                    follow,
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	s.open.Go(func() {

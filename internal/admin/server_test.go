@@ -107,6 +107,18 @@ func TestRequestsThatAreAnsweredByTheSurfaceItself(t *testing.T) {
 		{"POST /kill", 400, "?generation=N"},
 		{"POST /kill?generation=0", 400, "?generation=N"},
 		{"POST /kill?generation=all", 400, "?generation=N"},
+		{"POST /log-level", 400, "?level= with one of debug, info, warn, error, config"},
+		{"POST /log-level?level=loud", 400, "?level="},
+		{"GET /reopen-logs", 405, "/reopen-logs takes POST"},
+		{"GET /config?file=perhaps", 400, "?file= takes true or false"},
+		{"POST /debug/pprof/heap", 405, "/debug/pprof/ takes GET"},
+		{"GET /debug/pprof", 404, "GET  /debug/pprof/"},
+		{"GET /debug/pprof/none", 404, "Unknown profile"},
+		{"GET /debug/pprof/profile?seconds=61", 400, "?seconds= takes a number from 1 to 60"},
+		{"GET /debug/pprof/profile?seconds=0", 400, "?seconds="},
+		{"GET /debug/pprof/profile?seconds=9223372037", 400, "?seconds="},
+		{"GET /debug/pprof/heap?generation=0", 400, "?generation=N"},
+		{"GET /debug/pprof/heap?generation=1&seconds=5", 400, "only profile and trace"},
 	} {
 		want(t, c, test.what, test.code, test.text)
 	}
@@ -156,39 +168,116 @@ func TestAHeadHasABound(t *testing.T) {
 	}
 }
 
+// connect opens a connection to the socket and sends text.
+func (s *surface) connect(t *testing.T, text string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("unix", s.socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if _, err := io.WriteString(conn, text); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// answered says whether something comes within a time, rather than nothing or the end.
+func answered(c net.Conn, within time.Duration) bool {
+	c.SetReadDeadline(time.Now().Add(within))
+	_, err := c.Read(make([]byte, 1))
+	return err == nil
+}
+
+const healthCheck = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
 func TestConnectionsBeyondTheBoundWaitForAPlace(t *testing.T) {
 	t.Parallel()
+	for name, field := range map[string]string{
+		"of one that then rests": "",
+		"of one that then ends":  "Connection: close\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			asked, release := make(chan struct{}), make(chan struct{})
+			s := begin(t, &admintest.Supervisor{OnKill: func(int) error {
+				asked <- struct{}{}
+				<-release
+				return nil
+			}})
+			for range 64 {
+				s.connect(t, "POST /kill?generation=1 HTTP/1.1\r\nHost: localhost\r\n"+field+"\r\n")
+				<-asked
+			}
+			waiting := s.connect(t, healthCheck)
+			if answered(waiting, 500*time.Millisecond) {
+				t.Fatal("connection 65 was answered beside 64 others")
+			}
+			release <- struct{}{}
+			if !answered(waiting, limit) {
+				t.Error("connection 65 was not answered although a place was free")
+			}
+			close(release)
+		})
+	}
+}
+
+func TestWhoAsksNothingGivesUpItsPlace(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"silent":                 "",
+		"half a head":            "GET /healthz HTTP/1.1\r\nHost: localh",
+		"answered and kept open": healthCheck,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := begin(t, &admintest.Supervisor{})
+			var held []net.Conn
+			for range 64 {
+				c := s.connect(t, text)
+				if text == healthCheck && !answered(c, limit) {
+					t.Fatal("one of the first was not answered")
+				}
+				held = append(held, c)
+			}
+			// Half a head is cut after 5 s anyway, an idle connection after 30 s.
+			soon := time.Now().Add(4 * time.Second)
+			if !answered(s.connect(t, healthCheck), time.Until(soon)) {
+				t.Fatal("connection 65 was not answered")
+			}
+			cut := make(chan bool, len(held))
+			for _, c := range held {
+				go func() {
+					c.SetReadDeadline(time.Now().Add(time.Second)) // it has happened by now, or does not
+					_, err := io.Copy(io.Discard, c)
+					cut <- !errors.Is(err, os.ErrDeadlineExceeded)
+				}()
+			}
+			given := 0
+			for range held {
+				if <-cut {
+					given++
+				}
+			}
+			if given != 1 {
+				t.Errorf("%d connections have given up their places, want 1", given)
+			}
+		})
+	}
+}
+
+// Many health checks at once are no attack: each gets its answer.
+func TestABurstIsAnswered(t *testing.T) {
+	t.Parallel()
 	s := begin(t, &admintest.Supervisor{})
-	dial := func() net.Conn {
-		conn, err := net.Dial("unix", s.socket())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
-		fmt.Fprint(conn, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-		return conn
+	var all []net.Conn
+	for range 200 {
+		all = append(all, s.connect(t, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
 	}
-	answered := func(c net.Conn, within time.Duration) bool {
-		c.SetReadDeadline(time.Now().Add(within))
-		_, err := c.Read(make([]byte, 1))
-		return err == nil
-	}
-	var held []net.Conn
-	for range 64 {
-		held = append(held, dial())
-	}
-	for i, c := range held {
+	for i, c := range all {
 		if !answered(c, limit) {
 			t.Fatalf("connection %d was not answered", i)
 		}
-	}
-	waiting := dial()
-	if answered(waiting, 50*time.Millisecond) {
-		t.Fatal("connection 65 was answered beside 64 others")
-	}
-	held[0].Close()
-	if !answered(waiting, limit) {
-		t.Error("connection 65 was not answered although a place was free")
 	}
 }
 
@@ -245,25 +334,36 @@ func TestWhatTCPMayDo(t *testing.T) {
 		code    int
 		text    string
 	}{
-		"seeing is allowed":                               {false, "GET /status", nil, 200, "generations"},
-		"seeing by address is allowed":                    {false, "GET /status", []string{"Host: 192.0.2.1:9901"}, 200, ""},
-		"seeing by IPv6 address is allowed":               {false, "GET /status", []string{"Host: [2001:db8::1]:9901"}, 200, ""},
-		"seeing by IPv6 address without port is allowed":  {false, "GET /status", []string{"Host: [::1]"}, 200, ""},
-		"localhost is allowed":                            {false, "GET /status", []string{"Host: LOCALHOST:9901"}, 200, ""},
-		"a name is refused":                               {false, "GET /status", []string{"Host: rebound.example.com:9901"}, 403, "Host header"},
-		"a name that looks like an address is refused":    {false, "GET /status", []string{"Host: 127.0.0.1.example.com"}, 403, "Host header"},
-		"a name below localhost is refused":               {false, "GET /status", []string{"Host: localhost.example.com"}, 403, "Host header"},
-		"changing is refused":                             {false, "POST /reload", []string{"Holdfast-Action: 1"}, 403, "admin.allow_actions is false"},
-		"changing without the header is refused":          {true, "POST /reload", nil, 403, "Holdfast-Action: 1"},
-		"changing by name is refused":                     {true, "POST /reload", []string{"Holdfast-Action: 1", "Host: rebound.example.com"}, 403, "Host header"},
-		"changing with everything is allowed":             {true, "POST /reload", []string{"Holdfast-Action: 1"}, 200, "generation"},
-		"a preflight request of a browser gets no answer": {true, "OPTIONS /reload", []string{"Origin: http://evil.example"}, 405, ""},
+		"seeing is allowed":                                {false, "GET /status", nil, 200, "generations"},
+		"seeing by address is allowed":                     {false, "GET /status", []string{"Host: 192.0.2.1:9901"}, 200, ""},
+		"seeing by IPv6 address is allowed":                {false, "GET /status", []string{"Host: [2001:db8::1]:9901"}, 200, ""},
+		"seeing by IPv6 address without port is allowed":   {false, "GET /status", []string{"Host: [::1]"}, 200, ""},
+		"localhost is allowed":                             {false, "GET /status", []string{"Host: LOCALHOST:9901"}, 200, ""},
+		"a name is refused":                                {false, "GET /status", []string{"Host: rebound.example.com:9901"}, 403, "Host header"},
+		"a name that looks like an address is refused":     {false, "GET /status", []string{"Host: 127.0.0.1.example.com"}, 403, "Host header"},
+		"a name below localhost is refused":                {false, "GET /status", []string{"Host: localhost.example.com"}, 403, "Host header"},
+		"changing is refused":                              {false, "POST /reload", []string{"Holdfast-Action: 1"}, 403, "admin.allow_actions is false"},
+		"changing without the header is refused":           {true, "POST /reload", nil, 403, "Holdfast-Action: 1"},
+		"changing by name is refused":                      {true, "POST /reload", []string{"Holdfast-Action: 1", "Host: rebound.example.com"}, 403, "Host header"},
+		"changing with everything is allowed":              {true, "POST /reload", []string{"Holdfast-Action: 1"}, 200, "generation"},
+		"seeing by a name of the configuration is allowed": {false, "GET /status", []string{"Host: Metrics.Internal:9901"}, 200, ""},
+		"a name below one of the configuration is refused": {false, "GET /status", []string{"Host: x.metrics.internal"}, 403, "admin.hosts"},
+		"scraping is allowed":                              {false, "GET /metrics", nil, 200, "process_cpu_seconds_total"},
+		"scraping by a name is refused":                    {false, "GET /metrics", []string{"Host: rebound.example.com:9901"}, 403, "Host header"},
+		"setting the log level is refused":                 {false, "POST /log-level?level=debug", []string{"Holdfast-Action: 1"}, 403, "admin.allow_actions is false"},
+		"setting the log level may be allowed":             {true, "POST /log-level?level=debug", []string{"Holdfast-Action: 1"}, 200, "ok"},
+		"opening logs again is refused":                    {false, "POST /reopen-logs", []string{"Holdfast-Action: 1"}, 403, "admin.allow_actions is false"},
+		"the configuration is not shown":                   {true, "GET /config", []string{"Holdfast-Action: 1"}, 404, "no such path"},
+		"profiles are not shown":                           {true, "GET /debug/pprof/", []string{"Holdfast-Action: 1"}, 404, "no such path"},
+		"no profile is taken":                              {true, "GET /debug/pprof/profile?seconds=1", []string{"Holdfast-Action: 1"}, 404, "no such path"},
+		"no profile of a generation is taken":              {true, "GET /debug/pprof/heap?generation=1", []string{"Holdfast-Action: 1"}, 404, "no such path"},
+		"a preflight request of a browser gets no answer":  {true, "OPTIONS /reload", []string{"Origin: http://evil.example"}, 405, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			fake := &admintest.Supervisor{}
 			s := begin(t, fake)
-			at := s.open(t, config.Admin{HTTP: anyPort, AllowActions: test.actions})
+			at := s.open(t, config.Admin{HTTP: anyPort, AllowActions: test.actions, Hosts: []string{"metrics.internal"}})
 			want(t, client(t, "tcp", at), test.what, test.code, test.text, test.fields...)
 			if told := len(fake.Calls()) > 0; told != (test.code == 200 && strings.HasPrefix(test.what, "POST")) {
 				t.Errorf("the supervisor was told %q", fake.Calls())
@@ -294,11 +394,12 @@ func TestTheAddressFollowsTheConfiguration(t *testing.T) {
 	c := client(t, "tcp", first)
 	want(t, c, "POST /reload", 403, "allow_actions", "Holdfast-Action: 1")
 
-	// The same address: the socket stays, the permission follows.
-	if again := s.open(t, config.Admin{HTTP: anyPort, AllowActions: true}); again != first {
+	// The same address: the socket stays, the permission and the names follow.
+	want(t, c, "GET /healthz", 403, "admin.hosts", "Host: metrics.internal")
+	if again := s.open(t, config.Admin{HTTP: anyPort, AllowActions: true, Hosts: []string{"metrics.internal"}}); again != first {
 		t.Fatalf("the same address was opened again at %s", again)
 	}
-	want(t, c, "POST /reload", 200, "", "Holdfast-Action: 1")
+	want(t, c, "POST /reload", 200, "", "Holdfast-Action: 1", "Host: metrics.internal")
 
 	// Another one takes over.
 	second := s.open(t, config.Admin{HTTP: netip.MustParseAddrPort("127.0.0.2:0")})

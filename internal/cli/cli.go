@@ -26,6 +26,10 @@ const (
 	// askTimeout bounds commands that are done at once.
 	askTimeout = 10 * time.Second
 
+	// slowTimeout bounds those for which the supervisor has to ask others, and waits
+	// for them up to 10 s.
+	slowTimeout = 20 * time.Second
+
 	// waitTimeout is how long reload and stop wait unless they are told otherwise.
 	waitTimeout = 2 * time.Minute
 )
@@ -93,7 +97,8 @@ func (c *commands) root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&c.runtimeDir, "runtime-dir", "",
 		"where the supervisor is found (default $HOLDFAST_RUNTIME_DIR, $RUNTIME_DIRECTORY, "+systemRuntimeDir+" or $XDG_RUNTIME_DIR/holdfast)")
-	root.AddCommand(c.run(), c.check(), c.reload(), c.status(), c.stop(), c.ready(), c.kill(), versionCommand())
+	root.AddCommand(c.run(), c.check(), c.reload(), c.status(), c.stop(), c.ready(), c.kill(),
+		c.config(), c.diff(), c.metrics(), c.logLevel(), c.reopenLogs(), c.profile(), versionCommand())
 	root.AddCommand(c.program.Tools...)
 	return root
 }
@@ -111,13 +116,16 @@ func (c *commands) configFlag(cmd *cobra.Command) {
 	cmd.MarkFlagRequired("config")
 }
 
-// client returns a client of the supervisor that is meant.
-func (c *commands) client() (*admin.Client, error) {
+// ask runs f with a client of the supervisor that is meant, and a context that ends
+// after limit.
+func (c *commands) ask(cmd *cobra.Command, limit time.Duration, f func(context.Context, *admin.Client) error) error {
 	dir, err := runtimeDir(c.runtimeDir)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return admin.Dial(dir), nil
+	ctx, cancel := context.WithTimeoutCause(cmd.Context(), limit, fmt.Errorf("after %s", limit))
+	defer cancel()
+	return f(ctx, admin.Dial(dir))
 }
 
 func (c *commands) run() *cobra.Command {
@@ -173,17 +181,13 @@ func (c *commands) stop() *cobra.Command {
 			"When the timeout is over only the waiting ends.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := c.client()
-			if err != nil {
-				return err
-			}
-			ctx, cancel := within(cmd.Context(), timeout)
-			defer cancel()
-			if err := client.Stop(ctx, now); err != nil {
-				return &commandError{notDone(err, "the service was not stopped", "the service was told to stop and its end was not seen"), err}
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), "the service has ended")
-			return nil
+			return c.ask(cmd, timeout, func(ctx context.Context, client *admin.Client) error {
+				if err := client.Stop(ctx, now); err != nil {
+					return &commandError{notDone(err, "the service was not stopped", "the service was told to stop and its end was not seen"), err}
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), "the service has ended")
+				return nil
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&now, "now", false, "cut what still runs")
@@ -208,21 +212,17 @@ func (c *commands) ready() *cobra.Command {
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		ValidArgs: []string{"on", "off"},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, err := c.client()
-			if err != nil {
-				return err
-			}
-			ctx, cancel := within(cmd.Context(), askTimeout)
-			defer cancel()
-			if err := client.SetReady(ctx, args[0] == "on"); err != nil {
-				return &commandError{notDone(err, "readiness was not set", "whether readiness was set is not known"), err}
-			}
-			if args[0] == "on" {
-				fmt.Fprintln(cmd.OutOrStdout(), "readiness is on: /readyz says whether a generation serves")
-			} else {
-				fmt.Fprintln(cmd.OutOrStdout(), "readiness is off: /readyz answers 503 until `holdfast ready on`")
-			}
-			return nil
+			return c.ask(cmd, askTimeout, func(ctx context.Context, client *admin.Client) error {
+				if err := client.SetReady(ctx, args[0] == "on"); err != nil {
+					return &commandError{notDone(err, "readiness was not set", "whether readiness was set is not known"), err}
+				}
+				if args[0] == "on" {
+					fmt.Fprintln(cmd.OutOrStdout(), "readiness is on: /readyz says whether a generation serves")
+				} else {
+					fmt.Fprintln(cmd.OutOrStdout(), "readiness is off: /readyz answers 503 until `holdfast ready on`")
+				}
+				return nil
+			})
 		},
 	}
 }
@@ -236,26 +236,29 @@ func (c *commands) kill() *cobra.Command {
 			"Where it is the serving one, another takes its place; new connections wait meanwhile.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if generation < 1 {
-				return &usageError{fmt.Errorf("there is no generation %d: the first is 1", generation)}
-			}
-			client, err := c.client()
-			if err != nil {
+			if err := checkGeneration(generation); err != nil {
 				return err
 			}
-			ctx, cancel := within(cmd.Context(), askTimeout)
-			defer cancel()
-			if err := client.Kill(ctx, generation); err != nil {
-				what := fmt.Sprintf("generation %d was not killed", generation)
-				return &commandError{notDone(err, what, fmt.Sprintf("whether generation %d was killed is not known", generation)), err}
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "generation %d is killed\n", generation)
-			return nil
+			return c.ask(cmd, askTimeout, func(ctx context.Context, client *admin.Client) error {
+				if err := client.Kill(ctx, generation); err != nil {
+					what := fmt.Sprintf("generation %d was not killed", generation)
+					return &commandError{notDone(err, what, fmt.Sprintf("whether generation %d was killed is not known", generation)), err}
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "generation %d is killed\n", generation)
+				return nil
+			})
 		},
 	}
 	cmd.Flags().IntVar(&generation, "generation", 0, "its number `N`, as holdfast status shows it")
 	cmd.MarkFlagRequired("generation")
 	return cmd
+}
+
+func checkGeneration(number int) error {
+	if number < 1 {
+		return &usageError{fmt.Errorf("there is no generation %d: the first is 1", number)}
+	}
+	return nil
 }
 
 func versionCommand() *cobra.Command {
@@ -271,9 +274,4 @@ func versionCommand() *cobra.Command {
 
 func timeoutFlag(cmd *cobra.Command, timeout *time.Duration) {
 	cmd.Flags().DurationVar(timeout, "timeout", waitTimeout, "how long to wait")
-}
-
-// within bounds ctx and says so in the error.
-func within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("after %s", limit))
 }

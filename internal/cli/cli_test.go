@@ -80,18 +80,26 @@ const usageHint = "  try: `holdfast --help`, or `holdfast COMMAND --help`\n"
 func TestACommandLineThatIsNotUnderstood(t *testing.T) {
 	t.Parallel()
 	for line, stderr := range map[string]string{
-		"relaod":                   "holdfast: there is no command \"relaod\"; did you mean reload?\n" + usageHint,
-		"nonsense":                 "holdfast: there is no command \"nonsense\"\n" + usageHint,
-		"run":                      "holdfast: required flag(s) \"config\" not set\n" + usageHint,
-		"check":                    "holdfast: required flag(s) \"config\" not set\n" + usageHint,
-		"kill":                     "holdfast: required flag(s) \"generation\" not set\n" + usageHint,
-		"kill --generation x":      "holdfast: invalid argument \"x\" for \"--generation\" flag: strconv.ParseInt: parsing \"x\": invalid syntax\n" + usageHint,
-		"kill --generation 0":      "holdfast: there is no generation 0: the first is 1\n" + usageHint,
-		"status --yaml":            "holdfast: unknown flag: --yaml\n" + usageHint,
-		"status now":               "holdfast: unknown command \"now\" for \"holdfast status\"\n" + usageHint,
-		"ready":                    "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
-		"ready maybe":              "holdfast: invalid argument \"maybe\" for \"holdfast ready\"\n" + usageHint,
-		"reload --timeout forever": "holdfast: invalid argument \"forever\" for \"--timeout\" flag: time: invalid duration \"forever\"\n" + usageHint,
+		"relaod":                      "holdfast: there is no command \"relaod\"; did you mean reload?\n" + usageHint,
+		"nonsense":                    "holdfast: there is no command \"nonsense\"\n" + usageHint,
+		"run":                         "holdfast: required flag(s) \"config\" not set\n" + usageHint,
+		"check":                       "holdfast: required flag(s) \"config\" not set\n" + usageHint,
+		"kill":                        "holdfast: required flag(s) \"generation\" not set\n" + usageHint,
+		"kill --generation x":         "holdfast: invalid argument \"x\" for \"--generation\" flag: strconv.ParseInt: parsing \"x\": invalid syntax\n" + usageHint,
+		"kill --generation 0":         "holdfast: there is no generation 0: the first is 1\n" + usageHint,
+		"log-level":                   "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
+		"log-level loud":              "holdfast: invalid argument \"loud\" for \"holdfast log-level\"\n" + usageHint,
+		"profile":                     "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
+		"profile cpu --over 90s":      "holdfast: --over 1m30s: it takes whole seconds, from 1s to 1m\n" + usageHint,
+		"profile cpu --over 1.5s":     "holdfast: --over 1.5s: it takes whole seconds, from 1s to 1m\n" + usageHint,
+		"profile trace --over 0s":     "holdfast: --over 0s: it takes whole seconds, from 1s to 1m\n" + usageHint,
+		"profile heap --over 5s":      "holdfast: heap is of a moment: --over is for cpu and trace\n" + usageHint,
+		"profile heap --generation 0": "holdfast: there is no generation 0: the first is 1\n" + usageHint,
+		"status --yaml":               "holdfast: unknown flag: --yaml\n" + usageHint,
+		"status now":                  "holdfast: unknown command \"now\" for \"holdfast status\"\n" + usageHint,
+		"ready":                       "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
+		"ready maybe":                 "holdfast: invalid argument \"maybe\" for \"holdfast ready\"\n" + usageHint,
+		"reload --timeout forever":    "holdfast: invalid argument \"forever\" for \"--timeout\" flag: time: invalid duration \"forever\"\n" + usageHint,
 	} {
 		t.Run(line, func(t *testing.T) {
 			execute(&cli.Program{}, line).want(t, 2, "", stderr)
@@ -119,7 +127,10 @@ func TestACommandLineThatIsNotUnderstood(t *testing.T) {
 func TestCommandsThatFindNoSupervisor(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
-	for _, line := range []string{"reload", "status", "stop", "ready off", "kill --generation 3"} {
+	for _, line := range []string{
+		"reload", "status", "stop", "ready off", "kill --generation 3",
+		"config", "diff", "metrics", "log-level debug", "reopen-logs", "profile heap",
+	} {
 		got := execute(&cli.Program{}, "--runtime-dir "+dir+" "+line)
 		if got.code != 1 || got.stdout != "" || !strings.HasSuffix(got.stderr,
 			": no supervisor runs with runtime directory "+dir+"\n  try: `holdfast run -c FILE` starts one; --runtime-dir DIR finds one that runs elsewhere\n") {
@@ -151,6 +162,8 @@ func TestCommandsWhoseAnswerIsLost(t *testing.T) {
 		"stop --timeout 100ms": "the service was told to stop and its end was not seen",
 		"ready off":            "whether readiness was set is not known",
 		"kill --generation 3":  "whether generation 3 was killed is not known",
+		"log-level debug":      "whether the log level was set is not known",
+		"reopen-logs":          "whether the access logs were opened again is not known",
 	} {
 		got := execute(&cli.Program{}, "--runtime-dir "+dir+" "+line)
 		if got.code != 3 || !strings.HasPrefix(got.stderr, "holdfast: "+what+": ") || !strings.HasSuffix(got.stderr, "\n  try: `holdfast status`\n") {
@@ -267,19 +280,43 @@ func TestAReloadThatTakesTooLongIsUnknown(t *testing.T) {
 
 func TestSmallCommands(t *testing.T) {
 	t.Parallel()
-	fake := &admintest.Supervisor{OnKill: func(n int) error {
-		if n == 9 {
-			return errors.New("no living generation 9")
-		}
-		return nil
-	}}
+	reopened := false
+	fake := &admintest.Supervisor{
+		OnKill: func(n int) error {
+			if n == 9 {
+				return errors.New("no living generation 9")
+			}
+			return nil
+		},
+		OnLevel: func(level string) error {
+			if level == "warn" {
+				return errors.New("generation 7 hangs")
+			}
+			return nil
+		},
+		OnReopen: func() error {
+			if reopened {
+				return errors.New("/var/log/a: permission denied")
+			}
+			reopened = true
+			return nil
+		},
+	}
 	dir, _ := serve(t, fake)
 	at := " --runtime-dir " + dir
 	execute(&cli.Program{}, "ready off"+at).want(t, 0, "readiness is off: /readyz answers 503 until `holdfast ready on`\n", "")
 	execute(&cli.Program{}, "ready on"+at).want(t, 0, "readiness is on: /readyz says whether a generation serves\n", "")
 	execute(&cli.Program{}, "kill --generation 3"+at).want(t, 0, "generation 3 is killed\n", "")
 	execute(&cli.Program{}, "kill --generation 9"+at).want(t, 1, "", "holdfast: generation 9 was not killed: no living generation 9\n")
-	if want := []string{"ready false", "ready true", "kill 3", "kill 9"}; !slices.Equal(fake.Calls(), want) {
+	execute(&cli.Program{}, "log-level debug"+at).want(t, 0, "the log level is debug until `holdfast log-level config`\n", "")
+	execute(&cli.Program{}, "log-level config"+at).want(t, 0, "the log level is that of the configuration\n", "")
+	execute(&cli.Program{}, "log-level warn"+at).want(t, 1, "", "holdfast: the log level was not set everywhere: generation 7 hangs\n")
+	execute(&cli.Program{}, "reopen-logs"+at).want(t, 0, "the access logs are open again\n", "")
+	execute(&cli.Program{}, "reopen-logs"+at).want(t, 1, "", "holdfast: the access logs were not all opened again: /var/log/a: permission denied\n")
+	if want := []string{
+		"ready false", "ready true", "kill 3", "kill 9",
+		"log level debug", "log level config", "log level warn", "reopen logs", "reopen logs",
+	}; !slices.Equal(fake.Calls(), want) {
 		t.Errorf("the supervisor was told %q, want %q", fake.Calls(), want)
 	}
 	if got := execute(&cli.Program{}, "version"); got.code != 0 || !strings.HasPrefix(got.stdout, "holdfast ") {

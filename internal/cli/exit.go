@@ -16,6 +16,7 @@ const (
 	exitFailed  = 1 // it was refused or did not work, and the message says why
 	exitWrong   = 2 // the configuration or the command line is wrong: trying again is of no use
 	exitUnknown = 3 // it was asked for and the answer was lost: `holdfast status` shows what is so
+	exitDiffers = 4 // `holdfast diff --exit-code` has worked, and found a difference
 )
 
 // The voice, for everything that a person reads from this program:
@@ -48,6 +49,9 @@ func exitCode(err error) int {
 	if err == nil {
 		return exitDone
 	}
+	if errors.Is(err, errDiffers) {
+		return exitDiffers
+	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitWrong
 	}
@@ -62,7 +66,7 @@ func exitCode(err error) int {
 
 // complain writes err, if there is one, in the voice described above.
 func complain(w io.Writer, err error) {
-	if err == nil {
+	if err == nil || errors.Is(err, errDiffers) { // what differs stands on stdout
 		return
 	}
 	refusal, refused := errors.AsType[*supervisor.Refusal](err)

@@ -23,21 +23,17 @@ func (c *commands) reload() *cobra.Command {
 			"tunnels and finishes its requests. What cannot work is refused and changes nothing.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := c.client()
-			if err != nil {
-				return err
-			}
-			ctx, cancel := within(cmd.Context(), timeout)
-			defer cancel()
-			result, err := client.Reload(ctx, wait)
-			if err != nil {
-				return &commandError{notDone(err, "the reload was refused and nothing has changed", "the outcome of the reload is not known"), err}
-			}
-			if result.Probation == "crashed" {
-				return &commandError{"the new configuration is not in service", &crashError{result.Generation}}
-			}
-			tellReload(ctx, cmd.OutOrStdout(), client, result)
-			return nil
+			return c.ask(cmd, timeout, func(ctx context.Context, client *admin.Client) error {
+				result, err := client.Reload(ctx, wait)
+				if err != nil {
+					return &commandError{notDone(err, "the reload was refused and nothing has changed", "the outcome of the reload is not known"), err}
+				}
+				if result.Probation == "crashed" {
+					return &commandError{"the new configuration is not in service", &crashError{result.Generation}}
+				}
+				tellReload(ctx, cmd.OutOrStdout(), client, result)
+				return nil
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the new generation has passed its probation")

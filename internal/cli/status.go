@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,23 +22,19 @@ func (c *commands) status() *cobra.Command {
 		Short: "Show what runs",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := c.client()
-			if err != nil {
-				return err
-			}
-			ctx, cancel := within(cmd.Context(), askTimeout)
-			defer cancel()
-			status, err := client.Status(ctx)
-			if err != nil {
-				return &commandError{"nothing can be shown", err}
-			}
-			if asJSON {
-				out := json.NewEncoder(cmd.OutOrStdout())
-				out.SetIndent("", "  ")
-				return out.Encode(status)
-			}
-			showStatus(cmd.OutOrStdout(), status, time.Now())
-			return nil
+			return c.ask(cmd, askTimeout, func(ctx context.Context, client *admin.Client) error {
+				status, err := client.Status(ctx)
+				if err != nil {
+					return &commandError{"nothing can be shown", err}
+				}
+				if asJSON {
+					out := json.NewEncoder(cmd.OutOrStdout())
+					out.SetIndent("", "  ")
+					return out.Encode(status)
+				}
+				showStatus(cmd.OutOrStdout(), status, time.Now())
+				return nil
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "for programs")

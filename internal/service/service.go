@@ -1,5 +1,5 @@
 // Package service is what `holdfast run` is: the supervisor with its runtime
-// directory, lock, log, admin surface and signals.
+// directory, lock, log, admin surface and signals, and what systemd hears of it.
 //
 // It stays alive for as long as connections do, so it is kept small: it knows
 // nothing of the commands in package cli and of the tools beside them, and a test
@@ -14,13 +14,16 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
 	"holdfast/internal/admin"
 	"holdfast/internal/config"
 	"holdfast/internal/logs"
+	"holdfast/internal/socket"
 	"holdfast/internal/supervisor"
+	"holdfast/internal/systemd"
 	"holdfast/internal/version"
 )
 
@@ -42,9 +45,13 @@ func Run(o Options) error {
 	// A log reader that has gone away must not end the service.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
 	defer signal.Stop(signals)
-	return run(o, signals, func(options supervisor.Options) service { return supervisor.New(options) })
+	inherited, err := socket.Inherit(systemd.Files())
+	if err != nil {
+		return err
+	}
+	return run(o, signals, inherited, func(options supervisor.Options) service { return supervisor.New(options) })
 }
 
 // Check does what Run does with the file before it touches anything.
@@ -62,7 +69,7 @@ type service interface {
 	Run(context.Context) error
 }
 
-func run(o Options, signals <-chan os.Signal, start func(supervisor.Options) service) (err error) {
+func run(o Options, signals <-chan os.Signal, inherited *socket.Inherited, start func(supervisor.Options) service) (err error) {
 	proxy, err := defaultProxy()
 	if err != nil {
 		return err
@@ -83,8 +90,14 @@ func run(o Options, signals <-chan os.Signal, start func(supervisor.Options) ser
 	defer writer.Close(flushTimeout) // an error is that nobody reads
 	log.Info("supervisor starts", "version", version.String(), "config", o.ConfigPath, "runtime_dir", o.RuntimeDir)
 
+	if names := inherited.Names(); len(names) > 0 {
+		log.Info("systemd has passed listening sockets", "names", names)
+	}
+
 	surface := admin.New(log)
-	sup := start(supervisor.Options{
+	h := newHerald(systemd.NewNotifier(log))
+	defer h.notifier.Close(notifyTimeout)
+	options := supervisor.Options{
 		ConfigPath:   o.ConfigPath,
 		DefaultProxy: proxy,
 		Log:          log,
@@ -96,7 +109,10 @@ func run(o Options, signals <-chan os.Signal, start func(supervisor.Options) ser
 		},
 		LogsDropped: writer.Dropped,
 		Admin:       surface,
-	})
+		Inherited:   inherited,
+	}
+	h.instruct(&options, systemd.WatchdogInterval())
+	sup := start(options)
 	if err := surface.Start(o.RuntimeDir, sup); err != nil {
 		return err
 	}
@@ -113,49 +129,63 @@ func run(o Options, signals <-chan os.Signal, start func(supervisor.Options) ser
 	}()
 
 	ctx, cancel := context.WithCancel(context.Background())
-	obeyed := make(chan struct{})
-	go func() {
-		defer close(obeyed)
-		obey(ctx, sup, signals, log)
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { obey(ctx, sup, signals, log) })
+	beside.Go(func() { h.report(ctx, sup) })
 	err = sup.Run(context.Background())
 	cancel()
-	<-obeyed
+	beside.Wait()
 	return err
 }
 
-// obey does what signals ask for until ctx ends. A reload runs beside it, so that
-// a stop never waits for one; one more may wait, and reads the file when it begins,
-// which makes it the answer to every SIGHUP that came before.
+// obey does what signals ask for until ctx ends. A stop never waits for anything else
+// that was asked for.
 func obey(ctx context.Context, sup supervisor.Commands, signals <-chan os.Signal, log *slog.Logger) {
-	reloads := make(chan struct{}, 1)
-	reloaded := make(chan struct{})
-	go func() {
-		defer close(reloaded)
-		for range reloads {
-			sup.Reload(ctx, false) // the supervisor logs how it went
-		}
-	}()
-	defer func() {
-		close(reloads)
-		<-reloaded
-	}()
+	// The supervisor logs how both went.
+	reload, reloaded := errand(func() { sup.Reload(ctx, false) })
+	defer reloaded()
+	reopen, reopened := errand(func() { sup.ReopenLogs(ctx) })
+	defer reopened()
 	for {
 		select {
 		case s := <-signals:
 			log.Info("signal received", "signal", s.String())
-			if s != syscall.SIGHUP {
-				sup.Stop()
-				continue
-			}
-			select {
-			case reloads <- struct{}{}:
+			switch s {
+			case syscall.SIGHUP:
+				reload()
+			case syscall.SIGUSR1:
+				reopen()
 			default:
+				sup.Stop()
 			}
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// errand returns begin, which has f run beside its caller, and end, which waits for
+// that and is called last. All begins during an f are one more f, which is the answer
+// to every one of them: it starts after they came.
+func errand(f func()) (begin, end func()) {
+	asked, done := make(chan struct{}, 1), make(chan struct{})
+	go func() {
+		defer close(done)
+		for range asked {
+			f()
+		}
+	}()
+	begin = func() {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+	}
+	end = func() {
+		close(asked)
+		<-done
+	}
+	return begin, end
 }
 
 // logSettings reads [log] for the time until the first configuration serves. A

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ type fakeSupervisor struct {
 	stopped chan struct{}
 	end     func()
 	err     error // of Run
+	status  atomic.Pointer[supervisor.Status]
 }
 
 func (f *fakeSupervisor) Run(context.Context) error {
@@ -68,7 +70,7 @@ func begin(t *testing.T, dir, configuration string) *instance {
 		t.Fatal(err)
 	}
 	go func() {
-		i.done <- run(Options{ConfigPath: path, RuntimeDir: dir, Log: i.log}, i.signals, func(o supervisor.Options) service {
+		i.done <- run(Options{ConfigPath: path, RuntimeDir: dir, Log: i.log}, i.signals, nil, func(o supervisor.Options) service {
 			i.options = o
 			return i
 		})
@@ -146,6 +148,17 @@ func TestSignals(t *testing.T) {
 		i.wantEnd(t, nil)
 		i.wantCalls(t, "reload", "stop")
 	})
+	t.Run("SIGUSR1 opens the access logs again, beside a reload", func(t *testing.T) {
+		i := begin(t, shortDir(t), "")
+		i.OnReload = func(ctx context.Context, _ bool) (*supervisor.ReloadResult, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		i.signals <- syscall.SIGHUP
+		i.wantCalls(t, "reload")
+		i.signals <- syscall.SIGUSR1
+		i.wantCalls(t, "reload", "reopen logs")
+	})
 	t.Run("any number of SIGHUPs during a reload are one more reload", func(t *testing.T) {
 		i := begin(t, shortDir(t), "")
 		release := make(chan struct{})
@@ -173,7 +186,7 @@ func TestAStartThatIsRefused(t *testing.T) {
 	refusal := &supervisor.Refusal{Step: "configuration", Problems: []string{"h.toml:1: no"}}
 	dir := shortDir(t)
 	fake := &fakeSupervisor{running: make(chan struct{}), err: refusal}
-	err := run(Options{ConfigPath: "h.toml", RuntimeDir: dir, Log: new(lockedBuffer)}, nil, func(supervisor.Options) service { return fake })
+	err := run(Options{ConfigPath: "h.toml", RuntimeDir: dir, Log: new(lockedBuffer)}, nil, nil, func(supervisor.Options) service { return fake })
 	if got, ok := errors.AsType[*supervisor.Refusal](err); !ok || got != refusal {
 		t.Errorf("error is %v", err)
 	}
@@ -188,7 +201,7 @@ func TestOneSupervisorPerRuntimeDirectory(t *testing.T) {
 	first := begin(t, dir, "")
 	second := func() error {
 		fake := &fakeSupervisor{running: make(chan struct{}), err: os.ErrExist}
-		return run(Options{ConfigPath: "h.toml", RuntimeDir: dir, Log: new(lockedBuffer)}, nil, func(supervisor.Options) service { return fake })
+		return run(Options{ConfigPath: "h.toml", RuntimeDir: dir, Log: new(lockedBuffer)}, nil, nil, func(supervisor.Options) service { return fake })
 	}
 	err := second()
 	if err == nil || !strings.Contains(err.Error(), "another supervisor (pid ") || !strings.Contains(err.Error(), dir) {

@@ -33,18 +33,21 @@ type Socket struct {
 
 // Open opens the socket that cfg describes. ours are those that are open already:
 // where one of them overlaps (0.0.0.0:80 with 127.0.0.1:80) both are let in on
-// the port, which no other process is.
-func Open(cfg config.Socket, ours []*Socket) (*Socket, error) {
-	s, err := open(cfg, ours)
+// the port, which no other process is. One that systemd keeps is taken from inherited.
+func Open(cfg config.Socket, ours []*Socket, inherited *Inherited) (*Socket, error) {
+	s, err := open(cfg, ours, inherited)
 	if err != nil {
 		return nil, fmt.Errorf("listener %q: %s: %w", cfg.Name, cfg.Address.Key(), err)
 	}
 	return s, nil
 }
 
-func open(cfg config.Socket, ours []*Socket) (*Socket, error) {
-	if cfg.Address.Network == "unix" {
+func open(cfg config.Socket, ours []*Socket, inherited *Inherited) (*Socket, error) {
+	switch cfg.Address.Network {
+	case "unix":
 		return openUnix(cfg)
+	case "systemd":
+		return inherited.open(cfg)
 	}
 	return openTCP(cfg, ours)
 }
@@ -127,11 +130,17 @@ func setReusePort(all []*Socket, on int) error {
 func overlapping(cfg config.Socket, ours []*Socket) []*Socket {
 	var beside []*Socket
 	for _, o := range ours {
-		if o.cfg.Address.Network == "tcp" && o.cfg.Address != cfg.Address && o.bound().Port() == cfg.Address.IP.Port() {
+		if o.cfg.Address.Network == "tcp" && o.cfg.Address != cfg.Address && o.port() == cfg.Address.IP.Port() {
 			beside = append(beside, o)
 		}
 	}
 	return beside
+}
+
+// port is that of a TCP socket.
+func (s *Socket) port() uint16 {
+	at, _ := netip.ParseAddrPort(s.Address())
+	return at.Port()
 }
 
 // explain adds what the person can do.
@@ -168,6 +177,9 @@ func (s *Socket) FD() int { return s.fd }
 // that have it stops it for all of them. A TCP socket that was bound to a port keeps it
 // and can go on; a unix one cannot.
 func (s *Socket) Listen() error {
+	if s.cfg.Address.Network == "systemd" && listens(s.fd) {
+		return nil // with the Backlog= of its unit
+	}
 	if err := unix.Listen(s.fd, backlog); err != nil {
 		return fmt.Errorf("listener %q: %s: listen: %w", s.cfg.Name, s.cfg.Address.Key(), err)
 	}
@@ -178,23 +190,21 @@ func (s *Socket) Listen() error {
 func (s *Socket) Config() config.Socket { return s.cfg }
 
 // Address returns where the socket is bound: for port 0, with the port that the
-// kernel chose.
-func (s *Socket) Address() string {
-	if s.cfg.Address.Network == "unix" {
-		return s.cfg.Address.Key()
-	}
-	return s.bound().String()
-}
+// kernel chose; for one of systemd's, where its unit has bound it.
+func (s *Socket) Address() string { return address(s.fd) }
 
-// bound is where a TCP socket is bound.
-func (s *Socket) bound() netip.AddrPort {
-	switch at, _ := unix.Getsockname(s.fd); at := at.(type) {
+// address is where fd is bound, in the canonical form.
+func address(fd int) string {
+	at, err := unix.Getsockname(fd)
+	switch at := at.(type) {
 	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(at.Addr), uint16(at.Port))
+		return netip.AddrPortFrom(netip.AddrFrom4(at.Addr), uint16(at.Port)).String()
 	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(at.Addr), uint16(at.Port))
+		return netip.AddrPortFrom(netip.AddrFrom16(at.Addr), uint16(at.Port)).String()
+	case *unix.SockaddrUnix:
+		return "unix:" + at.Name
 	}
-	return s.cfg.Address.IP
+	return fmt.Sprintf("unknown (%v)", err)
 }
 
 // CanBecome says whether the open socket can be what cfg, of the same key, wants:

@@ -24,7 +24,7 @@ func unixAt(name, path string, mode uint32) config.Socket {
 
 func mustOpen(t *testing.T, cfg config.Socket, ours ...*socket.Socket) *socket.Socket {
 	t.Helper()
-	s, err := socket.Open(cfg, ours)
+	s, err := socket.Open(cfg, ours, nil)
 	if err != nil {
 		t.Fatalf("open %s: %v", cfg.Address.Key(), err)
 	}
@@ -90,7 +90,7 @@ func TestPortOfAnotherProcessIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	_, err = socket.Open(tcp("public", other.Addr().String()), nil)
+	_, err = socket.Open(tcp("public", other.Addr().String()), nil, nil)
 	if !errors.Is(err, unix.EADDRINUSE) {
 		t.Fatalf("got %v, want EADDRINUSE", err)
 	}
@@ -124,7 +124,7 @@ func TestOwnOverlapsAreHandled(t *testing.T) {
 					t.Errorf("%s still shares its port with anybody of the same user", s.Address())
 				}
 			}
-			if s, err := socket.Open(tcp("c", c.second+p), nil); err == nil {
+			if s, err := socket.Open(tcp("c", c.second+p), nil, nil); err == nil {
 				s.Close()
 				t.Errorf("a second supervisor could take %s", c.second+p)
 			}
@@ -181,7 +181,7 @@ func TestStaleUnixPathIsTakenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.SetUnlinkOnClose(false)
-	if _, err := socket.Open(unixAt("u", path, 0o600), nil); !errors.Is(err, unix.EADDRINUSE) {
+	if _, err := socket.Open(unixAt("u", path, 0o600), nil, nil); !errors.Is(err, unix.EADDRINUSE) {
 		t.Fatalf("took a path where somebody listens: %v", err)
 	}
 	l.Close()
@@ -194,7 +194,7 @@ func TestUnixPathOfAFileIsRefused(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := socket.Open(unixAt("u", path, 0o600), nil); err == nil {
+	if _, err := socket.Open(unixAt("u", path, 0o600), nil, nil); err == nil {
 		t.Fatal("took over a file")
 	}
 	if b, _ := os.ReadFile(path); string(b) != "precious" {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
+
 	"holdfast/internal/config"
 )
 
@@ -122,6 +124,27 @@ type Commands interface {
 
 	// Kill ends a generation at once, whatever it holds.
 	Kill(ctx context.Context, generation int) error
+
+	// Metrics returns what all living and ended generations, and the supervisor
+	// itself, have counted.
+	Metrics(ctx context.Context) ([]*dto.MetricFamily, error)
+
+	// Config returns the effective configuration as TOML, with every default: of
+	// what serves, or of the file as it is now, for which the error is a *Refusal.
+	Config(ctx context.Context, file bool) (string, error)
+
+	// SetLogLevel sets the level of the supervisor and of every generation, also of
+	// those to come: "debug", "info", "warn", "error", or "config", which takes that
+	// back.
+	SetLogLevel(ctx context.Context, level string) error
+
+	// ReopenLogs has the access logs of all generations written to what their paths
+	// name now. A path that cannot be opened goes on as it was.
+	ReopenLogs(ctx context.Context) error
+
+	// Profile returns a profile of a generation in the format of pprof: one that
+	// runtime/pprof names, or "cpu" or "trace" over a time.
+	Profile(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error)
 
 	// Alive and Ready answer health checks without blocking.
 	Alive() bool

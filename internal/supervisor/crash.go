@@ -26,19 +26,23 @@ const (
 	cutOffGrace = 2 * time.Second
 )
 
-// onDeath notes that g's process is gone. Called in the loop.
-func (s *Supervisor) onDeath(g *generation, how string) {
+// onDeath notes that g's process is gone, with lost tunnels. Called in the loop.
+func (s *Supervisor) onDeath(g *generation, how string, lost int64) {
 	was := g.state
 	if g.cutOff != nil {
 		how = fmt.Sprintf("%s, after it was cut off: %v", how, g.cutOff)
 	}
-	g.how = how
+	g.how, g.lost = how, lost
 	s.move(g, evDied)
 	delete(s.living, g.number)
 	close(g.died)
 	g.ch.Close()
+	s.stats.tunnelsLost.Add(uint64(g.lost))
+	if early := was != stopping && (was != draining || how != "exit status 0"); early {
+		s.stats.deaths[was].Inc()
+	}
 	if s.serving != g && (was == serving || was == draining) && how != "exit status 0" {
-		g.log.Error("a draining generation has died", "how", how, "tunnels", g.lastSeen.Tunnels)
+		g.log.Error("a draining generation has died", "how", how, "tunnels_lost", g.lost)
 	}
 	s.discount(g, "the serving generation has died: "+how)
 	s.closeUnused(g.release)
@@ -89,6 +93,7 @@ func (s *Supervisor) onCutOff(g *generation, why error) {
 // lost notes that g, which served, does not any more. Called in the loop.
 func (s *Supervisor) lost(g *generation, why string) {
 	s.serving = nil
+	s.totals.Serve(0)
 	s.noteReadiness()
 	if s.stopping {
 		return
@@ -98,7 +103,7 @@ func (s *Supervisor) lost(g *generation, why string) {
 	}
 	s.crashes++
 	s.lastCrash = why
-	g.log.Error(why+"; new connections wait in the listen queues", "in_a_row", s.crashes)
+	g.log.Error(why+"; new connections wait in the listen queues", "in_a_row", s.crashes, "tunnels_lost", g.lost)
 	s.ensureServing()
 }
 
@@ -139,6 +144,7 @@ func (s *Supervisor) restore(ctx context.Context) {
 		if err == nil || errors.Is(err, errServes) || ctx.Err() != nil {
 			return
 		}
+		s.stats.replacementFailures.Inc()
 		s.log.Error("cannot replace the crashed generation; trying again", "err", err)
 		s.do(func() {
 			s.crashes++
@@ -180,6 +186,7 @@ func (s *Supervisor) reinstate(ctx context.Context, g *generation, p *plan) erro
 		s.workers.Go(func() { _ = s.drain(g, nil) }) // logs what goes wrong
 		return fmt.Errorf("reinstate generation %d: %w", g.number, err)
 	}
+	s.stats.reinstated.Inc()
 	g.log.Warn("generation is reinstated", "config", p.release.hash)
 	return nil
 }
@@ -193,6 +200,7 @@ func (s *Supervisor) replaceCrashed(ctx context.Context, p *plan) error {
 	if err != nil {
 		return err
 	}
+	s.stats.replaced.Inc()
 	g.log.Warn("generation replaces the crashed one", "config", p.release.hash)
 	return nil
 }

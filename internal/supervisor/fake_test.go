@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,12 +19,13 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/control"
+	"holdfast/internal/metrics"
 )
 
 // The test binary is its own proxy: started by the supervisor it does what the
 // configuration's remarks of the form "#! WORD" tell it.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && (os.Args[1] == "check" || os.Args[1] == "run") {
+	if len(os.Args) == 2 && slices.Contains([]string{"check", "config", "run"}, os.Args[1]) {
 		os.Exit(fakeProxy(os.Args[1]))
 	}
 	// The race detector's children would each sleep a second at their end.
@@ -32,7 +34,7 @@ func TestMain(m *testing.M) {
 }
 
 func fakeProxy(command string) int {
-	if command == "check" {
+	if command != "run" {
 		var b control.Bundle
 		if err := control.ReadPayload(0, &b); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -46,6 +48,9 @@ func fakeProxy(command string) int {
 			panic("crash")
 		case told(b, "check hangs"):
 			time.Sleep(time.Hour)
+		}
+		if command == "config" {
+			fmt.Printf("effective:%s", b.Config)
 		}
 		return 0
 	}
@@ -74,6 +79,12 @@ func fakeProxy(command string) int {
 	return fakeGeneration(conn)
 }
 
+// What a fake generation counts.
+var (
+	fakeQuestions = metrics.Define(metrics.Desc{Name: "holdfast_fake_questions_total", Help: "Questions.", Type: metrics.TypeCounter})
+	fakeHeld      = metrics.Define(metrics.Desc{Name: "holdfast_fake_held", Help: "Held.", Type: metrics.TypeGauge, Merge: metrics.PerGeneration})
+)
+
 func told(b control.Bundle, word string) bool {
 	return strings.Contains(string(b.Config), "#! "+word+"\n")
 }
@@ -81,6 +92,14 @@ func told(b control.Bundle, word string) bool {
 func fakeGeneration(conn *control.Conn) int {
 	var b control.Bundle
 	questions := 0
+	var counts *metrics.Registry
+	note := func(file, format string, args ...any) {
+		f, err := os.OpenFile(filepath.Join(filepath.Dir(os.Args[0]), file), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err == nil {
+			fmt.Fprintf(f, format+"\n", args...)
+			f.Close()
+		}
+	}
 	for {
 		m, fds, err := conn.Receive()
 		if err != nil {
@@ -97,7 +116,26 @@ func fakeGeneration(conn *control.Conn) int {
 		switch m.Type {
 		case control.TypeBundle:
 			control.ReadPayload(fds[0], &b)
+			counts, err = metrics.Open(fds[1])
+			if err != nil {
+				return 13
+			}
 			fds = nil
+		case control.TypeLogs:
+			for i, path := range m.Keys {
+				unix.Write(fds[i], fmt.Appendf(nil, "generation %d has %s\n", b.Generation, filepath.Base(path)))
+			}
+		case control.TypeLevel:
+			note("levels", "%d %s", b.Generation, m.Level)
+		case control.TypeProfile:
+			a := &control.Message{Type: control.TypeAnswer, Re: m.ID}
+			if m.Profile == "none" {
+				conn.Send(a, time.Second)
+				break
+			}
+			f, _ := control.Bytes([]byte("profile " + m.Profile))
+			conn.Send(a, time.Second, int(f.Fd()))
+			f.Close()
 		case control.TypeListeners:
 			ready := &control.Message{Type: control.TypeReady}
 			switch {
@@ -147,6 +185,8 @@ func fakeGeneration(conn *control.Conn) int {
 			if told(b, "leaves") && b.Generation == 1 { // as below
 				time.AfterFunc(300*time.Millisecond, func() { conn.Send(&control.Message{Type: control.TypeLeaving}, time.Second) })
 			}
+			counts.Counter(fakeQuestions).Inc()
+			counts.Gauge(fakeHeld).Set(5)
 			answer()
 		case control.TypeStop:
 			if told(b, "does not stop") {

@@ -32,6 +32,7 @@ type generation struct {
 	ch      channel
 	started time.Time
 	log     *slog.Logger
+	counts  int // the memory file that it is to count in, until it has it
 
 	hello chan *control.Hello // what it said first
 	ready chan error          // nil, or why it cannot serve
@@ -45,13 +46,14 @@ type generation struct {
 	state    state
 	served   time.Time // when it began to serve
 	cutOff   error     // why its channel was closed
+	lost     int64     // tunnels that were open when it ended
 	silent   bool      // did not answer the last question
 	lastSeen control.Status
 
 	mu      sync.Mutex // guards what follows
 	version string
 	lastID  uint64
-	waiting map[uint64]chan *control.Message
+	waiting map[uint64]chan answer
 
 	// unanswered is how many questions it was sent since it last answered one.
 	unanswered int
@@ -66,7 +68,7 @@ func newGeneration(number int, r *release, proc process, ch channel, log *slog.L
 		ready:   make(chan error, 1),
 		heard:   make(chan struct{}),
 		died:    make(chan struct{}),
-		waiting: make(map[uint64]chan *control.Message),
+		waiting: make(map[uint64]chan answer),
 	}
 }
 
@@ -123,13 +125,13 @@ func (g *generation) take(m *control.Message, fds []int) error {
 		offer(g.ready, nil)
 	case control.TypeAnswer:
 		g.mu.Lock()
-		to := g.waiting[m.Re]
+		if to := g.waiting[m.Re]; to != nil {
+			to <- answer{m, fds} // has room for its one answer
+			fds = nil
+		}
 		delete(g.waiting, m.Re)
 		g.unanswered = 0
 		g.mu.Unlock()
-		if to != nil {
-			to <- m // has room for its one answer
-		}
 	case control.TypeLeaving:
 		g.leaves()
 	default:
@@ -160,50 +162,70 @@ var errSilent = errors.New("no answer")
 // must hear when it goes on.
 const mostUnanswered = 8
 
-// ask sends a question and waits for its answer, for its process to end, or for
-// the time to pass.
-func (g *generation) ask(ctx context.Context, m control.Message, within time.Duration, fds ...int) (*control.Message, error) {
-	answer := make(chan *control.Message, 1)
+// answer is what came to a question. Whoever takes it closes the descriptors.
+type answer struct {
+	*control.Message
+	fds []int
+}
+
+// ask is question for an answer without descriptors.
+func (g *generation) ask(ctx context.Context, m control.Message, within time.Duration) (*control.Message, error) {
+	a, err := g.question(ctx, m, within)
+	control.CloseAll(a.fds)
+	return a.Message, err
+}
+
+// question sends m and waits for its answer, for the process to end, or for the time
+// to pass. With an error there is no answer.
+func (g *generation) question(ctx context.Context, m control.Message, within time.Duration) (answer, error) {
+	answers := make(chan answer, 1)
 	g.mu.Lock()
 	if m.Type == control.TypeStatus && g.unanswered >= mostUnanswered {
 		g.mu.Unlock()
-		return nil, fmt.Errorf("generation %d: %w to %d questions", g.number, errSilent, mostUnanswered)
+		return answer{}, fmt.Errorf("generation %d: %w to %d questions", g.number, errSilent, mostUnanswered)
 	}
 	g.unanswered++
 	g.lastID++
 	m.ID = g.lastID
-	g.waiting[m.ID] = answer
+	g.waiting[m.ID] = answers
 	g.mu.Unlock()
 	defer func() {
 		g.mu.Lock()
 		delete(g.waiting, m.ID)
 		g.mu.Unlock()
+		select {
+		case late := <-answers:
+			control.CloseAll(late.fds)
+		default:
+		}
 	}()
-	if err := g.ch.Send(&m, min(within, sendTimeout), fds...); err != nil {
+	if err := g.ch.Send(&m, min(within, sendTimeout)); err != nil {
 		g.mu.Lock()
 		g.unanswered = max(g.unanswered-1, 0) // it was not sent
 		g.mu.Unlock()
-		return nil, err
+		return answer{}, err
 	}
 	timer := time.NewTimer(within)
 	defer timer.Stop()
 	select {
-	case a := <-answer:
+	case a := <-answers:
 		if a.Error != "" {
-			return nil, errors.New(a.Error)
+			control.CloseAll(a.fds)
+			return answer{}, errors.New(a.Error)
 		}
 		return a, nil
 	case <-g.died:
-		return nil, fmt.Errorf("generation %d has ended: %s", g.number, g.how)
+		return answer{}, fmt.Errorf("generation %d has ended: %s", g.number, g.how)
 	case <-timer.C:
-		return nil, fmt.Errorf("generation %d: %w to %s within %s", g.number, errSilent, m.Type, within)
+		return answer{}, fmt.Errorf("generation %d: %w to %s within %s", g.number, errSilent, m.Type, within)
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return answer{}, context.Cause(ctx)
 	}
 }
 
 // prepare brings a started process to ready: hello, bundle, listeners.
 func (g *generation) prepare(ctx context.Context, listeners map[string]int) error {
+	defer control.CloseAll([]int{g.counts})
 	hello, err := await(ctx, g, g.hello, "did not say hello")
 	if err != nil {
 		return err
@@ -216,7 +238,10 @@ func (g *generation) prepare(ctx context.Context, listeners map[string]int) erro
 		return err
 	}
 	defer bundle.Close()
-	err = g.ch.Send(&control.Message{Type: control.TypeBundle}, sendTimeout, int(bundle.Fd()))
+	err = g.ch.Send(&control.Message{Type: control.TypeBundle}, sendTimeout, int(bundle.Fd()), g.counts)
+	if err == nil {
+		err = g.release.logs.send(g)
+	}
 	if err == nil {
 		err = g.sendListeners(listeners)
 	}
@@ -229,17 +254,25 @@ func (g *generation) prepare(ctx context.Context, listeners map[string]int) erro
 
 // sendListeners hands over duplicates of the listening sockets, by key.
 func (g *generation) sendListeners(listeners map[string]int) error {
-	m := &control.Message{Type: control.TypeListeners}
+	return g.sendDescriptors(control.TypeListeners, listeners)
+}
+
+// sendDescriptors hands over duplicates of descriptors with their keys, in as many
+// messages as that takes.
+func (g *generation) sendDescriptors(t control.Type, named map[string]int) error {
+	m := &control.Message{Type: t}
 	var fds []int
-	for key, fd := range listeners {
-		if len(fds) == control.FilesPerMessage {
+	size := 0
+	for key, fd := range named {
+		if len(fds) == control.FilesPerMessage || len(fds) > 0 && size+len(key) > control.KeysPerMessage {
 			m.More = true
 			if err := g.ch.Send(m, sendTimeout, fds...); err != nil {
 				return err
 			}
-			m, fds = &control.Message{Type: control.TypeListeners}, nil
+			m, fds, size = &control.Message{Type: t}, nil, 0
 		}
 		m.Keys, fds = append(m.Keys, key), append(fds, fd)
+		size += len(key)
 	}
 	return g.ch.Send(m, sendTimeout, fds...)
 }

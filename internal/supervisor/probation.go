@@ -82,6 +82,7 @@ func (s *Supervisor) endProbation(result string) {
 	if p := s.probation; p != nil {
 		s.probation = nil
 		p.result = result
+		s.stats.probations[result].Inc()
 		close(p.over)
 	}
 }
@@ -102,7 +103,7 @@ func (s *Supervisor) pin(r *release) {
 	s.closeUnused(old)
 }
 
-// closeUnused closes the binary of a release that nothing can be started from any
+// closeUnused closes what a release holds open from which nothing can be started any
 // more. Called in the loop.
 func (s *Supervisor) closeUnused(r *release) {
 	if r == nil || r == s.pinned {
@@ -113,5 +114,7 @@ func (s *Supervisor) closeUnused(r *release) {
 			return
 		}
 	}
-	r.binary.Close()
+	if err := r.close(); err != nil {
+		s.log.Error("close what an old configuration held open", "err", err)
+	}
 }

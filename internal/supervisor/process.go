@@ -39,9 +39,9 @@ func startChild(r *release) (process, channel, error) {
 	defer theirs.Close()
 	cmd := r.command(context.Background(), "run")
 	cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
-	cmd.Stderr = os.Stderr
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr // an access log may be the one, the log is the other
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	if err := startUnprivileged(cmd); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("start %s: %w", r.binary.Name(), err), ours.Close())
 	}
 	return &child{cmd}, ours, nil

@@ -27,6 +27,7 @@ type release struct {
 	path   string // of the configuration
 	hash   string // of bytes
 	binary *os.File
+	logs   accessLogs
 
 	// learnt is what the first generation of the release has found out: nil before
 	// it is ready.
@@ -60,6 +61,10 @@ func loadRelease(ctx context.Context, path, defaultProxy string) (*release, erro
 	return &release{config: cfg, bytes: data, path: path, hash: hashOf(data), binary: binary}, nil
 }
 
+// close closes what the release holds open. No generation can be started from it
+// any more.
+func (r *release) close() error { return errors.Join(r.binary.Close(), r.logs.close()) }
+
 // bundle is what a generation gets to read.
 func (r *release) bundle(generation int) (*os.File, error) {
 	return control.Payload(control.Bundle{Path: r.path, Config: r.bytes, Generation: generation, Learnt: r.learnt.Load()})
@@ -78,39 +83,59 @@ func (r *release) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // check has the proxy binary validate the bundle. The error is a *Refusal.
 func (r *release) check(ctx context.Context) error {
+	_, err := r.consult(ctx, "check")
+	return err
+}
+
+// effective has the proxy binary say what the configuration is with every default:
+// it knows keys that a supervisor of another version does not. The error is a
+// *Refusal.
+func (r *release) effective(ctx context.Context) (string, error) { return r.consult(ctx, "config") }
+
+// consult runs a command of the proxy binary on the bundle and returns what it
+// prints. The error is a *Refusal.
+func (r *release) consult(ctx context.Context, command string) (string, error) {
 	bundle, err := r.bundle(0)
 	if err != nil {
-		return refuse("configuration", err)
+		return "", refuse("configuration", err)
 	}
 	defer bundle.Close()
 	ctx, cancel := context.WithTimeout(ctx, r.config.Reload.ReadyTimeout)
 	defer cancel()
-	cmd := r.command(ctx, "check")
+	cmd := r.command(ctx, command)
 	cmd.Stdin = bundle
 	// Mistakes of the file come on the standard output with exit code 2, which is
 	// also that of a Go program that panics: its words come on the other one.
-	mistakes, noise := &bounded{left: 1 << 20}, &bounded{left: 4 << 10}
-	cmd.Stdout, cmd.Stderr = mistakes, noise
+	words, noise := &bounded{left: maxConsulted}, &bounded{left: 4 << 10}
+	cmd.Stdout, cmd.Stderr = words, noise
 	cmd.WaitDelay = time.Second // a child of the binary may hold the pipe
-	err = cmd.Run()
-	said := strings.TrimSpace(mistakes.String())
+	if err = startUnprivileged(cmd); err == nil {
+		err = cmd.Wait()
+	}
+	if err == nil && words.left == 0 {
+		err = fmt.Errorf("it says more than %d bytes", maxConsulted)
+	}
 	exit, exited := errors.AsType[*exec.ExitError](err)
 	switch {
 	case err == nil:
-		return nil
+		return words.String(), nil
 	case ctx.Err() != nil:
-		return refuse("proxy binary", fmt.Errorf("%s check: no answer within %s", r.binary.Name(), r.config.Reload.ReadyTimeout))
-	case exited && exit.ExitCode() == 2 && said != "":
-		return &Refusal{Step: "configuration", Problems: strings.Split(said, "\n")}
+		return "", refuse("proxy binary", fmt.Errorf("%s %s: no answer within %s", r.binary.Name(), command, r.config.Reload.ReadyTimeout))
+	case exited && exit.ExitCode() == 2 && strings.TrimSpace(words.String()) != "":
+		return "", &Refusal{Step: "configuration", Problems: strings.Split(strings.TrimSpace(words.String()), "\n")}
 	}
 	if path, ok := errors.AsType[*os.PathError](err); ok { // its path is that of our descriptor
 		err = fmt.Errorf("cannot be executed: %w", path.Err)
 	}
-	if words := strings.TrimSpace(noise.String()); words != "" {
-		err = fmt.Errorf("%w: %q", err, words)
+	if last := strings.TrimSpace(noise.String()); last != "" {
+		err = fmt.Errorf("%w: %q", err, last)
 	}
-	return refuse("proxy binary", fmt.Errorf("%s check: %w", r.binary.Name(), err))
+	return "", refuse("proxy binary", fmt.Errorf("%s %s: %w", r.binary.Name(), command, err))
 }
+
+// maxConsulted bounds what a proxy binary may say when it is asked. An effective
+// configuration is some times as long as its file, of which 16 MiB are read.
+const maxConsulted = 64 << 20
 
 // Check does what a start does before it touches anything: it reads the file,
 // validates it and has the proxy binary validate it. The error is a *Refusal.
@@ -119,7 +144,7 @@ func Check(ctx context.Context, path, defaultProxy string) error {
 	if err != nil {
 		return err
 	}
-	defer r.binary.Close()
+	defer r.close()
 	return r.check(ctx)
 }
 
@@ -147,6 +172,7 @@ func environment(ours []string) []string {
 		"PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR",
 		"GODEBUG", "GOGC", "GOMEMLIMIT", "GOMAXPROCS", "GOTRACEBACK", "GORACE", "GOCOVERDIR",
 		"SSL_CERT_FILE", "SSL_CERT_DIR",
+		"JOURNAL_STREAM", // says that the log, which they inherit too, is the journal
 	}
 	env := []string{}
 	for _, name := range allowed {

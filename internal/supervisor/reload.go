@@ -21,15 +21,15 @@ type reloadOutcome struct {
 // after it was asked for.
 func (s *Supervisor) Reload(ctx context.Context, wait bool) (*ReloadResult, error) {
 	outcome := make(chan reloadOutcome, 1)
-	if !s.do(func() {
+	if err := s.try(ctx, func() {
 		if s.stopping {
 			outcome <- reloadOutcome{err: ErrStopping}
 			return
 		}
 		s.waiting = append(s.waiting, outcome)
 		s.nextReload()
-	}) {
-		return nil, ErrStopping
+	}); err != nil {
+		return nil, err
 	}
 	select {
 	case o := <-outcome:
@@ -49,13 +49,20 @@ func (s *Supervisor) nextReload() {
 	}
 	callers := s.waiting
 	s.waiting, s.reloading = nil, true
+	if s.pinned != nil { // otherwise the service is starting
+		s.enter(Reloading)
+	}
 	s.workers.Go(func() {
 		o := s.reload(s.work)
 		s.do(func() {
 			s.reloading = false
+			s.stats.reloaded(o)
 			s.last = &LastReload{Time: time.Now()}
 			if o.err != nil {
 				s.last.Error = o.err.Error()
+			}
+			if s.pinned != nil && !s.stopping {
+				s.enter(Serving)
 			}
 			s.nextReload()
 		})
@@ -86,13 +93,16 @@ func (s *Supervisor) reload(ctx context.Context) reloadOutcome {
 	if s.work.Err() != nil {
 		err = ErrStopping
 	}
-	what := "reload refused; nothing has changed"
+	what, log := "reload refused; nothing has changed", s.log
 	s.do(func() {
 		if s.serving == nil && s.pinned == nil {
 			what = "the service cannot start"
 		}
+		if s.serving != nil {
+			log = log.With("serving", s.serving.number, "serving_pid", s.serving.proc.PID())
+		}
 	})
-	s.log.Error(what, "err", err)
+	log.Error(what, "err", err)
 	return reloadOutcome{err: err}
 }
 
@@ -116,6 +126,9 @@ func (s *Supervisor) plan(ctx context.Context) (*plan, error) {
 	}
 	p := &plan{release: r}
 	if err = r.check(ctx); err == nil {
+		err = r.logs.open(r.config.AccessLogs)
+	}
+	if err == nil {
 		if r.config.Reload.MaxGenerations > 0 {
 			s.refresh(ctx) // a refusal says what the others hold now
 		}
@@ -126,18 +139,18 @@ func (s *Supervisor) plan(ctx context.Context) (*plan, error) {
 		})
 	}
 	if err != nil {
-		return nil, errors.Join(err, r.binary.Close())
+		return nil, errors.Join(err, r.close())
 	}
 	commitAdmin, abortAdmin, err := s.opts.Admin.Prepare(r.config.Admin)
 	if err != nil {
 		s.do(func() { s.giveBack(p.sockets) })
-		return nil, errors.Join(refuse("admin", err), r.binary.Close())
+		return nil, errors.Join(refuse("admin", err), r.close())
 	}
 	p.commit = commitAdmin
 	p.abort = func() {
 		abortAdmin()
 		s.do(func() { s.giveBack(p.sockets) })
-		r.binary.Close()
+		_ = r.close() // nothing was written to its files
 	}
 	return p, nil
 }
@@ -221,6 +234,7 @@ func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restor
 			old, s.serving = s.serving, g
 			g.served = time.Now()
 			s.move(g, evServe)
+			s.totals.Serve(g.number)
 			s.adopt(p, restored)
 			return
 		}
@@ -242,6 +256,8 @@ func (s *Supervisor) adopt(p *plan, restored bool) {
 	s.sockets = p.sockets
 	p.added, p.removed = missing(before, p.sockets), missing(p.sockets, before)
 	s.giveBack(before)
+	s.stats.listenersAdded.Add(uint64(len(p.added)))
+	s.stats.listenersRemoved.Add(uint64(len(p.removed)))
 	for _, l := range p.release.config.Listeners {
 		if o := s.sockets[l.Key()]; o != nil {
 			if err := o.Reconfigure(l); err != nil {
@@ -250,7 +266,7 @@ func (s *Supervisor) adopt(p *plan, restored bool) {
 		}
 	}
 	p.commit()
-	s.opts.ApplyLog(p.release.config.Log)
+	s.opts.ApplyLog(s.logOf(p.release))
 	if restored {
 		s.pass(s.serving) // nothing better is known
 		return

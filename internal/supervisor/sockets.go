@@ -26,7 +26,7 @@ func (s *Supervisor) hold(p *plan, l config.Socket) error {
 		for _, o := range s.open {
 			ours = append(ours, o.Socket)
 		}
-		opened, err := socket.Open(l, ours)
+		opened, err := socket.Open(l, ours, s.opts.Inherited)
 		if err != nil {
 			return err
 		}

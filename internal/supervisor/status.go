@@ -25,8 +25,8 @@ func (s *Supervisor) Status(ctx context.Context) (*Status, error) {
 		Version: version.String(), PID: os.Getpid(), Started: s.started,
 		ConfigPath: s.opts.ConfigPath, LogsDropped: s.opts.LogsDropped(),
 	}
-	if !s.do(func() { s.fill(st) }) {
-		return nil, ErrStopping
+	if err := s.try(ctx, func() { s.fill(st) }); err != nil {
+		return nil, err
 	}
 	if data, err := config.ReadFile(s.opts.ConfigPath); err != nil {
 		st.FileError = err.Error()
@@ -39,7 +39,7 @@ func (s *Supervisor) Status(ctx context.Context) (*Status, error) {
 // refresh asks all generations at once what they hold.
 func (s *Supervisor) refresh(ctx context.Context) {
 	var all []*generation
-	s.do(func() {
+	s.try(ctx, func() {
 		// One that is starting expects its bundle first, and holds nothing yet.
 		all = slices.DeleteFunc(s.newestFirst(), func(g *generation) bool { return g.state == starting })
 	})
@@ -47,7 +47,7 @@ func (s *Supervisor) refresh(ctx context.Context) {
 	for _, g := range all {
 		asked.Go(func() {
 			a, err := g.ask(ctx, control.Message{Type: control.TypeStatus}, statusTimeout)
-			s.do(func() {
+			s.try(ctx, func() {
 				g.silent = g.cutOff != nil || errors.Is(err, errSilent) || errors.Is(err, os.ErrDeadlineExceeded)
 				if err == nil && a.Status != nil {
 					g.lastSeen = *a.Status
@@ -60,15 +60,11 @@ func (s *Supervisor) refresh(ctx context.Context) {
 
 // fill adds what the loop knows. Called in the loop.
 func (s *Supervisor) fill(st *Status) {
-	if s.serving != nil {
-		st.ConfigHash = s.serving.release.hash
-	} else if s.pinned != nil {
-		st.ConfigHash = s.pinned.hash
-	}
+	st.ConfigHash = s.hash()
 	st.Ready, st.ReadyOff = s.Ready(), s.readyOff
 	st.Stopping, st.Reloading, st.LastReload = s.stopping, s.reloading, s.last
-	if s.serving == nil || time.Since(s.serving.served) <= steadyAfter {
-		st.Crashes, st.LastCrash = s.crashes, s.lastCrash
+	if st.Crashes = s.crashesNow(); st.Crashes > 0 {
+		st.LastCrash = s.lastCrash
 	}
 	for key, o := range s.sockets {
 		st.Listeners = append(st.Listeners, ListenerStatus{Name: o.Config().Name, Key: key, Address: o.Address()})
@@ -77,6 +73,27 @@ func (s *Supervisor) fill(st *Status) {
 	for _, g := range s.newestFirst() {
 		st.Generations = append(st.Generations, g.status())
 	}
+}
+
+// hash names the configuration that serves, or that what crashed is replaced with;
+// "" before anything has served. Called in the loop.
+func (s *Supervisor) hash() string {
+	switch {
+	case s.serving != nil:
+		return s.serving.release.hash
+	case s.pinned != nil:
+		return s.pinned.hash
+	}
+	return ""
+}
+
+// crashesNow is how many serving generations crashed in a row: none, once one has
+// served for a while. Called in the loop.
+func (s *Supervisor) crashesNow() int {
+	if s.serving != nil && time.Since(s.serving.served) > steadyAfter {
+		return 0
+	}
+	return s.crashes
 }
 
 // status says what was last seen of g. Called in the loop.

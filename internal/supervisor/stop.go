@@ -20,6 +20,7 @@ func (s *Supervisor) Stop() {
 	s.do(func() {
 		if !s.stopping {
 			s.stopping = true
+			s.enter(Stopping)
 			s.noteReadiness()
 			s.stopWork(ErrStopping)
 			for _, c := range s.waiting {

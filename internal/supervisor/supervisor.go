@@ -19,7 +19,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/internal/config"
+	"holdfast/internal/control"
+	"holdfast/internal/metrics"
+	"holdfast/internal/metrics/merge"
 	"holdfast/internal/socket"
 )
 
@@ -35,7 +40,25 @@ type Options struct {
 	ApplyLog     func(config.Log) // called when a configuration with other log settings serves
 	LogsDropped  func() uint64
 	Admin        AdminSurface
+	Inherited    *socket.Inherited // for listeners at "systemd:NAME"; nil: none
+
+	// Phase is told what a service manager should know, Pulse is called every
+	// PulseEvery. Both are called in the loop, so neither may block, and Pulse stops
+	// when the loop is stuck. nil is allowed, and so is a PulseEvery of 0: never.
+	Phase      func(Phase)
+	Pulse      func()
+	PulseEvery time.Duration
 }
+
+// A Phase is what the service as a whole is doing.
+type Phase string
+
+// The phases. Reloading is followed by Serving, whether the reload worked or not.
+const (
+	Serving   Phase = "serving"
+	Reloading Phase = "reloading"
+	Stopping  Phase = "stopping"
+)
 
 // Supervisor implements [Commands]. The zero value is of no use; see [New].
 type Supervisor struct {
@@ -59,6 +82,8 @@ type Supervisor struct {
 
 	// Set once.
 	startGeneration func(*release) (process, channel, error)
+	stats           *stats
+	totals          *merge.Totals  // of what generations count
 	process         config.Process // as it was at the start
 
 	// What follows is owned by the loop.
@@ -74,6 +99,7 @@ type Supervisor struct {
 	restoring bool                      // a crash is being mended
 	crashes   int                       // of serving generations in a row
 	lastCrash string                    // how the last of them came about
+	level     *slog.Level               // set by command; nil: as the configuration says
 	readyOff  bool
 	stopping  bool
 	stopNow   chan struct{} // closed by the second stop, in the loop
@@ -90,6 +116,8 @@ func New(opts Options) *Supervisor {
 		inbox: make(chan func()), ended: make(chan struct{}),
 		work: work, stopWork: stopWork,
 		startGeneration: startChild,
+		stats:           newStats(),
+		totals:          merge.New(),
 		living:          make(map[int]*generation),
 		sockets:         make(map[string]*socket.Socket),
 		open:            make(map[string]*held),
@@ -118,24 +146,48 @@ func (s *Supervisor) Run(ctx context.Context) error {
 
 func (s *Supervisor) loop() {
 	defer close(s.ended)
-	for f := range s.inbox {
-		if f == nil {
-			return
+	var pulse <-chan time.Time
+	if s.opts.Pulse != nil && s.opts.PulseEvery > 0 {
+		ticker := time.NewTicker(s.opts.PulseEvery)
+		defer ticker.Stop()
+		pulse = ticker.C
+	}
+	for {
+		select {
+		case f := <-s.inbox:
+			if f == nil {
+				return
+			}
+			f()
+		case <-pulse:
+			s.opts.Pulse()
 		}
-		f()
+	}
+}
+
+// enter tells what the service as a whole is doing. Called in the loop.
+func (s *Supervisor) enter(p Phase) {
+	if s.opts.Phase != nil {
+		s.opts.Phase(p)
 	}
 }
 
 // do runs f in the loop and waits for it. It says false, and f has not run, if the
 // loop has ended. It must not be called from the loop.
-func (s *Supervisor) do(f func()) bool {
+func (s *Supervisor) do(f func()) bool { return s.try(context.Background(), f) == nil }
+
+// try is do for as long as ctx: with an error, [ErrStopping] or ctx's cause, f has not
+// run and will not.
+func (s *Supervisor) try(ctx context.Context, f func()) error {
 	done := make(chan struct{})
 	select {
 	case s.inbox <- func() { f(); close(done) }:
 		<-done
-		return true
+		return nil
 	case <-s.ended:
-		return false
+		return ErrStopping
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -174,7 +226,9 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = g.prepare(ctx, descriptors(p))
+	if err = g.prepare(ctx, descriptors(p)); err == nil {
+		err = s.sendLevel(g)
+	}
 	s.do(func() {
 		switch {
 		case err != nil && g.state == ended: // by itself
@@ -196,23 +250,39 @@ func (s *Supervisor) spawn(r *release) (*generation, error) {
 	if s.stopping {
 		return nil, ErrStopping
 	}
-	proc, ch, err := s.startGeneration(r)
+	counts, err := metrics.NewFile()
 	if err != nil {
 		return nil, err
 	}
+	fd, err := unix.FcntlInt(uintptr(counts.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, errors.Join(err, counts.Close())
+	}
+	proc, ch, err := s.startGeneration(r)
+	if err != nil {
+		control.CloseAll([]int{fd})
+		return nil, errors.Join(err, counts.Close())
+	}
 	s.numbers++
 	g := newGeneration(s.numbers, r, proc, ch, s.log)
+	g.counts = fd
 	s.living[g.number] = g
+	s.totals.Add(g.number, counts)
+	s.stats.started.Inc()
 	g.log.Info("generation is starting", "config", r.hash)
 	g.leaves = func() { s.do(func() { s.onLeaving(g) }) }
 	s.workers.Go(func() { s.listen(g) })
 	s.workers.Go(func() {
 		how := proc.Wait()
+		lost := tunnelsIn(counts)
+		if err := s.totals.End(g.number); err != nil { // nobody counts there any more
+			g.log.Error("what the generation has counted cannot all be read", "err", err)
+		}
 		select {
 		case <-g.heard: // its last words too
 		case <-time.After(cutOffGrace): // another process has its end of the channel
 		}
-		s.do(func() { s.onDeath(g, how) })
+		s.do(func() { s.onDeath(g, how, lost) })
 	})
 	return g, nil
 }
@@ -231,6 +301,7 @@ func (s *Supervisor) listen(g *generation) {
 		}
 	}
 	g.ch.Close()
+	s.stats.cutOffs.Inc()
 	g.log.Error("generation cut off", "err", err)
 	s.do(func() { s.onCutOff(g, err) })
 }
@@ -242,16 +313,19 @@ func (s *Supervisor) Ready() bool { return s.accepting.Load() }
 func (s *Supervisor) Alive() bool { return s.alive.Load() }
 
 // SetReady overrides what Ready says.
-func (s *Supervisor) SetReady(_ context.Context, ready bool) error {
-	stopping := true
-	s.do(func() {
+func (s *Supervisor) SetReady(ctx context.Context, ready bool) error {
+	stopping := false
+	err := s.try(ctx, func() {
 		if stopping = s.stopping; !stopping {
 			s.readyOff = !ready
 			s.noteReadiness()
 		}
 	})
 	if stopping {
-		return ErrStopping
+		err = ErrStopping
+	}
+	if err != nil {
+		return err
 	}
 	s.log.Info("readiness was set", "ready", ready)
 	return nil
@@ -260,8 +334,8 @@ func (s *Supervisor) SetReady(_ context.Context, ready bool) error {
 // Kill ends a generation at once.
 func (s *Supervisor) Kill(ctx context.Context, number int) error {
 	var g *generation
-	if !s.do(func() { g = s.living[number] }) {
-		return ErrStopping
+	if err := s.try(ctx, func() { g = s.living[number] }); err != nil {
+		return err
 	}
 	if g == nil {
 		return notFound(number)

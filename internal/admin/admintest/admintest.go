@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
 
 	"holdfast/internal/supervisor"
 )
@@ -14,20 +17,25 @@ import (
 // Supervisor implements [supervisor.Commands]. Its fields are set before it is
 // used; a nil function does nothing and succeeds.
 type Supervisor struct {
-	OnReload func(ctx context.Context, wait bool) (*supervisor.ReloadResult, error)
-	OnStatus func(ctx context.Context) (*supervisor.Status, error)
-	OnReady  func(ready bool) error
-	OnKill   func(generation int) error
-	OnStop   func()
-	Dead     bool
-	NotReady bool
+	OnReload  func(ctx context.Context, wait bool) (*supervisor.ReloadResult, error)
+	OnStatus  func(ctx context.Context) (*supervisor.Status, error)
+	OnReady   func(ready bool) error
+	OnKill    func(generation int) error
+	OnStop    func()
+	OnMetrics func(ctx context.Context) ([]*dto.MetricFamily, error)
+	OnConfig  func(file bool) (string, error)
+	OnLevel   func(level string) error
+	OnReopen  func() error
+	OnProfile func(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error)
+	Dead      bool
+	NotReady  bool
 
 	mu    sync.Mutex
 	calls []string
 }
 
 // Calls returns what it was told to do, in order: "stop", "kill 3", "ready false",
-// "reload", "reload and wait".
+// "reload", "reload and wait", "log level debug", "reopen logs".
 func (s *Supervisor) Calls() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -80,6 +88,43 @@ func (s *Supervisor) Kill(_ context.Context, generation int) error {
 		return nil
 	}
 	return s.OnKill(generation)
+}
+
+func (s *Supervisor) Metrics(ctx context.Context) ([]*dto.MetricFamily, error) {
+	if s.OnMetrics == nil {
+		return nil, nil
+	}
+	return s.OnMetrics(ctx)
+}
+
+func (s *Supervisor) Config(_ context.Context, file bool) (string, error) {
+	if s.OnConfig == nil {
+		return "", nil
+	}
+	return s.OnConfig(file)
+}
+
+func (s *Supervisor) SetLogLevel(_ context.Context, level string) error {
+	s.note("log level %s", level)
+	if s.OnLevel == nil {
+		return nil
+	}
+	return s.OnLevel(level)
+}
+
+func (s *Supervisor) ReopenLogs(context.Context) error {
+	s.note("reopen logs")
+	if s.OnReopen == nil {
+		return nil
+	}
+	return s.OnReopen()
+}
+
+func (s *Supervisor) Profile(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error) {
+	if s.OnProfile == nil {
+		return nil, nil
+	}
+	return s.OnProfile(ctx, generation, name, over)
 }
 
 func (s *Supervisor) Alive() bool { return !s.Dead }

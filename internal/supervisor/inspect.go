@@ -1,0 +1,132 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/config"
+	"holdfast/internal/control"
+)
+
+// Config implements [Commands].
+func (s *Supervisor) Config(ctx context.Context, file bool) (string, error) {
+	r, err := s.releaseToShow(ctx, file)
+	if err != nil {
+		return "", err
+	}
+	defer r.close()
+	return r.effective(ctx)
+}
+
+// releaseToShow returns what serves, with a binary of its own: a reload may close
+// the other one meanwhile. Or it reads the file.
+func (s *Supervisor) releaseToShow(ctx context.Context, file bool) (*release, error) {
+	if file {
+		return loadRelease(ctx, s.opts.ConfigPath, s.opts.DefaultProxy)
+	}
+	var shown *release
+	err := errors.New("nothing has served yet")
+	if gone := s.try(ctx, func() {
+		now := s.pinned
+		if s.serving != nil {
+			now = s.serving.release
+		}
+		if now == nil {
+			return
+		}
+		var fd int
+		if fd, err = unix.FcntlInt(now.binary.Fd(), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			shown = &release{config: now.config, bytes: now.bytes, path: now.path, hash: now.hash, binary: os.NewFile(uintptr(fd), now.binary.Name())}
+		}
+	}); gone != nil {
+		return nil, gone
+	}
+	return shown, err
+}
+
+// levels are what SetLogLevel takes beside "config".
+var levels = []string{"debug", "info", "warn", "error"}
+
+// SetLogLevel implements [Commands].
+func (s *Supervisor) SetLogLevel(ctx context.Context, level string) error {
+	var set *slog.Level
+	if level != "config" {
+		if !slices.Contains(levels, level) {
+			return fmt.Errorf("%q is no log level; there are %s, and config", level, strings.Join(levels, ", "))
+		}
+		set = new(slog.Level)
+		if err := set.UnmarshalText([]byte(level)); err != nil {
+			return err
+		}
+	}
+	var all []*generation
+	if err := s.try(ctx, func() {
+		s.level = set
+		if s.serving != nil {
+			s.opts.ApplyLog(s.logOf(s.serving.release))
+		}
+		all = s.newestFirst()
+	}); err != nil {
+		return err
+	}
+	var errs []error
+	for _, g := range all {
+		errs = append(errs, s.sendLevel(g))
+	}
+	s.log.Warn("the log level was set by command", "level", level)
+	return errors.Join(errs...)
+}
+
+// logOf is what r says about the log, with the level that was set by command. Called
+// in the loop.
+func (s *Supervisor) logOf(r *release) config.Log {
+	l := r.config.Log
+	if s.level != nil {
+		l.Level = *s.level
+	}
+	return l
+}
+
+// sendLevel tells g at which level to log.
+func (s *Supervisor) sendLevel(g *generation) error {
+	m := &control.Message{Type: control.TypeLevel}
+	s.do(func() { m.Level = strings.ToLower(s.logOf(g.release).Level.String()) })
+	if err := g.ch.Send(m, sendTimeout); err != nil {
+		return fmt.Errorf("generation %d keeps its log level: %w", g.number, err)
+	}
+	return nil
+}
+
+// profileMargin is how much longer than the time that it covers a profile may take.
+const profileMargin = 10 * time.Second
+
+// maxProfile bounds a profile, which a generation can make as long as it likes.
+const maxProfile = 64 << 20
+
+// Profile implements [Commands].
+func (s *Supervisor) Profile(ctx context.Context, number int, name string, over time.Duration) ([]byte, error) {
+	var g *generation
+	if err := s.try(ctx, func() { g = s.living[number] }); err != nil {
+		return nil, err
+	}
+	if g == nil {
+		return nil, notFound(number)
+	}
+	a, err := g.question(ctx, control.Message{Type: control.TypeProfile, Profile: name, Within: over}, over+profileMargin)
+	if err != nil {
+		return nil, err
+	}
+	if len(a.fds) != 1 {
+		control.CloseAll(a.fds)
+		return nil, fmt.Errorf("generation %d has no profile %q", number, name)
+	}
+	return control.ReadBytes(a.fds[0], maxProfile)
+}

@@ -1,0 +1,291 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"slices"
+	"strconv"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"holdfast/internal/config"
+	"holdfast/internal/metrics"
+	"holdfast/internal/version"
+)
+
+// What the supervisor counts itself.
+var (
+	reloads = metrics.Define(metrics.Desc{
+		Name: "holdfast_reloads_total", Type: metrics.TypeCounter, Labels: []string{"result"},
+		Help: "Reloads, the start of the service among them, by result: done or refused.",
+	})
+	reloadRefusals = metrics.Define(metrics.Desc{
+		Name: "holdfast_reload_refusals_total", Type: metrics.TypeCounter, Labels: []string{"step"},
+		Help: "Refused reloads by the step that refused them.",
+	})
+	reloadDuration = metrics.Define(metrics.Desc{
+		Name: "holdfast_reload_duration_seconds", Type: metrics.TypeHistogram, Unit: metrics.Seconds,
+		Bounds: []float64{0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120},
+		Help:   "Time from reading the file until the new generation served and the old one drained, of reloads that were done.",
+	})
+	lastReload = metrics.Define(metrics.Desc{
+		Name: "holdfast_reload_last_timestamp_seconds", Type: metrics.TypeGauge, Unit: metrics.Seconds,
+		Help: "When the last reload ended, whether it was done or refused, in Unix time.",
+	})
+	lastReloadDone = metrics.Define(metrics.Desc{
+		Name: "holdfast_reload_last_done_timestamp_seconds", Type: metrics.TypeGauge, Unit: metrics.Seconds,
+		Help: "When the last reload that was done ended, in Unix time.",
+	})
+	lastReloadOK = metrics.Define(metrics.Desc{
+		Name: "holdfast_reload_last_successful", Type: metrics.TypeGauge,
+		Help: "1 if the last reload was done, 0 if it was refused.",
+	})
+	probations = metrics.Define(metrics.Desc{
+		Name: "holdfast_probations_total", Type: metrics.TypeCounter, Labels: []string{"result"},
+		Help: "Ended probations of generations by result: passed, crashed, superseded by another reload.",
+	})
+	probationActive = metrics.Define(metrics.Desc{
+		Name: "holdfast_probation_active", Type: metrics.TypeGauge,
+		Help: "1 while the serving generation is on probation.",
+	})
+	generationDeaths = metrics.Define(metrics.Desc{
+		Name: "holdfast_generation_crashes_total", Type: metrics.TypeCounter, Labels: []string{"state"},
+		Help: "Generations that ended although they had more to do, killed ones among them, by the state that they were in.",
+	})
+	generationsStarted = metrics.Define(metrics.Desc{
+		Name: "holdfast_generations_started_total", Type: metrics.TypeCounter,
+		Help: "Generations that were started.",
+	})
+	replacements = metrics.Define(metrics.Desc{
+		Name: "holdfast_generation_replacements_total", Type: metrics.TypeCounter, Labels: []string{"by"},
+		Help: "Crashed generations that were replaced, by what serves in their place: new (a new process) or reinstated (the one before).",
+	})
+	tunnelsLost = metrics.Define(metrics.Desc{
+		Name: "holdfast_tunnels_lost_total", Type: metrics.TypeCounter,
+		Help: "Tunnels that were open when their process died. Those that were started are these, the ended and the active ones.",
+	})
+	replacementFailures = metrics.Define(metrics.Desc{
+		Name: "holdfast_generation_replacement_failures_total", Type: metrics.TypeCounter,
+		Help: "Attempts to replace a crashed generation that failed.",
+	})
+	crashesInARow = metrics.Define(metrics.Desc{
+		Name: "holdfast_generation_crashes_in_a_row", Type: metrics.TypeGauge,
+		Help: "Crashes of serving generations, and failed replacements, since one last served for 30 seconds.",
+	})
+	cutOffs = metrics.Define(metrics.Desc{
+		Name: "holdfast_generation_cut_offs_total", Type: metrics.TypeCounter,
+		Help: "Generations whose control channel was closed because they broke its protocol.",
+	})
+	generationsByState = metrics.Define(metrics.Desc{
+		Name: "holdfast_generations", Type: metrics.TypeGauge, Labels: []string{"state"},
+		Help: "Living generations by state.",
+	})
+	generationInfo = metrics.Define(metrics.Desc{
+		Name: "holdfast_generation_info", Type: metrics.TypeGauge, Merge: metrics.PerGeneration, Labels: []string{"state", "version", "config"},
+		Help: "1 for each living generation: its state, the build that it is, and the hash of its configuration.",
+	})
+	listenersOpen = metrics.Define(metrics.Desc{
+		Name: "holdfast_listeners", Type: metrics.TypeGauge,
+		Help: "Listening sockets of the configuration that serves.",
+	})
+	listenersAdded = metrics.Define(metrics.Desc{
+		Name: "holdfast_listeners_added_total", Type: metrics.TypeCounter,
+		Help: "Listening sockets that came with a configuration.",
+	})
+	listenersRemoved = metrics.Define(metrics.Desc{
+		Name: "holdfast_listeners_removed_total", Type: metrics.TypeCounter,
+		Help: "Listening sockets that a configuration dropped.",
+	})
+	logsReopened = metrics.Define(metrics.Desc{
+		Name: "holdfast_access_log_reopens_total", Type: metrics.TypeCounter, Labels: []string{"result"},
+		Help: "Times that the access logs were opened again by command or signal, by result: done or failed (some went on as they were).",
+	})
+	logLinesDropped = metrics.Define(metrics.Desc{
+		Name: "holdfast_supervisor_log_lines_dropped_total", Type: metrics.TypeCounter,
+		Help: "Lines of the supervisor's log that nobody took in time.",
+	})
+	readiness = metrics.Define(metrics.Desc{
+		Name: "holdfast_ready", Type: metrics.TypeGauge,
+		Help: "1 while /readyz says that new connections are welcome.",
+	})
+	started = metrics.Define(metrics.Desc{
+		Name: "holdfast_start_time_seconds", Type: metrics.TypeGauge, Unit: metrics.Seconds,
+		Help: "When the supervisor started, in Unix time.",
+	})
+	buildInfo = metrics.Define(metrics.Desc{
+		Name: "holdfast_build_info", Type: metrics.TypeGauge, Labels: []string{"version", "goversion"},
+		Help: "1; which build the supervisor is.",
+	})
+	configInfo = metrics.Define(metrics.Desc{
+		Name: "holdfast_config_info", Type: metrics.TypeGauge, Labels: []string{"hash"},
+		Help: "1; the hash of the configuration that serves.",
+	})
+	configDiffers = metrics.Define(metrics.Desc{
+		Name: "holdfast_config_file_differs", Type: metrics.TypeGauge,
+		Help: "1 if the configuration file is not what serves, or cannot be read.",
+	})
+)
+
+// steps are what a Refusal may name; "stop" is the end of the service.
+var steps = []string{"configuration", "proxy binary", "generations", "access logs", "listeners", "admin", "start", "serve", "stop"}
+
+// stats are the supervisor's own counters. They may be used concurrently.
+type stats struct {
+	registry *metrics.Registry
+
+	done, refused                    *metrics.Counter
+	refusals                         map[string]*metrics.Counter // by step
+	duration                         *metrics.Histogram
+	last, lastDone, lastOK           *metrics.Gauge
+	probations                       map[string]*metrics.Counter // by result
+	deaths                           map[state]*metrics.Counter
+	started, cutOffs                 *metrics.Counter
+	replaced, reinstated             *metrics.Counter
+	tunnelsLost                      *metrics.Counter
+	replacementFailures              *metrics.Counter
+	listenersAdded, listenersRemoved *metrics.Counter
+	reopened, reopenFailures         *metrics.Counter
+}
+
+func newStats() *stats {
+	r := metrics.NewRegistry()
+	st := &stats{
+		registry: r,
+		done:     r.Counter(reloads, "done"), refused: r.Counter(reloads, "refused"),
+		refusals: make(map[string]*metrics.Counter),
+		duration: r.Histogram(reloadDuration),
+		last:     r.Gauge(lastReload), lastDone: r.Gauge(lastReloadDone), lastOK: r.Gauge(lastReloadOK),
+		probations: make(map[string]*metrics.Counter),
+		deaths:     make(map[state]*metrics.Counter),
+		started:    r.Counter(generationsStarted),
+		cutOffs:    r.Counter(cutOffs),
+		replaced:   r.Counter(replacements, "new"), reinstated: r.Counter(replacements, "reinstated"),
+		tunnelsLost:         r.Counter(tunnelsLost),
+		replacementFailures: r.Counter(replacementFailures),
+		listenersAdded:      r.Counter(listenersAdded), listenersRemoved: r.Counter(listenersRemoved),
+		reopened: r.Counter(logsReopened, "done"), reopenFailures: r.Counter(logsReopened, "failed"),
+	}
+	for _, step := range steps {
+		st.refusals[step] = r.Counter(reloadRefusals, step)
+	}
+	for _, result := range []string{"passed", "crashed", "superseded"} {
+		st.probations[result] = r.Counter(probations, result)
+	}
+	for _, s := range []state{starting, ready, serving, draining} {
+		st.deaths[s] = r.Counter(generationDeaths, s.String())
+	}
+	return st
+}
+
+// reloaded counts a reload that has ended.
+func (st *stats) reloaded(o reloadOutcome) {
+	now := time.Now().UnixNano()
+	st.last.Set(now)
+	if o.err == nil {
+		st.done.Inc()
+		st.lastDone.Set(now)
+		st.lastOK.Set(1)
+		st.duration.Observe(int64(o.result.Duration))
+		return
+	}
+	st.refused.Inc()
+	st.lastOK.Set(0)
+	st.refusals[stepOf(o.err)].Inc()
+}
+
+// stepOf names the step that refused a reload.
+func stepOf(err error) string {
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		return r.Step
+	}
+	return "stop"
+}
+
+// Metrics implements [Commands]. What a generation has counted is read from the
+// memory that it counts in. It is asked for its status beforehand, which has it
+// measure what it only knows by looking; what one that does not answer has measured
+// last still stands, and is marked as stale.
+func (s *Supervisor) Metrics(ctx context.Context) ([]*dto.MetricFamily, error) {
+	s.refresh(ctx)
+	var stale []int
+	own := s.stats.registry.Families()
+	differs := s.fileDiffers(ctx)
+	if err := s.try(ctx, func() {
+		for _, g := range s.living {
+			if g.silent {
+				stale = append(stale, g.number)
+			}
+		}
+		own = append(own, s.gauges()...)
+	}); err != nil {
+		return nil, err
+	}
+	own = append(own, one(configDiffers, truth(differs)))
+	return s.totals.Merge(stale, own), nil
+}
+
+// fileDiffers says whether the file is not what serves.
+func (s *Supervisor) fileDiffers(ctx context.Context) bool {
+	var serves string
+	s.try(ctx, func() { serves = s.hash() })
+	data, err := config.ReadFile(s.opts.ConfigPath)
+	return err != nil || serves != "" && hashOf(data) != serves
+}
+
+// gauges are what stands rather than being counted. Called in the loop.
+func (s *Supervisor) gauges() []metrics.Family {
+	byState := make(map[state]int64)
+	infos := metrics.Family{Desc: *generationInfo}
+	for _, g := range s.newestFirst() {
+		byState[g.state]++
+		infos.Series = append(infos.Series, metrics.Series{
+			Labels: []string{g.state.String(), g.versionNow(), g.release.hash, strconv.Itoa(g.number)}, Value: 1,
+		})
+	}
+	states := metrics.Family{Desc: *generationsByState}
+	for st := starting; st < ended; st++ {
+		states.Series = append(states.Series, metrics.Series{Labels: []string{st.String()}, Value: byState[st]})
+	}
+	all := []metrics.Family{
+		infos, states,
+		one(probationActive, truth(s.probation != nil)),
+		one(crashesInARow, int64(s.crashesNow())),
+		one(listenersOpen, int64(len(s.sockets))),
+		one(readiness, truth(s.Ready())),
+		one(started, s.started.UnixNano()),
+		one(logLinesDropped, int64(s.opts.LogsDropped())),
+		one(buildInfo, 1, version.String(), runtime.Version()),
+	}
+	if hash := s.hash(); hash != "" {
+		all = append(all, one(configInfo, 1, hash))
+	}
+	return all
+}
+
+// one is a family of one series.
+func one(d *metrics.Desc, value int64, labels ...string) metrics.Family {
+	return metrics.Family{Desc: *d, Series: []metrics.Series{{Labels: slices.Clone(labels), Value: value}}}
+}
+
+// tunnelsIn is how many tunnels are open according to the memory that a generation
+// counts in.
+func tunnelsIn(f *metrics.File) (open int64) {
+	families, _ := f.Families() // what is wrong there is logged when it is added up
+	for _, family := range families {
+		if family.Desc.Name == "holdfast_tunnels_active" {
+			for _, s := range family.Series {
+				open += s.Value
+			}
+		}
+	}
+	return max(open, 0)
+}
+
+func truth(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
