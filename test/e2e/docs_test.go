@@ -133,7 +133,7 @@ func TestTheOperationsPageNamesTheCommandsThatThereAre(t *testing.T) {
 	_, table, _ := strings.Cut(docPage(t, "operations.md"), "\n## Commands\n")
 	table, _, _ = strings.Cut(table, "\n| exit code |")
 	named := map[string]bool{}
-	for _, m := range regexp.MustCompile("`holdfast ([a-z]+)([^`]*)`").FindAllStringSubmatch(table, -1) {
+	for _, m := range regexp.MustCompile("`holdfast ([a-z-]+)([^`]*)`").FindAllStringSubmatch(table, -1) {
 		command := m[1]
 		named[command] = true
 		help := helpOf(t, command)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -26,6 +27,8 @@ type instance struct {
 	dir string // of the configuration, the runtime directory and unix sockets
 	cmd *exec.Cmd
 	log *lockedBuffer
+
+	stdout io.Writer // of the service; set before start; nil: nobody's
 
 	ended chan struct{}
 	err   error // how the supervisor ended, when ended is closed
@@ -98,7 +101,7 @@ func (i *instance) start(stderr *os.File) {
 func (i *instance) launch(stderr *os.File) {
 	i.t.Helper()
 	i.cmd = exec.Command(program("holdfast"), "run", "-c", i.config(), "--runtime-dir", i.runtime())
-	i.cmd.Stderr = i.log
+	i.cmd.Stdout, i.cmd.Stderr = i.stdout, i.log
 	if stderr != nil {
 		i.cmd.Stderr = stderr
 	}

@@ -26,19 +26,24 @@ func staged(t *testing.T, config func(up string) string) *stage {
 // health asks one of the health checks on the command socket.
 func (i *instance) health(path string) int {
 	i.t.Helper()
-	client := http.Client{Timeout: patience, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(i.runtime(), "admin.sock"))
-		},
-	}}
-	resp, err := client.Get("http://localhost" + path)
+	resp, err := i.admin(path)
 	if err != nil {
 		i.t.Fatal(err)
 	}
 	io.Copy(io.Discard, resp.Body)
 	resp.Body.Close()
 	return resp.StatusCode
+}
+
+// admin asks the command socket for a path.
+func (i *instance) admin(path string) (*http.Response, error) {
+	client := http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(i.runtime(), "admin.sock"))
+		},
+	}}
+	return client.Get("http://localhost" + path)
 }
 
 func (i *instance) wantHealth(healthy, ready int) {

@@ -1,0 +1,137 @@
+// Command reference prints docs/metrics.md, the list of everything that the two
+// programs count, from where it is defined:
+//
+//	go run ./test/reference > docs/metrics.md
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"holdfast/internal/metrics"
+	"holdfast/internal/metrics/merge"
+
+	// What defines metrics.
+	_ "holdfast/internal/proxy"
+	_ "holdfast/internal/supervisor"
+)
+
+func main() {
+	if _, err := os.Stdout.Write(reference()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// A section is the metrics whose names begin with one of its prefixes and that no
+// earlier section has.
+type section struct {
+	title, about string
+	prefixes     []string
+}
+
+var sections = []section{
+	{"Downstream", "Connections and requests of clients, by listener. Bytes of tunnels are counted with the tunnels.", []string{"downstream_"}},
+	{"Routes", "A route is named as in the log: by the match that it has.", []string{"route_"}},
+	{"Clusters and endpoints", "", []string{"cluster_", "endpoint_"}},
+	{"Tunnels", "", []string{"tunnel"}},
+	{"Generations", "", []string{"generation"}},
+	{"Configuration and reloads", "", []string{"reload", "probation", "config", "listeners"}},
+	{"Access log and log", "", []string{"access_log", "log_", "supervisor_log"}},
+	{"The service", "`process_…` and `go_…`, which the Prometheus client library defines, are about the supervisor's own process.", []string{""}},
+}
+
+func reference() []byte {
+	var out bytes.Buffer
+	fmt.Fprintf(&out, intro, int(merge.Expiry.Minutes()))
+	left := metrics.Catalogue()
+	for _, s := range sections {
+		var rest, mine []*metrics.Desc
+		for _, d := range left {
+			if s.has(d.Name) {
+				mine = append(mine, d)
+			} else {
+				rest = append(rest, d)
+			}
+		}
+		left = rest
+		s.print(&out, mine)
+	}
+	printBounds(&out)
+	printModel(&out)
+	return out.Bytes()
+}
+
+func (s *section) has(name string) bool {
+	for _, p := range s.prefixes {
+		if strings.HasPrefix(name, "holdfast_"+p) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *section) print(w io.Writer, all []*metrics.Desc) {
+	fmt.Fprintf(w, "\n## %s\n\n", s.title)
+	if s.about != "" {
+		fmt.Fprintf(w, "%s\n\n", s.about)
+	}
+	fmt.Fprintln(w, "| metric | type | labels | of several generations | meaning |\n| --- | --- | --- | --- | --- |")
+	for _, d := range all {
+		labels := "`" + strings.Join(d.Labels, "`, `") + "`"
+		if len(d.Labels) == 0 {
+			labels = ""
+		}
+		fmt.Fprintf(w, "| `%s` | %s | %s | %s | %s |\n", d.Name, d.Type, labels, d.Merge, strings.ReplaceAll(d.Help, "|", `\|`))
+	}
+}
+
+// printBounds lists the bounds of the histograms, which are fixed.
+func printBounds(w io.Writer) {
+	fmt.Fprint(w, "\n## Bounds of the histograms\n\nThey are fixed, so that the buckets of generations of any version can be added up.\n\n| metric | upper bounds |\n| --- | --- |\n")
+	for _, d := range metrics.Catalogue() {
+		if d.Type != metrics.TypeHistogram {
+			continue
+		}
+		var bounds []string
+		for _, b := range d.Bounds {
+			bounds = append(bounds, strconv.FormatFloat(b, 'f', -1, 64))
+		}
+		fmt.Fprintf(w, "| `%s` | %s |\n", d.Name, strings.Join(bounds, ", "))
+	}
+}
+
+const intro = `# Metrics
+
+<!-- Made by: go run ./test/reference > docs/metrics.md -->
+
+` + "`/metrics`" + ` on the command socket and at ` + "`admin.http`" + `, and ` + "`holdfast metrics`" + `, show what all generations together have counted, in the formats of
+Prometheus:
+
+    curl --unix-socket /run/holdfast/admin.sock http://localhost/metrics
+
+Each generation counts in a memory file that the supervisor has made and reads. So nothing is lost when one crashes, and **no counter ever
+decreases** while the supervisor lives: what ended generations have counted stays in the sums.
+
+How the figures of several generations become one stands beside each metric:
+
+| of several generations | meaning |
+| --- | --- |
+| sum | the sum. Of counters and histograms with all that have ended, of gauges over the living ones |
+| serving | that of the serving generation |
+| max | the greatest one of a living generation |
+| per generation | not merged: the label ` + "`generation`" + ` has its number. The series ends with the generation |
+
+A generation that does not answer within 250 ms is shown with what it counts (which needs no answer) and with what it has measured last; ` +
+	"`holdfast_generation_stale`" + ` is 1 for it then.
+
+No label has a value that a client chooses. Series of a listener, route, cluster or endpoint that no living generation's configuration names any more are
+shown for another %d minutes after the last of those generations has ended, and are then forgotten. Where they come back later they begin at 0.
+
+Generations may be of different versions. Where two define a metric in different ways, the definition of the supervisor holds, then that of the serving
+generation; what cannot be added up is left out and counted in ` + "`holdfast_metrics_conflicts`" + `.
+`

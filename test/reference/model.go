@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// A comparison says where a statistic of Envoy's is found here.
+type comparison struct {
+	theirs string
+	ours   []string // without "holdfast_"
+	remark string   // more, or why there is none
+}
+
+var model = []comparison{
+	{"listener.*.downstream_cx_total, _active, _destroy, _length_ms", []string{"downstream_connections_total", "downstream_connections_active", "downstream_connections_closed_total", "downstream_connection_duration_seconds"}, ""},
+	{"listener.*.ssl.*, http.*.downstream_cx_ssl_*", nil, "with TLS"},
+	{"listener_manager.listener_added, _removed, total_listeners_active", []string{"listeners_added_total", "listeners_removed_total", "listeners"}, ""},
+	{"listener_manager.listener_create_failure, total_listeners_warming", []string{"reload_refusals_total"}, "a listener that cannot be opened refuses the reload"},
+	{"listener_manager.total_listeners_draining", []string{"generations"}, "what drains is a generation"},
+	{"http.*.downstream_cx_total, cx_active, cx_http1_total", []string{"downstream_connections_total", "downstream_connections_active"}, ""},
+	{"http.*.downstream_cx_destroy_local, _remote, _active_rq", []string{"downstream_connections_closed_total", "downstream_requests_cut_total"}, ""},
+	{"http.*.downstream_cx_protocol_error", []string{"downstream_protocol_errors_total"}, ""},
+	{"http.*.downstream_cx_rx_bytes_total, cx_tx_bytes_total", []string{"downstream_received_bytes_total", "downstream_sent_bytes_total"}, ""},
+	{"http.*.downstream_cx_rx_bytes_buffered, _tx_bytes_buffered, flow_control_*", nil, "bodies are not buffered: a slow receiver stops the reading of its sender"},
+	{"http.*.downstream_cx_drain_close", []string{"downstream_connections_drained_total"}, ""},
+	{"http.*.downstream_cx_idle_timeout", []string{"downstream_idle_timeouts_total"}, ""},
+	{"http.*.downstream_cx_websocket_total, _active", []string{"tunnels_started_total", "tunnels_active"}, ""},
+	{"http.*.downstream_rq_total, rq_active, rq_1xx to rq_5xx, rq_time", []string{"downstream_requests_total", "downstream_requests_active", "downstream_responses_total", "downstream_request_duration_seconds"}, ""},
+	{"http.*.downstream_rq_too_large, rq_non_relative_path, rq_timeout", []string{"downstream_requests_refused_total"}, "by `reason`"},
+	{"http.*.downstream_rq_response_before_rq_complete", []string{"downstream_responses_early_total"}, ""},
+	{"http.*.downstream_rq_ws_on_non_ws_route", []string{"downstream_upgrades_total"}, "`outcome=\"not enabled\"`"},
+	{"http.*.downstream_rq_idle_timeout", []string{"route_stream_idle_timeouts_total"}, ""},
+	{"http.*.no_route", []string{"downstream_requests_refused_total"}, "`reason=\"no route\"`"},
+	{"http.*.no_cluster", nil, "a route to a cluster that is not there refuses the reload"},
+	{"http.*.rq_redirect, rq_total", []string{"route_redirects_total", "route_requests_total"}, ""},
+	{"vhost.*.vcluster.*", []string{"route_requests_total", "route_responses_total", "route_request_duration_seconds"}, "by virtual host and route"},
+	{"tcp.*", nil, "with TCP listeners"},
+	{"cluster.*.upstream_cx_total, _active, _length_ms, _connect_ms", []string{"cluster_connections_total", "cluster_connections_active", "cluster_connection_duration_seconds", "cluster_connect_duration_seconds"}, ""},
+	{"cluster.*.upstream_cx_connect_fail, _connect_timeout, _connect_attempts_exceeded", []string{"cluster_connect_failures_total", "cluster_connect_timeouts_total", "cluster_connect_attempts_exhausted_total"}, ""},
+	{"cluster.*.upstream_cx_none_healthy, lb_healthy_panic, membership_healthy, health_check.*, outlier_detection.*", nil, "with health checks"},
+	{"cluster.*.upstream_cx_overflow, upstream_rq_pending_*, upstream_cx_max_requests", nil, "with limits of clusters"},
+	{"cluster.*.upstream_cx_protocol_error", []string{"cluster_protocol_errors_total"}, ""},
+	{"cluster.*.upstream_cx_rx_bytes_total, _tx_bytes_total", []string{"cluster_received_bytes_total", "cluster_sent_bytes_total"}, ""},
+	{"cluster.*.upstream_rq_total, _active, _rq_xx, _time", []string{"cluster_requests_total", "cluster_requests_active", "cluster_responses_total", "cluster_request_duration_seconds"}, ""},
+	{"cluster.*.upstream_rq_timeout, _retry, _rx_reset, _cancelled", []string{"cluster_timeouts_total", "cluster_retries_total", "cluster_resets_total", "cluster_cancelled_total"}, ""},
+	{"cluster.*.membership_total", []string{"cluster_endpoints"}, ""},
+	{"cluster.*.membership_change", nil, "endpoints change with a generation only"},
+	{"cluster_manager.cluster_added, _removed, active_clusters", []string{"cluster_endpoints"}, "one series for each cluster of the configuration that serves"},
+	{"per host cx and rq counters (/clusters)", []string{"endpoint_connections_total", "endpoint_connections_active", "endpoint_connect_failures_total", "endpoint_requests_total", "endpoint_requests_active", "endpoint_errors_total", "endpoint_tunnels_active"}, ""},
+	{"server.uptime, server.live, server.version", []string{"start_time_seconds", "ready", "build_info"}, ""},
+	{"server.parent_connections, total_connections", []string{"generation_connections", "generation_tunnels"}, "of each generation; the sums are those of the listeners"},
+	{"server.memory_allocated, memory_heap_size, memory_physical_size", []string{"proxy_heap_bytes", "proxy_resident_memory_bytes", "generation_resident_memory_bytes"}, ""},
+	{"server.hot_restart_epoch, hot_restart_generation", []string{"generation_info", "generations_started_total"}, ""},
+	{"server.days_until_first_cert_expiring", nil, "with TLS"},
+	{"server.initialization_time_ms", []string{"reload_duration_seconds"}, ""},
+	{"filesystem.write_completed, write_buffered, write_total_buffered, reopen_failed", []string{"access_log_records_total", "access_log_written_bytes_total", "access_log_queued_bytes", "access_log_dropped_total", "access_log_reopens_total"}, ""},
+	{"stats.overflow", []string{"metrics_unshown_series", "metrics_conflicts"}, ""},
+	{"runtime.*", nil, "with runtime values"},
+	{"config_reload, update_attempt, update_success, update_failure, version", []string{"reloads_total", "reload_refusals_total", "config_info"}, ""},
+}
+
+// printModel says where somebody who knows Envoy's statistics finds them.
+func printModel(w io.Writer) {
+	fmt.Fprint(w, "\n## For those who know Envoy's statistics\n\n| there | here |\n| --- | --- |\n")
+	for _, m := range model {
+		var here []string
+		for _, name := range m.ours {
+			here = append(here, "`holdfast_"+name+"`")
+		}
+		text := strings.Join(here, ", ")
+		switch {
+		case len(m.ours) == 0:
+			text = "none: " + m.remark
+			if strings.HasPrefix(m.remark, "with ") {
+				text = "comes " + m.remark
+			}
+		case m.remark != "":
+			text += ": " + m.remark
+		}
+		fmt.Fprintf(w, "| %s | %s |\n", m.theirs, text)
+	}
+}
