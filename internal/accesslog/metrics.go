@@ -30,9 +30,9 @@ var (
 		Type:   metrics.TypeCounter,
 		Labels: []string{"path"},
 	})
-	queuedBytes = metrics.Define(metrics.Desc{
-		Name:   "holdfast_access_log_queued_bytes",
-		Help:   "Bytes that wait to be written to an access log.",
+	queuedRecords = metrics.Define(metrics.Desc{
+		Name:   "holdfast_access_log_queued_records",
+		Help:   "Records that wait to be written. Those of a process that dies are lost: see holdfast_access_log_lost_total.",
 		Type:   metrics.TypeGauge,
 		Merge:  metrics.Sum,
 		Labels: []string{"path"},
@@ -46,6 +46,6 @@ func counting(m *metrics.Registry, path string) logs.Options {
 		Bytes:   m.Counter(bytesTotal, path),
 		Dropped: m.Counter(droppedTotal, path),
 		Errors:  m.Counter(errorsTotal, path),
-		Queued:  m.Gauge(queuedBytes, path),
+		Queued:  m.Gauge(queuedRecords, path),
 	}
 }

@@ -439,7 +439,7 @@ func TestStatus(t *testing.T) {
 		"much to tell": {busy, `holdfast 1.2.0, pid 4242, up 3d 4h
 
 configuration  /etc/holdfast/holdfast.toml (3f2a9c1b)
-               the file on disk differs from what runs: ` + "`holdfast reload`" + ` puts it into service
+               the file on disk differs from what runs: ` + "`holdfast diff`" + ` says how, ` + "`holdfast reload`" + ` puts it into service
 ready          yes
 last reload    2h 0m ago: refused: configuration: h.toml:3: a
                h.toml:4: b

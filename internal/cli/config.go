@@ -56,7 +56,7 @@ func (c *commands) diff() *cobra.Command {
 				return err
 			}
 			if len(lines) == 0 {
-				fmt.Fprintln(cmd.OutOrStdout(), "nothing differs")
+				fmt.Fprintln(cmd.OutOrStdout(), "nothing differs in what is configured")
 				return nil
 			}
 			for _, line := range lines {

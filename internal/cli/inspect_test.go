@@ -58,8 +58,8 @@ func TestDiff(t *testing.T) {
 		code           int
 		stdout, stderr string
 	}{
-		"nothing differs":                 {serves: running, file: running, stdout: "nothing differs\n"},
-		"nothing differs, for a script":   {flags: " --exit-code", serves: running, file: running, stdout: "nothing differs\n"},
+		"nothing differs":                 {serves: running, file: running, stdout: "nothing differs in what is configured\n"},
+		"nothing differs, for a script":   {flags: " --exit-code", serves: running, file: running, stdout: "nothing differs in what is configured\n"},
 		"something differs":               {serves: running, file: edited, stdout: "log.level is now \"debug\", was \"info\"\n"},
 		"something differs, for a script": {flags: " --exit-code", serves: running, file: edited, code: 4, stdout: "log.level is now \"debug\", was \"info\"\n"},
 		"the file is refused":             {flags: " --exit-code", serves: running, err: broken, code: 2, stderr: "holdfast: nothing can be compared (configuration)\n" + strings.Join(broken.Problems, "\n") + "\n"},

@@ -58,6 +58,9 @@ func showStatus(w io.Writer, s *supervisor.Status, now time.Time) {
 		}
 		heading = append(heading, []string{label, l.Name + " on " + l.Address})
 	}
+	if s.LogLevel != "" {
+		heading = append(heading, []string{"log level", s.LogLevel + ", set by command; `holdfast log-level config` takes that back"})
+	}
 	if s.LogsDropped > 0 {
 		heading = append(heading, []string{"log", count(int(s.LogsDropped), "line") + " dropped: the reader of the log is gone or too slow, or its disk is full"})
 	}
@@ -96,7 +99,7 @@ func fileNote(s *supervisor.Status) string {
 	case s.FileError != "":
 		return "the file on disk cannot be read: " + s.FileError
 	case s.FileDiffers:
-		return "the file on disk differs from what runs: `holdfast reload` puts it into service"
+		return "the file on disk differs from what runs: `holdfast diff` says how, `holdfast reload` puts it into service"
 	}
 	return ""
 }

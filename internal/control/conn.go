@@ -42,26 +42,30 @@ var ErrProtocol = errors.New("control protocol violated")
 type Conn struct {
 	c *net.UnixConn
 
+	sends, takes map[Type]int // descriptors, at most, by type
+
 	mu sync.Mutex // held for one sendmsg, so that a deadline is its sender's own
 }
 
-// Pair makes a channel. The file is the end for another process, in the form that
-// os/exec takes; the caller closes it after the start.
+// Pair makes a channel: the supervisor's end, and that of a generation in the form
+// that os/exec takes. The caller closes the latter after the start.
 func Pair() (*Conn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a control channel: %w", err)
 	}
 	theirs := os.NewFile(uintptr(fds[1]), "control channel")
-	ours, err := NewConn(fds[0])
+	ours, err := newConn(fds[0], filesOfSupervisor, filesOfGeneration)
 	if err != nil {
 		return nil, nil, errors.Join(err, theirs.Close())
 	}
 	return ours, theirs, nil
 }
 
-// NewConn takes over the descriptor of an end, also when it fails.
-func NewConn(fd int) (*Conn, error) {
+// NewConn takes over the descriptor of a generation's end, also when it fails.
+func NewConn(fd int) (*Conn, error) { return newConn(fd, filesOfGeneration, filesOfSupervisor) }
+
+func newConn(fd int, sends, takes map[Type]int) (*Conn, error) {
 	f := os.NewFile(uintptr(fd), "control channel")
 	if f == nil {
 		return nil, fmt.Errorf("control channel: no descriptor %d", fd)
@@ -82,10 +86,11 @@ func NewConn(fd int) (*Conn, error) {
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("control channel: descriptor %d is no unix socket", fd), c.Close())
 	}
-	return &Conn{c: uc}, nil
+	return &Conn{c: uc, sends: sends, takes: takes}, nil
 }
 
-// Close ends the channel and unblocks Send and Receive.
+// Close ends the channel and unblocks Send and Receive. Descriptors that were sent and
+// not received are closed with it, which may block: see [Discard].
 func (c *Conn) Close() error { return c.c.Close() }
 
 // Send sends a message with duplicates of the descriptors, which stay the
@@ -98,7 +103,7 @@ func (c *Conn) Send(m *Message, within time.Duration, fds ...int) error {
 	if len(data) > MaxMessage {
 		return fmt.Errorf("send %s: %d bytes are too many for a message (%d)", m.Type, len(data), MaxMessage)
 	}
-	if most := maxFiles(m.Type); len(fds) > most {
+	if most := c.sends[m.Type]; len(fds) > most {
 		return fmt.Errorf("send %s: %d descriptors are too many (%d)", m.Type, len(fds), most)
 	}
 	var oob []byte
@@ -134,16 +139,19 @@ func (c *Conn) Receive() (*Message, []int, error) {
 	fds, err := parseRights(oob[:oobn])
 	if err == nil {
 		var m *Message
-		if m, err = decode(data[:n], flags, len(fds)); err == nil {
-			return m, fds, nil
+		if m, err = decode(data[:n], flags); err == nil {
+			if most := c.takes[m.Type]; len(fds) <= most {
+				return m, fds, nil
+			}
+			err = fmt.Errorf("%q with %d descriptors, at most %d belong to it", m.Type, len(fds), c.takes[m.Type])
 		}
 	}
-	CloseAll(fds)
+	Discard(fds)
 	return nil, nil, fmt.Errorf("%w: %w", ErrProtocol, err)
 }
 
 // decode judges a packet.
-func decode(data []byte, flags, fds int) (*Message, error) {
+func decode(data []byte, flags int) (*Message, error) {
 	switch {
 	case flags&unix.MSG_CTRUNC != 0:
 		// The kernel has closed what did not fit.
@@ -157,9 +165,6 @@ func decode(data []byte, flags, fds int) (*Message, error) {
 	}
 	if m.Type == "" {
 		return nil, errors.New("a message without a type")
-	}
-	if most := maxFiles(m.Type); fds > most {
-		return nil, fmt.Errorf("%q with %d descriptors, at most %d belong to it", m.Type, fds, most)
 	}
 	return m, nil
 }
@@ -188,7 +193,17 @@ func parseRights(oob []byte) ([]int, error) {
 	return all, nil
 }
 
-// CloseAll closes descriptors that Receive has returned and nobody wants.
+// Discard closes descriptors that a peer has sent, and waits for nothing: to close the
+// last one of a socket blocks for as long as its SO_LINGER says (socket(7)), which is
+// the peer's choice.
+func Discard(fds []int) {
+	if len(fds) > 0 {
+		go CloseAll(fds)
+	}
+}
+
+// CloseAll closes descriptors. Those that somebody has sent who is not trusted are for
+// [Discard].
 func CloseAll(fds []int) {
 	for _, fd := range fds {
 		_ = unix.Close(fd) // carries no data of ours: an error says nothing

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -36,7 +37,18 @@ func pair(t *testing.T) (a, b *control.Conn) {
 	return a, b
 }
 
-// raw returns an end and the descriptor of the other, to send rubbish with.
+// rawSupervisor is raw for the supervisor's end.
+func rawSupervisor(t testing.TB) (*control.Conn, int) {
+	t.Helper()
+	c, f, err := control.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(); f.Close() })
+	return c, int(f.Fd())
+}
+
+// raw returns a generation's end and the descriptor of the other, to send rubbish with.
 func raw(t testing.TB) (*control.Conn, int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -58,6 +70,19 @@ func openDescriptors(t testing.TB) int {
 		t.Fatal(err)
 	}
 	return len(all)
+}
+
+// wantDescriptors waits until so many are open: those of a peer that does not keep to
+// the protocol are closed beside whoever receives.
+func wantDescriptors(t testing.TB, want int) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for openDescriptors(t) != want {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d descriptors are open, before there were %d", openDescriptors(t), want)
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func TestMessageAndDescriptorsArriveTogether(t *testing.T) {
@@ -208,11 +233,90 @@ func TestRubbishIsRefusedAndLeaksNothing(t *testing.T) {
 			if m, _, err := conn.Receive(); !errors.Is(err, control.ErrProtocol) {
 				t.Errorf("got %+v, %v; want ErrProtocol", m, err)
 			}
-			if after := openDescriptors(t); after != before {
-				t.Errorf("%d descriptors are open, before there were %d", after, before)
-			}
+			wantDescriptors(t, before)
 		})
 	}
+}
+
+// What belongs to a message depends on who sends it: a generation has no business
+// with handing listening sockets over.
+func TestAGenerationSendsFewDescriptors(t *testing.T) {
+	for data, fds := range map[string]int{
+		`{"type":"listeners","keys":["k"]}`: 1, `{"type":"logs","keys":["k"]}`: 1, `{"type":"bundle"}`: 1,
+		`{"type":"answer","re":1}`: 2, `{"type":"ready"}`: 2,
+	} {
+		t.Run(data, func(t *testing.T) {
+			conn, peer := rawSupervisor(t)
+			before := openDescriptors(t)
+			if err := unix.Sendmsg(peer, []byte(data), unix.UnixRights(make([]int, fds)...), nil, 0); err != nil {
+				t.Fatal(err)
+			}
+			if m, _, err := conn.Receive(); !errors.Is(err, control.ErrProtocol) {
+				t.Errorf("got %+v, %v; want ErrProtocol", m, err)
+			}
+			wantDescriptors(t, before)
+		})
+	}
+}
+
+// Who closes the last descriptor of a socket waits as long as its SO_LINGER says,
+// while its peer does not take what was sent.
+func TestASocketThatLingersHoldsUpNobody(t *testing.T) {
+	conn, peer := rawSupervisor(t)
+	fd := lingering(t)
+	if err := unix.Sendmsg(peer, []byte(`{"type":"rubbish"}`), unix.UnixRights(fd), nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+	received := make(chan error, 1)
+	go func() {
+		_, _, err := conn.Receive()
+		received <- err
+	}()
+	select {
+	case err := <-received:
+		if !errors.Is(err, control.ErrProtocol) {
+			t.Errorf("got %v, want ErrProtocol", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("to receive takes as long as the socket lingers")
+	}
+}
+
+// lingering returns a connected TCP socket with a full send queue, of which the last
+// close lasts until the end of the test.
+func lingering(t *testing.T) int {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := ln.Addr().(*net.TCPAddr)
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: at.Port, Addr: [4]byte(at.IP.To4())}); err != nil {
+		t.Fatal(err)
+	}
+	far, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { far.Close() }) // resets it: bytes were not read
+	chunk := make([]byte, 64<<10)
+	for {
+		if err := unix.Sendto(fd, chunk, unix.MSG_DONTWAIT, nil); err == unix.EAGAIN {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 3600}); err != nil {
+		t.Fatal(err)
+	}
+	return fd
 }
 
 func TestOwnMistakesAreNotSent(t *testing.T) {
@@ -357,9 +461,7 @@ func TestDescriptorsThatWereCutOffAreRefused(t *testing.T) {
 	if !errors.Is(err, control.ErrProtocol) {
 		t.Errorf("got %+v with %d descriptors, %v; want ErrProtocol", m, len(got), err)
 	}
-	if after := openDescriptors(t); after != before+2 {
-		t.Errorf("%d descriptors are open, before there were %d", after-2, before)
-	}
+	wantDescriptors(t, before+2)
 }
 
 func FuzzReceive(f *testing.F) {
@@ -387,8 +489,6 @@ func FuzzReceive(f *testing.F) {
 		if (m == nil) == (err == nil) {
 			t.Errorf("message %v with error %v", m, err)
 		}
-		if after := openDescriptors(t); after != before {
-			t.Errorf("%d descriptors are open, before there were %d", after, before)
-		}
+		wantDescriptors(t, before)
 	})
 }

@@ -40,18 +40,11 @@ const (
 	KeysPerMessage  = 4 << 10
 )
 
-// maxFiles is how many descriptors a message of a type may carry.
-func maxFiles(t Type) int {
-	switch t {
-	case TypeListeners, TypeLogs:
-		return FilesPerMessage
-	case TypeBundle:
-		return 2
-	case TypeReady, TypeAnswer:
-		return 1
-	}
-	return 0
-}
+// How many descriptors a message of a type may carry depends on who sends it.
+var (
+	filesOfSupervisor = map[Type]int{TypeBundle: 2, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage}
+	filesOfGeneration = map[Type]int{TypeReady: 1, TypeAnswer: 1}
+)
 
 // Message is any message; only the fields of its type are set.
 type Message struct {

@@ -74,12 +74,13 @@ func readPayload(fd int, v any, most int64) error {
 // ReadBytes reads what [Bytes] has made, of which it takes no more than most. It
 // closes fd.
 func ReadBytes(fd int, most int64) ([]byte, error) {
-	f := os.NewFile(uintptr(fd), "payload")
-	defer f.Close()
 	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil || got&seals != seals {
+		Discard([]int{fd})
 		return nil, errors.New("payload: not a sealed memory file")
 	}
+	f := os.NewFile(uintptr(fd), "payload")
+	defer f.Close()
 	data, err := io.ReadAll(io.NewSectionReader(f, 0, most+1))
 	if err != nil {
 		return nil, fmt.Errorf("payload: %w", err)

@@ -40,9 +40,12 @@ type ClientOptions struct {
 	// and owns the connection from then on.
 	OnIdle func(*Conn)
 
-	// OnEnd, if set, is called once when the connection was closed, or switched and so
-	// given away. A lock of the Conn is held: it must not call back, nor block.
-	OnEnd func()
+	// OnEnd and OnSwitch, if set: one of them is called, once, when the connection was
+	// closed, or switched and so given away. byPeer says that the upstream had closed it
+	// before, or reset it; of a connection that is no TCP or unix socket nobody knows. A
+	// lock of the Conn is held: they must not call back, nor block.
+	OnEnd    func(byPeer bool)
+	OnSwitch func()
 }
 
 // Conn is a connection to an upstream. It carries one exchange at a time, and
@@ -68,7 +71,10 @@ func NewClient(conn net.Conn, o ClientOptions) *Conn {
 		o.Buffers = new(Buffers)
 	}
 	if o.OnEnd == nil {
-		o.OnEnd = func() {}
+		o.OnEnd = func(bool) {}
+	}
+	if o.OnSwitch == nil {
+		o.OnSwitch = func() {}
 	}
 	return &Conn{conn: conn, options: o, in: newReader(conn, o.Buffers, o.Traffic.Received)}
 }
@@ -124,6 +130,29 @@ func nothingToRead(fd int) bool {
 	}
 }
 
+// leftByPeer says whether the upstream has closed or reset the connection, also if
+// nobody has read that far.
+func (c *Conn) leftByPeer() bool {
+	if c.in.raw == nil {
+		return false
+	}
+	left := false
+	err := c.in.raw.Control(func(fd uintptr) { left = hungUp(int(fd)) })
+	return err == nil && left
+}
+
+// hungUp is leftByPeer of a socket. Besides the event that is asked for, poll(2) tells
+// of POLLHUP and POLLERR, one of which a reset leaves.
+func hungUp(fd int) bool {
+	events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	for {
+		n, err := unix.Poll(events, 0)
+		if err != unix.EINTR {
+			return err == nil && n > 0
+		}
+	}
+}
+
 // Close closes the connection, whatever it carries, unless it was switched.
 // Further calls do nothing.
 func (c *Conn) Close() error {
@@ -137,7 +166,7 @@ func (c *Conn) Close() error {
 
 func (c *Conn) closeLocked() error {
 	c.closed = true
-	c.options.OnEnd()
+	c.options.OnEnd(c.leftByPeer())
 	return c.conn.Close()
 }
 
@@ -400,7 +429,7 @@ func (e *clientExchange) Switch() (net.Conn, []byte, error) {
 		return nil, nil, errNoSwitch
 	}
 	c.switched = true
-	c.options.OnEnd()
+	c.options.OnSwitch()
 	early := append([]byte(nil), c.in.buffered()...)
 	c.in.consume(len(early))
 	return c.conn, early, nil

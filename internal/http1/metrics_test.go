@@ -1,9 +1,11 @@
 package http1
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -303,12 +305,12 @@ func TestEveryByteOfAConnectionIsCounted(t *testing.T) {
 		p.send("PUT / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 307200\r\n\r\n" + large)
 		p.send("PUT / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
 		p.send("nonsense\r\n\r\n")
-		p.conn.(*countingConn).Conn.(*net.TCPConn).CloseWrite()
 	}()
 	if _, err := io.Copy(io.Discard, p.r); err != nil {
 		t.Error(err)
 	}
 	await(t, "the client", sent)
+	p.conn.Close() // not before: a client that closes within an exchange has gone
 	eventually(t, "the end of the connection", func() bool { return s.Connections() == 0 })
 	if received, sent := bytesOf(s.counted); received != c.out || sent != c.in {
 		t.Errorf("%d bytes received and %d sent, the client has sent %d and received %d", received, sent, c.out, c.in)
@@ -344,18 +346,170 @@ func TestARefusalTellsWhatIsKnown(t *testing.T) {
 	}
 }
 
-func TestAnUpstreamsConnectionSaysOnceThatItHasEnded(t *testing.T) {
+// A refusal whose client does not read it is told apart by whose doing its end is.
+func TestARefusalTellsWhetherItWasTaken(t *testing.T) {
 	t.Parallel()
-	for name, end := range map[string]func(t *testing.T, c *Conn, p *peer){
-		"it is closed":           func(t *testing.T, c *Conn, p *peer) { c.Close(); c.Close() },
-		"its exchange is closed": func(t *testing.T, c *Conn, p *peer) { e, _ := c.Exchange(); e.Close(); e.Close(); c.Close() },
-		"it becomes a tunnel": func(t *testing.T, c *Conn, p *peer) {
-			e, _ := c.Exchange()
-			r := getRequest()
-			r.Upgrade = "websocket"
-			if err := e.Send(r); err != nil {
+	for name, tt := range map[string]struct {
+		client func(s *Server, conn net.Conn) // once it has sent its request
+		err    error
+		sent   uint64
+		want   string
+	}{
+		"it is taken": {
+			func(_ *Server, conn net.Conn) { io.Copy(io.Discard, conn) }, nil, uint64(len("400 Bad Request\n")),
+			"connections_closed_total[holdfast] 1, connections_total[] 1, protocol_errors_total[] 1",
+		},
+		"the client leaves": {
+			func(_ *Server, conn net.Conn) { conn.Close() }, io.ErrClosedPipe, 0,
+			"connections_closed_total[downstream] 1, connections_total[] 1, protocol_errors_total[] 1",
+		},
+		"the client leaves within it": {
+			func(_ *Server, conn net.Conn) { io.ReadFull(conn, make([]byte, 20)); conn.Close() }, io.ErrClosedPipe, 0,
+			"connections_closed_total[downstream] 1, connections_total[] 1, protocol_errors_total[] 1",
+		},
+		"the client is too slow": {
+			func(*Server, net.Conn) { time.Sleep(lingerTime) }, os.ErrDeadlineExceeded, 0,
+			"connections_closed_total[holdfast] 1, connections_total[] 1, protocol_errors_total[] 1",
+		},
+		"the server closes": {
+			func(s *Server, _ net.Conn) { s.Close() }, net.ErrClosed, 0,
+			"connections_closed_total[holdfast] 1, connections_cut_total[] 1, connections_total[] 1, protocol_errors_total[] 1",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				counted := metrics.NewRegistry()
+				ours, theirs := net.Pipe()
+				var refused []Refusal
+				s := NewServer(ServerOptions{Scheme: "http", Handler: echo(t), Log: quiet(), Metrics: NewServerMetrics(counted, "test"),
+					Refused: func(_ exchange.Downstream, r Refusal) { refused = append(refused, r) }})
+				var wg sync.WaitGroup
+				wg.Go(func() { s.Serve(ours, exchange.Downstream{}) })
+				io.WriteString(theirs, "nonsense\r\n\r\n")
+				synctest.Wait()
+				tt.client(s, theirs)
+				wg.Wait()
+				theirs.Close()
+				if got := ends(counted); got != tt.want {
+					t.Errorf("got  %s\nwant %s", got, tt.want)
+				}
+				if len(refused) != 1 || !errors.Is(refused[0].Err, tt.err) || refused[0].Sent != tt.sent {
+					t.Errorf("got %+v, want the error %v and %d bytes", refused, tt.err, tt.sent)
+				}
+			})
+		})
+	}
+}
+
+func TestAnUpstreamsConnectionSaysOnceHowItHasEnded(t *testing.T) {
+	t.Parallel()
+	begin := func(t *testing.T, c *Conn, r *exchange.Request) exchange.Upstream {
+		e, err := c.Exchange()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Send(r); err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	answered := func(t *testing.T, c *Conn, p *peer, raw string) {
+		e := begin(t, c, getRequest())
+		p.send(raw)
+		if _, err := e.Receive(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, e); err != nil {
+			t.Fatal(err)
+		}
+		e.Close()
+	}
+	const whole = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	for name, tt := range map[string]struct {
+		end  func(t *testing.T, c *Conn, p *peer)
+		want string
+	}{
+		"it is closed":           {func(t *testing.T, c *Conn, p *peer) { c.Close(); c.Close() }, "by us"},
+		"its exchange is closed": {func(t *testing.T, c *Conn, p *peer) { e, _ := c.Exchange(); e.Close(); e.Close(); c.Close() }, "by us"},
+		"it is closed when it is idle": {func(t *testing.T, c *Conn, p *peer) {
+			answered(t, c, p, whole)
+			c.Close()
+		}, "by us"},
+		"it is closed within a response": {func(t *testing.T, c *Conn, p *peer) {
+			e := begin(t, c, getRequest())
+			p.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+			if _, err := e.Receive(); err != nil {
 				t.Error(err)
 			}
+			e.Close()
+		}, "by us"},
+		"the response is none": {func(t *testing.T, c *Conn, p *peer) {
+			e := begin(t, c, getRequest())
+			p.send("nonsense\r\n\r\n")
+			_, err := e.Receive()
+			wantErr(t, err)
+			e.Close()
+		}, "by us"},
+		"something comes that nobody asked for": {func(t *testing.T, c *Conn, p *peer) {
+			p.send("x")
+			eventually(t, "it is not alive", func() bool { return !c.Alive() })
+			c.Close()
+		}, "by us"},
+		"the upstream closes it when it is idle": {func(t *testing.T, c *Conn, p *peer) {
+			answered(t, c, p, whole)
+			p.conn.Close()
+			eventually(t, "it is not alive", func() bool { return !c.Alive() })
+			c.Close()
+		}, "by the upstream"},
+		"the upstream resets it when it is idle": {func(t *testing.T, c *Conn, p *peer) {
+			p.conn.(*net.TCPConn).SetLinger(0)
+			p.conn.Close()
+			eventually(t, "it is not alive", func() bool { return !c.Alive() })
+			c.Close()
+		}, "by the upstream"},
+		"the upstream says something and closes it": {func(t *testing.T, c *Conn, p *peer) {
+			p.send("HTTP/1.1 408 Request Timeout\r\n\r\n")
+			p.conn.Close()
+			eventually(t, "the end has come", c.leftByPeer)
+			c.Close()
+		}, "by the upstream"},
+		"the upstream closes it instead of a response": {func(t *testing.T, c *Conn, p *peer) {
+			e := begin(t, c, getRequest())
+			p.conn.Close()
+			_, err := e.Receive()
+			wantErr(t, err)
+			e.Close()
+		}, "by the upstream"},
+		"the upstream resets it within a response": {func(t *testing.T, c *Conn, p *peer) {
+			e := begin(t, c, getRequest())
+			p.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+			if _, err := e.Receive(); err != nil {
+				t.Error(err)
+			}
+			p.conn.(*net.TCPConn).SetLinger(0)
+			p.conn.Close()
+			_, err := io.Copy(io.Discard, e)
+			wantErr(t, err)
+			e.Close()
+		}, "by the upstream"},
+		"the upstream ends a response so": {func(t *testing.T, c *Conn, p *peer) {
+			e := begin(t, c, getRequest())
+			p.wantBytes("GET")
+			p.send("HTTP/1.1 200 OK\r\n\r\nok")
+			p.conn.Close()
+			if _, err := e.Receive(); err != nil {
+				t.Error(err)
+			}
+			if _, err := io.Copy(io.Discard, e); err != nil {
+				t.Error(err)
+			}
+			e.Close()
+		}, "by the upstream"},
+		"it becomes a tunnel": {func(t *testing.T, c *Conn, p *peer) {
+			r := getRequest()
+			r.Upgrade = "websocket"
+			e := begin(t, c, r)
 			p.send("HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
 			if _, err := e.Receive(); err != nil {
 				t.Error(err)
@@ -367,16 +521,25 @@ func TestAnUpstreamsConnectionSaysOnceThatItHasEnded(t *testing.T) {
 			e.Close()
 			c.Close()
 			conn.Close()
-		},
+		}, "switched"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ours, theirs := tcpPair(t)
-			ended := 0
-			c := NewClient(ours, ClientOptions{OnEnd: func() { ended++ }})
-			end(t, c, newPeer(t, theirs))
-			if ended != 1 {
-				t.Errorf("it said so %d times", ended)
+			var said []string
+			c := NewClient(ours, ClientOptions{
+				OnEnd: func(byPeer bool) {
+					if byPeer {
+						said = append(said, "by the upstream")
+					} else {
+						said = append(said, "by us")
+					}
+				},
+				OnSwitch: func() { said = append(said, "switched") },
+			})
+			tt.end(t, c, newPeer(t, theirs))
+			if !slices.Equal(said, []string{tt.want}) {
+				t.Errorf("it said %q, want %q", said, tt.want)
 			}
 		})
 	}

@@ -56,6 +56,11 @@ type Refusal struct {
 	Status int       // that answers it
 	Reason string    // for the log
 	Sent   uint64    // bytes of the answer's body; 0 where the client did not take it
+
+	// Err is why the answer did not leave whole, nil if it did: for [errors.Is],
+	// net.ErrClosed after [Server.Close], os.ErrDeadlineExceeded for a client that did
+	// not take it in time; otherwise the client has gone.
+	Err error
 }
 
 // Server serves the connections of one listener. It starts no goroutine of its own
@@ -374,28 +379,46 @@ func (c *serverConn) refuse(err error, head *exchange.Request, began time.Time) 
 	}
 	refused := Refusal{Request: head, Start: began, Status: status, Reason: err.Error()}
 	c.server.options.Log.Debug("request refused", "status", status, "reason", err.Error(),
-		"listener", c.downstream.Listener, "remote", c.downstream.Remote)
+		"listener", c.downstream.Listener, "client", c.client())
+	refused.Sent, refused.Err = c.sendRefusal(status)
+	if refused.Err != nil && !errors.Is(refused.Err, os.ErrDeadlineExceeded) && !c.abort(errClientGone) {
+		refused.Err = net.ErrClosed // it was us, before
+	}
+	if c.server.options.Refused != nil {
+		c.server.options.Refused(c.downstream, refused)
+	}
+	if refused.Err == nil {
+		c.linger()
+	}
+}
+
+// client is the client's address for the log.
+func (c *serverConn) client() string {
+	if !c.downstream.Remote.IsValid() {
+		return "unix"
+	}
+	return c.downstream.Remote.String()
+}
+
+// sendRefusal answers by ourselves. It returns how many bytes of the answer's body have
+// left: none if it fails.
+func (c *serverConn) sendRefusal(status int) (sent uint64, err error) {
 	text := strconv.Itoa(status) + " " + reasons[status] + "\n"
 	r := &exchange.Response{Status: status, Reason: reasons[status], ContentLength: int64(len(text))}
 	r.Fields.Add("Content-Type", "text/plain; charset=utf-8")
 	b, err := appendResponse(c.server.buffers.get(smallBuffer)[:0], r, responseFraming{length: true, close: true, date: time.Now()})
 	if err != nil {
-		return
+		return 0, err
 	}
 	b = append(b, text...)
 	c.conn.SetWriteDeadline(time.Now().Add(lingerTime))
 	n, err := c.conn.Write(b)
 	c.server.options.Metrics.traffic.Sent.Add(uint64(n))
 	c.server.buffers.put(b)
-	if err == nil {
-		refused.Sent = uint64(len(text))
+	if err != nil {
+		return 0, err
 	}
-	if c.server.options.Refused != nil {
-		c.server.options.Refused(c.downstream, refused)
-	}
-	if err == nil {
-		c.linger()
-	}
+	return uint64(len(text)), nil
 }
 
 // linger ends the sending side and reads until the client ends its own, within

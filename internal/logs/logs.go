@@ -32,6 +32,7 @@ func New(out io.Writer, level slog.Leveler, format string, attrs ...slog.Attr) (
 	plain := func(w io.Writer) slog.Handler {
 		options := &slog.HandlerOptions{Level: level}
 		if format == "json" {
+			options.ReplaceAttr = durationInWords
 			return slog.NewJSONHandler(w, options).WithAttrs(attrs)
 		}
 		return slog.NewTextHandler(w, options).WithAttrs(attrs)
@@ -46,6 +47,15 @@ func New(out io.Writer, level slog.Leveler, format string, attrs ...slog.Attr) (
 		return line.Bytes()
 	}})
 	return slog.New(handler(w)), w
+}
+
+// durationInWords has the JSON format write "36.6ms", as the text format does, where
+// slog writes nanoseconds without saying so.
+func durationInWords(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }
 
 // keptOpen is an output that belongs to somebody else.

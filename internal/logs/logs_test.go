@@ -128,6 +128,24 @@ func TestTheLevelChangesAtRunTime(t *testing.T) {
 	}
 }
 
+func TestDurationsHaveTheirUnitInBothFormats(t *testing.T) {
+	t.Parallel()
+	for format, want := range map[string][]string{
+		"text": {"with=1.5s", "took=36.6ms", "in.group=2m0s", "any=1h0m0s"},
+		"json": {`"with":"1.5s"`, `"took":"36.6ms"`, `"in":{"group":"2m0s"}`, `"any":"1h0m0s"`},
+	} {
+		var out output
+		log, w := logs.New(&out, slog.LevelInfo, format, slog.Duration("with", 1500*time.Millisecond))
+		log.Info("m", "took", 36600*time.Microsecond, slog.Group("in", "group", 2*time.Minute), slog.Any("any", time.Hour))
+		closeNow(t, w)
+		for _, part := range want {
+			if got := out.String(); !strings.Contains(got, part) {
+				t.Errorf("%s is not in the %s line %s", part, format, got)
+			}
+		}
+	}
+}
+
 func TestConcurrentWritersNeverMixInsideALine(t *testing.T) {
 	t.Parallel()
 	r, pipe, err := os.Pipe()

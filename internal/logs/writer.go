@@ -45,7 +45,7 @@ type Options struct {
 	Bytes   *metrics.Counter // written
 	Dropped *metrics.Counter // lines that never were
 	Errors  *metrics.Counter // writes that failed
-	Queued  *metrics.Gauge   // bytes that wait
+	Queued  *metrics.Gauge   // lines that are none of these yet: they wait, or are being written
 }
 
 // Writer is a bounded queue of lines in front of a slow or broken output.
@@ -143,7 +143,8 @@ func (w *Writer) enqueue(p []byte) (full bool) {
 	}
 	w.tail.text = append(w.tail.text, p...)
 	w.tail.lines++
-	w.resizeLocked(cost)
+	w.size += cost
+	w.options.Queued.Add(1)
 	return false
 }
 
@@ -202,9 +203,10 @@ func (w *Writer) Close(within time.Duration) error {
 	}
 	for b := w.head; b != nil; b = b.next {
 		w.dropLocked(b.lines)
+		w.options.Queued.Add(-int64(b.lines))
 	}
 	w.head, w.tail, w.turn = nil, nil, nil
-	w.resizeLocked(-w.size)
+	w.size = 0
 	w.mu.Unlock()
 	if unused != nil {
 		_ = unused.Close() // nothing was written to it
@@ -236,11 +238,6 @@ func (w *Writer) dropLocked(lines uint64) {
 	w.options.Dropped.Add(lines)
 }
 
-func (w *Writer) resizeLocked(by int) {
-	w.size += by
-	w.options.Queued.Add(int64(by))
-}
-
 // run writes batch after batch until the writer is closed and the queue empty.
 // Each line is tried once, so an output that refuses everything costs one
 // attempt per batch and never a loop.
@@ -257,6 +254,7 @@ func (w *Writer) run() {
 			continue
 		}
 		w.write(b)
+		w.options.Queued.Add(-int64(b.lines)) // now that they are counted as written or dropped
 		b.free()
 	}
 }
@@ -276,7 +274,7 @@ func (w *Writer) next() (b *batch, closed bool) {
 		if w.turn == b {
 			w.turn = nil
 		}
-		w.resizeLocked(-len(b.text))
+		w.size -= len(b.text)
 	case w.gap > 0:
 		b = newBatch()
 		b.missing, w.gap = w.gap, 0

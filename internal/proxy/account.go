@@ -4,7 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io"
+	"net"
+	"os"
 	"strconv"
 	"time"
 
@@ -70,7 +71,7 @@ func (r *request) settle() {
 		r.metrics.cutByClient.Inc()
 	default:
 		r.metrics.cutByUs.Inc()
-		r.reason = cmp.Or(r.reason, "a fault of ours, which is in the log")
+		r.reason = cmp.Or(r.reason, errFault.Error())
 	}
 	if r.m.options.AccessLog != nil {
 		record := r.record()
@@ -130,7 +131,8 @@ func protocol(r *exchange.Request) string {
 	return "HTTP/" + strconv.Itoa(r.Major) + "." + strconv.Itoa(r.Minor)
 }
 
-// outcome says how a request that an endpoint was given has ended with this error.
+// outcome says how a request that an endpoint was given has ended with this error, or
+// without one although it is not complete: by a panic, for which no endpoint can.
 func (r *request) outcome(err error) upstream.Outcome {
 	if r.ctx.Err() != nil && err != nil {
 		err = context.Cause(r.ctx)
@@ -144,15 +146,11 @@ func (r *request) outcome(err error) upstream.Outcome {
 	switch {
 	case r.switched:
 		return upstream.BecameTunnel
-	case err == nil:
+	case r.complete:
 		return upstream.Complete
-	case gone:
+	case err == nil, gone:
 		return upstream.Cancelled
-	case err == errUnasked101, err == errImproper101:
-		return upstream.Invalid
-	case errors.Is(err, exchange.ErrNoAnswer), errors.Is(err, io.ErrUnexpectedEOF):
-		return upstream.Reset
-	case exchange.StatusOf(err, 0) == 502:
+	case isInvalid(err):
 		return upstream.Invalid
 	}
 	return upstream.Reset
@@ -185,8 +183,15 @@ func (m *Manager) Refused(d exchange.Downstream, f http1.Refusal) {
 	s := m.side(d.Listener)
 	s.metrics.requests.Inc()
 	s.metrics.responses.count(f.Status)
-	s.metrics.refused[f.Status].Inc()
-	s.metrics.duration.Observe(since(f.Start))
+	s.metrics.refused[codecRefusals[f.Status]].Inc()
+	switch {
+	case f.Err == nil:
+		s.metrics.duration.Observe(since(f.Start))
+	case errors.Is(f.Err, net.ErrClosed), errors.Is(f.Err, os.ErrDeadlineExceeded):
+		s.metrics.cutByUs.Inc()
+	default:
+		s.metrics.cutByClient.Inc()
+	}
 	record := accesslog.Record{
 		Start:     f.Start,
 		Duration:  time.Since(f.Start),

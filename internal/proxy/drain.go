@@ -23,8 +23,10 @@ func (g *generation) drain(removed []string, hold time.Duration) {
 		return
 	}
 	g.phase = draining
-	g.stopAccepting(removed)
+	// The servers come first: a connection that is taken from a queue meanwhile must
+	// hear with its first answer that it is the last.
 	g.drainServers(g.cfg.Drain.IdleGrace)
+	g.stopAccepting(removed)
 	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
 	if g.cfg.Drain.StreamTimeout > 0 {
 		g.limit.Reset(g.cfg.Drain.StreamTimeout)
@@ -43,9 +45,9 @@ func (g *generation) stop(within time.Duration) {
 	for _, l := range g.listeners {
 		all = append(all, l.key)
 	}
+	g.drainServers(min(g.cfg.Drain.IdleGrace, within)) // first, as in drain
 	g.stopAccepting(all)
 	g.dropSockets()
-	g.drainServers(min(g.cfg.Drain.IdleGrace, within))
 	g.phase, g.hold = stopping, time.Time{}
 	g.limit.Reset(within)
 }
@@ -135,8 +137,8 @@ func (g *generation) resumeAccepting() {
 
 // onTunnelEnd is called from the tunnel's goroutine.
 func (g *generation) onTunnelEnd(r tunnel.Record) {
-	g.log.Info("tunnel closed", "id", r.ID, "reason", r.Reason.String(), "route", r.Route, "cluster", r.Cluster, "endpoint", r.Endpoint,
-		"duration", r.Ended.Sub(r.Started), "bytes_up", r.ToUp, "bytes_down", r.ToDown)
+	g.log.Info("tunnel closed", "request_id", r.ID, "reason", r.Reason.String(), "route", r.Route, "cluster", r.Cluster, "endpoint", r.Endpoint,
+		"duration", r.Ended.Sub(r.Started), "received_bytes", r.ToUp, "sent_bytes", r.ToDown)
 	g.manager.TunnelEnded(&r)
 	g.listener(r.Listener).leave()
 }

@@ -1,8 +1,11 @@
 package proxy
 
 import (
+	"errors"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // episodeCalm is how long a condition must not have come up until it counts as over.
@@ -47,4 +50,29 @@ func (e *episode) ends(now time.Time) (times int, over bool) {
 	times = e.times
 	e.last, e.times = time.Time{}, 0
 	return times, true
+}
+
+// notConnected says, once for an episode, that there was no descriptor for a connection
+// to an endpoint, if that is the error. Every request meets it then, and none of them
+// can tell how many descriptors there may be.
+func (m *Manager) notConnected(err error) {
+	ours := errors.Is(err, unix.EMFILE)
+	if !ours && !errors.Is(err, unix.ENFILE) || !m.noDescriptor.comesUp(time.Now()) {
+		return
+	}
+	if !ours {
+		m.options.Log.Error("cannot connect: the system has no descriptor left; raise fs.file-max", "err", err)
+		return
+	}
+	var limit unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // fails for no limit that exists
+	m.options.Log.Error("cannot connect: no descriptor is left; raise the limit of descriptors", "limit", limit.Cur, "err", err)
+}
+
+// report says that there are descriptors again. The generation's loop calls it now and
+// then.
+func (m *Manager) report(now time.Time) {
+	if times, over := m.noDescriptor.ends(now); over {
+		m.options.Log.Info("there are descriptors to connect with again", "failures", times)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/metrics"
+	"holdfast/internal/upstream"
 )
 
 func TestAnEpisodeIsOneHoweverOftenItComesUp(t *testing.T) {
@@ -73,6 +75,33 @@ func TestWhatHeldUpAcceptingIsOverWhenItIsCalm(t *testing.T) {
 	}
 }
 
+func TestALackOfRoomIsCountedOnceForEachTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		registry := metrics.NewRegistry()
+		cfg := config.Listener{Name: "public", Limits: config.ListenerLimits{Connections: 1}}
+		l := newListener(cfg, "public", nil, slog.New(slog.DiscardHandler), registry, func() {})
+		// A connection of before has left a value in room.
+		l.enter()
+		l.leave()
+		for time := range uint64(3) {
+			l.enter()
+			turn := make(chan bool, 1)
+			go func() { turn <- l.awaitTurn(nil) }()
+			synctest.Wait()
+			signal(l.room) // for nothing, as where a tunnel follows its connection
+			synctest.Wait()
+			if n := registry.Counter(limitReached, "public").Value(); n != time+1 {
+				t.Errorf("%d times are counted, want %d", n, time+1)
+			}
+			l.leave()
+			if !<-turn {
+				t.Error("it is not its turn")
+			}
+		}
+	})
+}
+
 // starved is a listener for which the process has no descriptor, some times.
 type starved struct {
 	net.Listener
@@ -100,4 +129,51 @@ func TestFailuresToAcceptAreCountedAndLoggedOnce(t *testing.T) {
 			t.Errorf("%d lines:\n%s", n, log.String())
 		}
 	})
+}
+
+// Each request meets it, and the operator is told once what to do.
+func TestThatNoDescriptorIsLeftToConnectWithIsOneLineOfAnEpisode(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		errno syscall.Errno
+		says  []string
+	}{
+		{unix.EMFILE, []string{"level=ERROR", "raise the limit of descriptors", "limit=", "too many open files"}},
+		{unix.ENFILE, []string{"level=ERROR", "raise fs.file-max", "too many open files in system"}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var log strings.Builder
+			m := &Manager{options: ManagerOptions{Log: slog.New(slog.NewTextHandler(&log, nil))}}
+			g := &generation{phase: serving, manager: m}
+			err := &upstream.ConnectError{Err: &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", tt.errno)}}
+			want := func(lines int, says ...string) {
+				t.Helper()
+				all := strings.SplitAfter(log.String(), "\n")
+				if len(all)-1 != lines {
+					t.Fatalf("%d lines, want %d:\n%s", len(all)-1, lines, log.String())
+				}
+				for _, part := range says {
+					if last := all[lines-1]; !strings.Contains(last, part) {
+						t.Errorf("%q is not in %s", part, last)
+					}
+				}
+			}
+			for range 2 {
+				log.Reset()
+				for range 5 {
+					m.notConnected(err)
+					g.report()
+					time.Sleep(time.Second)
+				}
+				m.notConnected(&upstream.ConnectError{Err: unix.ECONNREFUSED})
+				want(1, tt.says...)
+				time.Sleep(episodeCalm)
+				g.report()
+				g.report()
+				want(2, "level=INFO", "descriptors", "failures=5")
+			}
+			m.notConnected(&upstream.ConnectError{Err: unix.ECONNREFUSED})
+			want(2)
+		})
+	}
 }

@@ -448,7 +448,7 @@ func (g *generation) status() *control.Status {
 	return st
 }
 
-// report says which troubles of listeners are over.
+// report says which troubles are over.
 func (g *generation) report() {
 	if g.phase == building {
 		return
@@ -456,6 +456,7 @@ func (g *generation) report() {
 	for _, l := range g.listeners {
 		l.report(time.Now())
 	}
+	g.manager.report(time.Now())
 }
 
 // notice has the loop look whether anything is left.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +38,7 @@ type commander struct {
 	leaving   chan struct{}
 	terminate chan os.Signal
 	log       syncBuffer
+	dropped   atomic.Uint64 // lines of the generation's log
 	received  sync.WaitGroup
 }
 
@@ -139,7 +141,7 @@ func (c *commander) start(file string) {
 		c.ended <- proxy.Run(ctx, proxy.Options{Control: fd, Terminate: c.terminate, Logger: func(cfg config.Log, _ int) proxy.Logger {
 			level := new(slog.LevelVar)
 			log := slog.New(slog.NewTextHandler(&c.log, &slog.HandlerOptions{Level: level}))
-			return proxy.Logger{Log: log, Level: level, Dropped: func() uint64 { return 0 }}
+			return proxy.Logger{Log: log, Level: level, Dropped: c.dropped.Load}
 		}})
 	})
 	c.t.Cleanup(func() {
@@ -338,7 +340,7 @@ func TestADrainLeavesTunnelsAlone(t *testing.T) {
 	if err := c.wait(); err != nil {
 		t.Error(err)
 	}
-	if log := c.log.String(); !strings.Contains(log, "reason=\"downstream closed\"") {
+	if log := c.log.String(); !strings.Contains(log, "msg=\"tunnel closed\" request_id=") || !strings.Contains(log, "reason=\"downstream closed\"") {
 		t.Errorf("the log does not say why the tunnel has ended:\n%s", log)
 	}
 }
@@ -417,14 +419,14 @@ func TestConnectionsBeyondTheLimitWait(t *testing.T) {
 }
 
 func TestAReinstatedGenerationServesAgain(t *testing.T) {
-	c := command(t, "", "[drain]\nclose_spread = \"0s\"\n[tunnels]\ndrain_timeout = \"1s\"\n")
+	c := command(t, "", "[drain]\nclose_spread = \"0s\"\nstream_timeout = \"1s\"\n[tunnels]\ndrain_timeout = \"1s\"\n")
 	c.serve()
 	c.drain(time.Hour)
 	c.lives() // although it holds nothing
 	c.handOver()
 	c.serve()
 	client, server := c.tunnel()
-	// It would be closed a second from the drain.
+	// Both limits would be reached a second from the drain.
 	client.SetReadDeadline(time.Now().Add(1500 * time.Millisecond))
 	if _, err := client.in.ReadByte(); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the tunnel of a generation that serves was closed: %v", err)

@@ -2,14 +2,14 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
 	"holdfast/internal/http1"
@@ -50,79 +50,83 @@ func TestAHangingLoopIsPausedAndComesBack(t *testing.T) {
 	})
 }
 
+// watched is a listening socket that tells of each Accept, and what becomes of it.
+type watched struct {
+	*net.TCPListener
+	accepts chan struct{}
+	ends    chan error
+}
+
+func (w *watched) Accept() (net.Conn, error) {
+	w.accepts <- struct{}{}
+	conn, err := w.TCPListener.Accept()
+	w.ends <- err
+	return conn, err
+}
+
 func TestAPausedListenerLeavesItsQueueToOthers(t *testing.T) {
-	const rounds = 16
+	t.Parallel()
 	shared, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer shared.Close()
-	raw, err := shared.SyscallConn()
+	file, err := shared.File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	dup := -1
-	raw.Control(func(fd uintptr) { dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	same, err := net.FileListener(file)
+	file.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
+	ours := &watched{same.(*net.TCPListener), make(chan struct{}, 100), make(chan error, 100)}
 	log := slog.New(slog.DiscardHandler)
 	server := http1.NewServer(http1.ServerOptions{Scheme: "http", Log: log})
 	served := make(chan struct{}, 100)
 	l := newListener(config.Listener{Name: "public"}, "public", server, log, nil, func() { served <- struct{}{} })
-	if err := l.accept(dup); err != nil {
-		t.Fatal(err)
-	}
-	defer l.stop(false)
-	// Somebody else accepts from the same socket all the time.
-	others := make(chan struct{}, 100)
-	go func() {
-		for {
-			conn, err := shared.Accept()
-			if err != nil {
-				return
-			}
-			conn.Close()
-			others <- struct{}{}
-		}
-	}()
-	dial := func() {
+	l.ln = ours
+	l.loop.Go(func() { l.acceptLoop(ours, nil) })
+	defer l.loop.Wait()
+	defer ours.Close()
+	dial := func() (from string) {
 		t.Helper()
 		conn, err := net.Dial("tcp", shared.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn.Close()
+		defer conn.Close()
+		return conn.LocalAddr().String()
 	}
-	accepted := func() (byUs bool) {
+	wantEnd := func(want error) {
 		t.Helper()
-		select {
-		case <-served:
-			return true
-		case <-others:
-			return false
-		case <-time.After(20 * time.Second):
-			t.Fatal("nobody accepts")
-			return false
+		if err := await(t, "accept ends", ours.ends); !errors.Is(err, want) {
+			t.Fatalf("accept ends with %v, want %v", err, want)
 		}
 	}
-
-	// An accept that is under way at the pause may take one connection, which is rare.
-	taken := 0
-	for range rounds {
-		for dial(); !accepted(); dial() { // until it is our turn
-		}
+	for range 16 {
+		await(t, "it accepts", ours.accepts)
+		dial()
+		wantEnd(nil)
+		await(t, "it serves", served)
+		// An accept that is under way ends, and none follows.
+		await(t, "it accepts again", ours.accepts)
 		l.pause(true)
-		for range 2 {
-			dial()
-			if accepted() {
-				taken++
-			}
+		wantEnd(os.ErrDeadlineExceeded)
+		from := dial()
+		shared.SetDeadline(time.Now().Add(20 * time.Second))
+		conn, err := shared.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := conn.RemoteAddr().String(); got != from {
+			t.Errorf("accepted %s, want %s", got, from)
+		}
+		conn.Close()
+		if n := len(ours.accepts); n > 0 {
+			t.Errorf("it accepts %d times in a pause", n)
 		}
 		l.pause(false)
-	}
-	if taken > rounds/4 {
-		t.Errorf("%d connections were taken in %d pauses", taken, rounds)
 	}
 }
 
@@ -144,4 +148,14 @@ func TestALoopThatComesBackWhileItIsGivenUpLearnsItAfterwards(t *testing.T) {
 			t.Error("the loop does not learn that it was given up")
 		}
 	})
+}
+
+func await[T any](t *testing.T, what string, from <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-from:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("not in time: %s", what)
+	}
+	return v
 }

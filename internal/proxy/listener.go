@@ -138,6 +138,7 @@ func (l *listener) acceptLoop(ln net.Listener, stopped <-chan struct{}) {
 // awaitTurn blocks while there is no room for a connection or accepting is paused.
 // It says false when the listener stops.
 func (l *listener) awaitTurn(stopped <-chan struct{}) bool {
+	held := false // for want of room
 	for {
 		l.mu.Lock()
 		full := l.fullLocked()
@@ -151,9 +152,9 @@ func (l *listener) awaitTurn(stopped <-chan struct{}) bool {
 				return false
 			}
 		case full:
-			l.metrics.limitReached.Inc()
-			if l.full.comesUp(time.Now()) {
-				l.log.Warn("limits.connections is reached; connections wait in the queue", "limit", l.cfg.Limits.Connections)
+			if !held { // room may hold a value of before, and what wakes us be gone again
+				held = true
+				l.countFull()
 			}
 			select {
 			case <-l.room:
@@ -163,6 +164,14 @@ func (l *listener) awaitTurn(stopped <-chan struct{}) bool {
 		default:
 			return true
 		}
+	}
+}
+
+// countFull counts that accepting is held up because there is no room.
+func (l *listener) countFull() {
+	l.metrics.limitReached.Inc()
+	if l.full.comesUp(time.Now()) {
+		l.log.Warn("limits.connections is reached; connections wait in the queue", "limit", l.cfg.Limits.Connections)
 	}
 }
 

@@ -34,6 +34,8 @@ type Manager struct {
 	listeners map[string]*side
 	routes    []routeMetrics // by route.Route.Number
 	buffers   sync.Pool      // of *copyBuffer
+
+	noDescriptor episode // none is left to connect with
 }
 
 // side is what the manager knows of a listener.
@@ -101,7 +103,7 @@ func (m *Manager) Serve(x exchange.Exchange) {
 	}
 	switch {
 	case outcome != route.Matched:
-		r.refuse(404, outcome.String())
+		r.refuse(404, refusedNoRoute, outcome.String())
 	case r.head.Upgrade != "":
 		r.upgrade()
 	case r.route.Redirects():

@@ -52,6 +52,8 @@ type client struct {
 
 	unreachable bool // the 101 cannot be sent
 	poisonous   bool // reading its body panics
+	brittle     bool // its connection takes nothing of the body, and tells nobody else
+	panics      bool // its handler does, which the codec contains
 }
 
 var (
@@ -95,6 +97,11 @@ func (c *client) start(m *proxy.Manager) *client {
 	go func() {
 		defer close(c.served)
 		defer c.cancel(errors.New("served"))
+		defer func() {
+			if p := recover(); (p != nil) != c.panics {
+				c.t.Errorf("the handler panicked: %v, want %v", p, c.panics)
+			}
+		}()
 		m.Serve(c)
 	}()
 	return c
@@ -158,6 +165,9 @@ func (c *client) Write(p []byte) (int, error) {
 	defer c.mu.Unlock()
 	if c.ctx.Err() != nil {
 		return 0, context.Cause(c.ctx)
+	}
+	if c.brittle {
+		return 0, errGone
 	}
 	return c.got.Write(p)
 }
@@ -301,7 +311,7 @@ func (c *originConn) Close() error {
 	defer c.mu.Unlock()
 	if !c.closed {
 		c.closed = true
-		c.owner.Ended()
+		c.owner.Ended(false)
 	}
 	return nil
 }
@@ -377,7 +387,7 @@ func (o *origin) Switch() (net.Conn, []byte, error) {
 	}
 	ours, theirs := net.Pipe()
 	o.switched = theirs
-	o.conn.owner.Ended()
+	o.conn.owner.Taken()
 	return ours, o.early, nil
 }
 

@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"math"
@@ -134,7 +133,8 @@ func (u *upload) run() {
 	defer close(u.done)
 	defer func() {
 		if p := recover(); p != nil { // costs this exchange, not the process
-			u.r.bodyFailed(fmt.Errorf("panic in an upload: %v\n%s", p, debug.Stack()))
+			u.r.log(slog.LevelError, "panic in an upload", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			u.r.fail(errFault)
 		}
 	}()
 	defer func() { u.r.awaitAnswer(u.r.route.Timeout, errResponseTimeout) }()

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -32,11 +33,20 @@ var (
 	errHandshakeTimeout = errors.New("no answer to the upgrade within its handshake_timeout")
 	errUnasked101       = errors.New("a 101 that nobody asked for")
 	errImproper101      = errors.New("a 101 that does not agree to WebSocket")
+	errFault            = errors.New("a fault of ours, which is in the log")
 
 	// The stream_idle_timeout ran out while we waited for one of the two.
 	errIdleClient   = &exchange.StatusError{Status: 408, Text: "no byte moved within the route's stream_idle_timeout, the client's body was due"}
 	errIdleReader   = errors.New("no byte moved within the route's stream_idle_timeout, the client takes no more")
 	errIdleUpstream = &exchange.StatusError{Status: 504, Text: "no byte moved within the route's stream_idle_timeout"}
+)
+
+// What access logs say of responses that were not completed, where that is no error's
+// text.
+const (
+	clientGone     = "the client has gone"
+	answerNotTaken = "the client did not take the answer in time"
+	cutByTheStop   = "cut when the time of the drain or the stop was over"
 )
 
 // bodyError is a fault in the request's body, goneError one in sending to the client,
@@ -204,6 +214,7 @@ func (r *request) connect(open opener) (exchange.Upstream, error) {
 		if up, err = open(e, r.ctx); err == nil {
 			return up, nil
 		}
+		r.m.notConnected(err)
 		if attempts++; attempts == maxAttempts || r.ctx.Err() != nil {
 			break
 		}
@@ -325,89 +336,135 @@ func (r *request) failed(err error) {
 	}
 	switch {
 	case gone && err == net.ErrClosed:
-		r.reason = "cut when the time of the drain or the stop was over"
-		r.log(slog.LevelInfo, "request cut", slog.Int("status", r.status), slog.String("reason", r.reason))
+		r.reason = cutByTheStop
+		r.log(r.notable(), "request cut", slog.Int("status", r.status), slog.String("reason", r.reason))
 	case gone:
-		r.reason, r.clientLeft = "the client has gone", true
+		r.reason, r.clientLeft = clientGone, true
 		// A tunnel that did not come about is worth a line: clients that give up
 		// tell of upstreams that hang.
 		level := slog.LevelDebug
 		if r.head.Upgrade != "" {
-			level = slog.LevelInfo
+			level = r.notable()
 		}
 		r.log(level, "the client has gone", slog.Any("err", err))
-	case r.answering:
+	case r.answering, err == errFault:
 		r.reason = err.Error()
-		r.log(slog.LevelInfo, "response cut", slog.Int("status", r.status), slog.Any("err", err))
+		r.log(r.notable(), "response cut", slog.Int("status", r.status), slog.Any("err", err))
 	default:
-		r.refuse(statusOf(err), err.Error())
+		status, why := answerTo(err)
+		r.refuse(status, why, err.Error())
 	}
 }
 
-// statusOf returns the answer to a failure before the response.
-func statusOf(err error) int {
-	if c, ok := errors.AsType[*upstream.ConnectError](err); ok && c.Timeout {
-		return 504
+// answerTo returns the answer to a failure before the response, and what it is
+// counted as.
+func answerTo(err error) (status int, why refusal) {
+	if c, ok := errors.AsType[*upstream.ConnectError](err); ok {
+		if c.Timeout {
+			return 504, refusedUpstreamSlow
+		}
+		return 503, refusedUnreachable
 	}
 	if b, ok := errors.AsType[bodyError](err); ok {
-		return exchange.StatusOf(b, 400)
+		status = exchange.StatusOf(b, 400)
+		return status, codecRefusals[status]
 	}
 	switch err {
-	case errResponseTimeout, errHandshakeTimeout:
-		return 504
-	case errUnasked101, errImproper101:
-		return 502
+	case errNoCluster, errNoEndpoint:
+		return 503, refusedUnreachable
+	case errIdleClient:
+		return 408, refusedSlow
+	case errResponseTimeout, errHandshakeTimeout, errIdleUpstream:
+		return 504, refusedUpstreamSlow
 	}
-	return exchange.StatusOf(err, 503)
+	if isInvalid(err) {
+		return 502, refusedInvalid
+	}
+	return exchange.StatusOf(err, 503), refusedClosed
+}
+
+// isInvalid says of a failed request that the upstream's answer was not a valid one.
+// Of an answer that has no end nobody knows.
+func isInvalid(err error) bool {
+	return err == errUnasked101 || err == errImproper101 ||
+		exchange.StatusOf(err, 0) == 502 && !errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // refuse answers by ourselves, and logs why.
-func (r *request) refuse(status int, reason string) {
+func (r *request) refuse(status int, why refusal, reason string) {
 	level := slog.LevelDebug
 	if status >= 500 {
-		level = slog.LevelInfo
+		level = r.notable()
 	}
 	r.log(level, "request refused", slog.Int("status", status), slog.String("reason", reason))
 	r.reason = reason
-	r.metrics.refused[status].Inc()
+	r.metrics.refused[why].Inc()
 	r.reply(status, nil)
+}
+
+// notable is the level of lines about a request that an operator looks for. Beside a
+// dead upstream each request is one, and journald drops what a service writes beyond
+// a rate (journald.conf(5), RateLimitBurst=), also the lines that matter more. So where
+// there is an access log, whose records have the same facts, the level is debug.
+func (r *request) notable() slog.Level {
+	if r.m.options.AccessLog != nil {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
 }
 
 func (r *request) redirect() {
 	status, location, ok := r.route.Redirect(r.scheme, r.authority, r.target)
 	if !ok {
-		r.refuse(400, "a redirect needs a host, the request has none")
+		r.refuse(400, refusedMalformed, "a redirect needs a host, the request has none")
 		return
 	}
 	r.routeMetrics.redirects.Inc()
 	r.reply(status, exchange.Fields{{Name: "Location", Value: location}})
 }
 
-// reply sends an answer of our own. The client learns the status and nothing else.
+// reply answers by ourselves. Where that fails it settles who is to blame: a client that
+// has gone, or we, who give it limited time.
 func (r *request) reply(status int, fields exchange.Fields) {
-	defer time.AfterFunc(replyTimeout, r.abort).Stop()
+	limit := time.AfterFunc(replyTimeout, r.abort)
+	err := r.send(status, fields)
+	inTime := limit.Stop()
+	if err == nil {
+		r.complete = true
+		return
+	}
+	cause := clientGone
+	switch {
+	case context.Cause(r.x.Context()) == net.ErrClosed:
+		cause = cutByTheStop
+	case !inTime:
+		cause = answerNotTaken
+	default:
+		r.clientLeft = true
+	}
+	r.reason = cmp.Or(r.reason, cause)
+	r.log(slog.LevelDebug, "the client did not take its answer", slog.Int("status", status), slog.String("reason", cause), slog.Any("err", err))
+}
+
+// send sends an answer of our own. The client learns the status and nothing else.
+func (r *request) send(status int, fields exchange.Fields) error {
 	body := strconv.Itoa(status) + " " + reasons[status] + "\n"
 	fields.Add("Content-Type", "text/plain; charset=utf-8")
 	err := r.x.Respond(&exchange.Response{
 		Status: status, Reason: reasons[status], Fields: fields,
 		ContentLength: int64(len(body)), Close: r.closes(),
 	})
-	if err == nil {
-		r.status, r.responded = status, true
-	}
-	if err == nil && r.head.Method != "HEAD" {
-		if _, err = io.WriteString(r.x, body); err == nil {
-			r.sent = uint64(len(body))
-		}
-	}
-	if err == nil {
-		err = r.x.Finish(nil)
-	}
-	r.complete = err == nil
 	if err != nil {
-		r.clientLeft = true
-		r.log(slog.LevelDebug, "the client did not take its answer", slog.Int("status", status), slog.Any("err", err))
+		return err
 	}
+	r.status, r.responded = status, true
+	if r.head.Method != "HEAD" {
+		if _, err := io.WriteString(r.x, body); err != nil {
+			return err
+		}
+		r.sent = uint64(len(body))
+	}
+	return r.x.Finish(nil)
 }
 
 // reasons are those of RFC 9110 §15, for what we answer ourselves and for what
@@ -439,11 +496,11 @@ func (r *request) log(level slog.Level, message string, attrs ...slog.Attr) {
 		client = remote.String()
 	}
 	attrs = append(attrs,
-		slog.String("request", r.id),
+		slog.String("request_id", r.id),
 		slog.String("listener", r.listener),
 		slog.String("client", client),
 		slog.String("method", r.head.Method),
-		slog.String("host", r.authority),
+		slog.String("authority", r.authority),
 		slog.String("target", r.target))
 	if r.head.Upgrade != "" {
 		attrs = append(attrs, slog.String("upgrade", r.head.Upgrade))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -80,7 +81,7 @@ func TestAnswersOfOurOwn(t *testing.T) {
 					t.Errorf("the client reads %q under Content-Length %d", c.received(), c.answer.ContentLength)
 				}
 				if tt.log != "" {
-					f.wantLog("request refused", tt.log, "listener=public", "request=", fmt.Sprint("status=", tt.status))
+					f.wantLog("request refused", tt.log, "listener=public", "request_id=", fmt.Sprint("status=", tt.status))
 				}
 				if n := strings.Count(f.logged(), "request refused"); tt.log != "" && n != 1 {
 					t.Errorf("%d lines tell of it", n)
@@ -340,6 +341,7 @@ func TestAPanicOverABodyCostsOnlyItsExchange(t *testing.T) {
 		if f.origin().conn.wasKept() {
 			t.Error("a connection with half a request on it was kept")
 		}
+		f.wantLog("level=ERROR", "panic in an upload", "panic=tested")
 	})
 }
 
@@ -714,6 +716,53 @@ func TestResponseThatCannotBeSentReachesNobody(t *testing.T) {
 		c.wait()
 		c.wantEnd(false)
 	})
+}
+
+// Beside a dead upstream there is a line for each request: they drown the others unless
+// there is no other record of them.
+func TestTheLogLeavesToTheAccessLogWhatThatRecords(t *testing.T) {
+	t.Parallel()
+	breaksOff := func(o *origin) {
+		o.answers(200)
+		o.writes("part")
+		o.respond.CloseWithError(errors.New("connection reset by peer"))
+	}
+	for name, tt := range map[string]struct {
+		client func(*testing.T, string, string) *client
+		behave func(*origin)
+		end    error // of the client, once everything has come to a standstill
+		line   string
+	}{
+		"an answer of our own":                   {get, failing(exchange.ErrNoAnswer), nil, "request refused"},
+		"an answer that breaks off":              {get, breaksOff, nil, "response cut"},
+		"an answer that is cut by the stop":      {get, silent, net.ErrClosed, "request cut"},
+		"a client that waits no more to upgrade": {upgrade, silent, errGone, "the client has gone"},
+	} {
+		for level, recorded := range map[string]bool{"INFO": false, "DEBUG": true} {
+			t.Run(name+" at "+level, func(t *testing.T) {
+				t.Parallel()
+				inBubble(t, func(t *testing.T) {
+					f := newFarm(t)
+					f.routes = []config.Route{webSocket("/", "web")}
+					f.behave[first] = tt.behave
+					var access records
+					if recorded {
+						f.options = func(o *proxy.ManagerOptions) { o.AccessLog = access.open(t, nil) }
+					}
+					c := tt.client(t, "a.example", "/").start(f.manager())
+					if tt.end != nil {
+						synctest.Wait()
+						c.cancel(tt.end)
+					}
+					c.wait()
+					f.wantLog("level=" + level + " msg=\"" + tt.line)
+					if recorded && len(access.read(t)) != 1 {
+						t.Error("it is not in the access log either")
+					}
+				})
+			})
+		}
+	}
 }
 
 func TestLogHoldsClientStringsInAttributesOnly(t *testing.T) {

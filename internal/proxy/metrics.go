@@ -115,21 +115,49 @@ func newClasses(r *metrics.Registry, d *metrics.Desc, labels ...string) (c class
 
 func (c *classes) count(status int) { c[status/100-1].Inc() }
 
-// refusals name what was wrong with a request by the status that answers it.
-var refusals = map[int]string{
-	400: "malformed",
-	403: "WebSocket not enabled",
-	404: "no route",
-	408: "too slow",
-	413: "body too large",
-	414: "head too large",
-	417: "unsupported",
-	431: "head too large",
-	501: "unsupported",
-	505: "unsupported",
-	502: "upstream invalid",
-	503: "upstream unreachable",
-	504: "upstream too slow",
+// A refusal is what was wrong with a request that we have answered ourselves with an
+// error.
+type refusal uint8
+
+const (
+	refusedMalformed refusal = iota
+	refusedWebSocket
+	refusedNoRoute
+	refusedSlow // the client's head or body did not come in time
+	refusedBodySize
+	refusedHeadSize
+	refusedUnsupported
+	refusedUnreachable  // no endpoint could be connected to
+	refusedClosed       // the upstream's connection ended before its answer was begun
+	refusedInvalid      // the upstream's answer was not valid
+	refusedUpstreamSlow // the upstream did not take the connection, or answer, in time
+	numRefusals
+)
+
+var refusals = [numRefusals]string{
+	refusedMalformed:    "malformed",
+	refusedWebSocket:    "WebSocket not enabled",
+	refusedNoRoute:      "no route",
+	refusedSlow:         "too slow",
+	refusedBodySize:     "body too large",
+	refusedHeadSize:     "head too large",
+	refusedUnsupported:  "unsupported",
+	refusedUnreachable:  "upstream unreachable",
+	refusedClosed:       "upstream closed",
+	refusedInvalid:      "upstream invalid",
+	refusedUpstreamSlow: "upstream too slow",
+}
+
+// codecRefusals are those of a codec, by the status that it answers with or asks for.
+var codecRefusals = map[int]refusal{
+	400: refusedMalformed,
+	408: refusedSlow,
+	413: refusedBodySize,
+	414: refusedHeadSize,
+	417: refusedUnsupported,
+	431: refusedHeadSize,
+	501: refusedUnsupported,
+	505: refusedUnsupported,
 }
 
 // An upgradeOutcome is what became of an upgrade that had a route.
@@ -177,7 +205,7 @@ type requestMetrics struct {
 	active                                *metrics.Gauge
 	duration, handshake                   *metrics.Histogram
 	responses                             classes
-	refused                               map[int]*metrics.Counter // by status
+	refused                               [numRefusals]*metrics.Counter
 	upgrades                              [numUpgradeOutcomes]*metrics.Counter
 }
 
@@ -187,14 +215,13 @@ func newRequestMetrics(r *metrics.Registry, listener string) requestMetrics {
 		active:      r.Gauge(requestsActive, listener),
 		responses:   newClasses(r, responsesTotal, listener),
 		duration:    r.Histogram(requestDuration, listener),
-		refused:     make(map[int]*metrics.Counter, len(refusals)),
 		cutByClient: r.Counter(requestsCut, listener, "downstream"),
 		cutByUs:     r.Counter(requestsCut, listener, "holdfast"),
 		early:       r.Counter(responsesEarly, listener),
 		handshake:   r.Histogram(handshakeDuration, listener),
 	}
-	for status, reason := range refusals {
-		m.refused[status] = r.Counter(requestsRefused, listener, reason)
+	for why, name := range refusals {
+		m.refused[why] = r.Counter(requestsRefused, listener, name)
 	}
 	for outcome, name := range upgradeOutcomes {
 		m.upgrades[outcome] = r.Counter(upgradesTotal, listener, name)

@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +20,7 @@ import (
 	"holdfast/internal/accesslog"
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
+	"holdfast/internal/http1"
 	"holdfast/internal/metrics"
 	"holdfast/internal/proxy"
 )
@@ -46,9 +50,23 @@ func figuresOf(families []metrics.Family) map[string]int64 {
 	return all
 }
 
+// sums are those of the histograms of seconds that are not 0, in seconds: exact where the
+// clock is the test's.
+func sums(r *metrics.Registry) map[string]string {
+	all := map[string]string{}
+	for _, f := range r.Families() {
+		for _, s := range f.Series {
+			if s.Sum != 0 {
+				all[strings.TrimPrefix(f.Desc.Name, "holdfast_")+"{"+strings.Join(s.Labels, ",")+"}"] = fmt.Sprint(time.Duration(s.Sum))
+			}
+		}
+	}
+	return all
+}
+
 // wantFigures compares all figures with lines of "name{labels} value". Those that
 // begin with one of ignored are left out.
-func wantFigures(t *testing.T, got map[string]int64, want string, ignored ...string) {
+func wantFigures[V any](t *testing.T, got map[string]V, want string, ignored ...string) {
 	t.Helper()
 	var all []string
 	for name, v := range got {
@@ -143,7 +161,8 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 		cluster_requests_total{web} 1
 		endpoint_requests_total{web,10.0.0.1:80} 1
 	`
-	const closed = called + "cluster_connection_duration_seconds{web} 1\n"
+	const taken = called + "cluster_connection_duration_seconds{web} 1\n"
+	const closed = taken + "cluster_connections_closed_total{web,holdfast} 1\n"
 	routed := listened + "route_requests_total{site,site:prefix=/} 1\n"
 	answered := func(class string) string {
 		return routed +
@@ -159,6 +178,16 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 		o.answers(200)
 		o.writes("part")
 	}
+	redirects := func(r *config.Route) {
+		r.Clusters, r.Redirect = nil, &config.Redirect{Scheme: "https", Status: 301}
+	}
+	const redirected = `
+		cluster_endpoints{web} 1
+		route_redirects_total{site,site:prefix=/} 1
+		downstream_responses_total{public,3xx} 1
+		route_responses_total{site,site:prefix=/,3xx} 1
+	`
+	cutShort := fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, &exchange.StatusError{Status: 502, Text: "the connection ended within a response"})
 	tests := []struct {
 		name    string
 		client  func(*testing.T) *client
@@ -167,6 +196,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 		during  func(*client) // once everything has come to a standstill
 		route   func(*config.Route)
 		figures string
+		took    string // sums of durations
 		record  map[string]any
 	}{
 		{
@@ -182,6 +212,11 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 			figures: answered("2xx") + called + open + `
 				cluster_responses_total{web,2xx} 1
 				cluster_request_duration_seconds{web} 1
+			`,
+			took: `
+				downstream_request_duration_seconds{public} 500ms
+				route_request_duration_seconds{site,site:prefix=/} 500ms
+				cluster_request_duration_seconds{web} 500ms
 			`,
 			record: map[string]any{"event": "request", "status": 200, "reason": "", "sent_bytes": 2, "received_bytes": 0, "target": "/x?y",
 				"method": "GET", "protocol": "HTTP/1.1", "listener": "public", "virtual_host": "site", "route": "site:prefix=/",
@@ -235,16 +270,70 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				cluster_endpoints{web} 1
 				downstream_responses_total{public,4xx} 1
 				downstream_requests_refused_total{public,no route} 1
+				downstream_requests_cut_total{public,holdfast} 1
+			`,
+			record: map[string]any{"status": 404, "sent_bytes": 0, "reason": "no virtual host", "duration_seconds": 10},
+		},
+		{
+			name: "an answer of our own whose client leaves",
+			client: func(t *testing.T) *client {
+				c := get(t, "c.example", "/")
+				c.deaf = true
+				return c
+			},
+			during: func(c *client) { c.cancel(errGone) },
+			figures: listened + `
+				cluster_endpoints{web} 1
+				downstream_responses_total{public,4xx} 1
+				downstream_requests_refused_total{public,no route} 1
 				downstream_requests_cut_total{public,downstream} 1
 			`,
-			record: map[string]any{"status": 404, "sent_bytes": 0},
+			record: map[string]any{"status": 404, "sent_bytes": 0, "reason": "no virtual host"},
+		},
+		{
+			name: "a redirect whose client leaves",
+			client: func(t *testing.T) *client {
+				c := get(t, "a.example", "/")
+				c.brittle = true
+				return c
+			},
+			route: redirects,
+			figures: routed + redirected + `
+				downstream_requests_cut_total{public,downstream} 1
+			`,
+			record: map[string]any{"status": 301, "sent_bytes": 0, "reason": "the client has gone"},
+		},
+		{
+			name: "a redirect that the client does not take",
+			client: func(t *testing.T) *client {
+				c := get(t, "a.example", "/")
+				c.deaf = true
+				return c
+			},
+			route: redirects,
+			figures: routed + redirected + `
+				downstream_requests_cut_total{public,holdfast} 1
+			`,
+			record: map[string]any{"status": 301, "sent_bytes": 0, "reason": "the client did not take the answer in time"},
+		},
+		{
+			name: "a redirect that is cut by the stop",
+			client: func(t *testing.T) *client {
+				c := get(t, "a.example", "/")
+				c.deaf = true
+				return c
+			},
+			during: func(c *client) { c.cancel(net.ErrClosed) },
+			route:  redirects,
+			figures: routed + redirected + `
+				downstream_requests_cut_total{public,holdfast} 1
+			`,
+			record: map[string]any{"status": 301, "sent_bytes": 0, "reason": "cut when the time of the drain or the stop was over"},
 		},
 		{
 			name:   "a redirect",
 			client: func(t *testing.T) *client { return get(t, "a.example", "/") },
-			route: func(r *config.Route) {
-				r.Clusters, r.Redirect = nil, &config.Redirect{Scheme: "https", Status: 301}
-			},
+			route:  redirects,
 			figures: answered("3xx") + `
 				cluster_endpoints{web} 1
 				route_redirects_total{site,site:prefix=/} 1
@@ -277,7 +366,21 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				endpoint_connect_failures_total{web,10.0.0.1:80} 1
 				downstream_requests_refused_total{public,upstream too slow} 1
 			`,
+			took: `
+				downstream_request_duration_seconds{public} 2s
+				route_request_duration_seconds{site,site:prefix=/} 2s
+			`,
 			record: map[string]any{"status": 504},
+		},
+		{
+			name:   "a cluster that is not there",
+			client: func(t *testing.T) *client { return get(t, "a.example", "/") },
+			route:  func(r *config.Route) { r.Clusters = to("/", "none").Clusters },
+			figures: answered("5xx") + `
+				cluster_endpoints{web} 1
+				downstream_requests_refused_total{public,upstream unreachable} 1
+			`,
+			record: map[string]any{"status": 503, "cluster": "none", "endpoint": ""},
 		},
 		{
 			name:   "an endpoint that does not answer in time",
@@ -289,7 +392,65 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				route_timeouts_total{site,site:prefix=/} 1
 				downstream_requests_refused_total{public,upstream too slow} 1
 			`,
+			took: `
+				downstream_request_duration_seconds{public} 1s
+				route_request_duration_seconds{site,site:prefix=/} 1s
+				cluster_connection_duration_seconds{web} 1s
+			`,
 			record: map[string]any{"status": 504, "reason": "no response within the route's timeout", "duration_seconds": 1},
+		},
+		{
+			name:    "an endpoint that takes its time to be connected to, and does not answer",
+			client:  func(t *testing.T) *client { return get(t, "a.example", "/") },
+			connect: func(context.Context) error { time.Sleep(250 * time.Millisecond); return nil },
+			behave:  silent,
+			figures: answered("5xx") + closed + `
+				cluster_timeouts_total{web} 1
+				endpoint_errors_total{web,10.0.0.1:80} 1
+				route_timeouts_total{site,site:prefix=/} 1
+				downstream_requests_refused_total{public,upstream too slow} 1
+			`,
+			took: `
+				downstream_request_duration_seconds{public} 1s
+				route_request_duration_seconds{site,site:prefix=/} 1s
+				cluster_connect_duration_seconds{web} 250ms
+				cluster_connection_duration_seconds{web} 750ms
+			`,
+			record: map[string]any{"status": 504, "duration_seconds": 1},
+		},
+		{
+			name:   "an endpoint that says nothing, and no timeout but the idle one",
+			client: func(t *testing.T) *client { return get(t, "a.example", "/") },
+			behave: silent,
+			route:  func(r *config.Route) { r.Timeout = 0 },
+			figures: answered("5xx") + closed + `
+				cluster_timeouts_total{web} 1
+				endpoint_errors_total{web,10.0.0.1:80} 1
+				route_stream_idle_timeouts_total{site,site:prefix=/} 1
+				downstream_requests_refused_total{public,upstream too slow} 1
+			`,
+			took: `
+				downstream_request_duration_seconds{public} 5s
+				route_request_duration_seconds{site,site:prefix=/} 5s
+				cluster_connection_duration_seconds{web} 5s
+			`,
+			record: map[string]any{"status": 504, "reason": "no byte moved within the route's stream_idle_timeout"},
+		},
+		{
+			name:   "a client whose body does not come",
+			client: func(t *testing.T) *client { return post(t, "a.example", "/") },
+			behave: silent,
+			figures: answered("4xx") + closed + `
+				cluster_cancelled_total{web} 1
+				route_stream_idle_timeouts_total{site,site:prefix=/} 1
+				downstream_requests_refused_total{public,too slow} 1
+			`,
+			took: `
+				downstream_request_duration_seconds{public} 5s
+				route_request_duration_seconds{site,site:prefix=/} 5s
+				cluster_connection_duration_seconds{web} 5s
+			`,
+			record: map[string]any{"status": 408, "reason": "no byte moved within the route's stream_idle_timeout, the client's body was due"},
 		},
 		{
 			name:   "an endpoint that closes the connection instead of answering",
@@ -298,9 +459,32 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 			figures: answered("5xx") + closed + `
 				cluster_resets_total{web} 1
 				endpoint_errors_total{web,10.0.0.1:80} 1
-				downstream_requests_refused_total{public,upstream unreachable} 1
+				downstream_requests_refused_total{public,upstream closed} 1
 			`,
 			record: map[string]any{"status": 503},
+		},
+		{
+			name:   "an endpoint that closes the connection within its head",
+			client: func(t *testing.T) *client { return get(t, "a.example", "/") },
+			behave: failing(cutShort),
+			figures: answered("5xx") + closed + `
+				cluster_resets_total{web} 1
+				endpoint_errors_total{web,10.0.0.1:80} 1
+				downstream_requests_refused_total{public,upstream closed} 1
+			`,
+			record: map[string]any{"status": 502},
+		},
+		{
+			name:   "an endpoint that answers with a 101 that nobody asked for",
+			client: func(t *testing.T) *client { return get(t, "a.example", "/") },
+			behave: agrees,
+			figures: answered("5xx") + closed + `
+				cluster_responses_total{web,1xx} 1
+				cluster_protocol_errors_total{web} 1
+				endpoint_errors_total{web,10.0.0.1:80} 1
+				downstream_requests_refused_total{public,upstream invalid} 1
+			`,
+			record: map[string]any{"status": 502},
 		},
 		{
 			name:   "an endpoint that answers nonsense",
@@ -318,7 +502,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 			client: func(t *testing.T) *client { return get(t, "a.example", "/") },
 			behave: func(o *origin) {
 				streaming(o)
-				o.respond.CloseWithError(errors.New("connection reset by peer"))
+				o.respond.CloseWithError(cutShort)
 			},
 			figures: routed + closed + `
 				downstream_responses_total{public,2xx} 1
@@ -328,7 +512,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				cluster_resets_total{web} 1
 				endpoint_errors_total{web,10.0.0.1:80} 1
 			`,
-			record: map[string]any{"status": 200, "sent_bytes": 4, "reason": "connection reset by peer"},
+			record: map[string]any{"status": 200, "sent_bytes": 4, "reason": cutShort.Error()},
 		},
 		{
 			name:   "an endpoint that does not go on with its answer",
@@ -343,6 +527,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				cluster_timeouts_total{web} 1
 				endpoint_errors_total{web,10.0.0.1:80} 1
 			`,
+			took:   "cluster_connection_duration_seconds{web} 5s",
 			record: map[string]any{"status": 200, "reason": "no byte moved within the route's stream_idle_timeout"},
 		},
 		{
@@ -361,7 +546,53 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				cluster_responses_total{web,2xx} 1
 				cluster_cancelled_total{web} 1
 			`,
+			took:   "cluster_connection_duration_seconds{web} 5s",
 			record: map[string]any{"status": 200, "reason": "no byte moved within the route's stream_idle_timeout, the client takes no more"},
+		},
+		{
+			name: "a client whose connection takes no more",
+			client: func(t *testing.T) *client {
+				c := get(t, "a.example", "/")
+				c.brittle = true
+				return c
+			},
+			behave: streaming,
+			figures: routed + closed + `
+				downstream_responses_total{public,2xx} 1
+				route_responses_total{site,site:prefix=/,2xx} 1
+				downstream_requests_cut_total{public,downstream} 1
+				cluster_responses_total{web,2xx} 1
+				cluster_cancelled_total{web} 1
+			`,
+			record: map[string]any{"status": 200, "sent_bytes": 0, "reason": "the client has gone"},
+		},
+		{
+			name: "a fault of ours",
+			client: func(t *testing.T) *client {
+				c := get(t, "a.example", "/")
+				c.panics = true
+				return c
+			},
+			behave: func(o *origin) { o.heads <- "nothing that could be a head" },
+			figures: routed + closed + `
+				downstream_requests_cut_total{public,holdfast} 1
+				cluster_cancelled_total{web} 1
+			`,
+			record: map[string]any{"status": 0, "reason": "a fault of ours, which is in the log"},
+		},
+		{
+			name: "a fault of ours over a body",
+			client: func(t *testing.T) *client {
+				c := post(t, "a.example", "/")
+				c.poisonous = true
+				return c
+			},
+			behave: silent,
+			figures: routed + closed + `
+				downstream_requests_cut_total{public,holdfast} 1
+				cluster_cancelled_total{web} 1
+			`,
+			record: map[string]any{"status": 0, "reason": "a fault of ours, which is in the log"},
 		},
 		{
 			name:   "a client that leaves before the answer",
@@ -418,7 +649,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 			client: func(t *testing.T) *client { return upgrade(t, "a.example", "/") },
 			behave: agrees,
 			route:  func(r *config.Route) { r.WebSocket = true },
-			figures: routed + closed + `
+			figures: routed + taken + `
 				downstream_responses_total{public,1xx} 1
 				downstream_upgrades_total{public,tunnel} 1
 				route_responses_total{site,site:prefix=/,1xx} 1
@@ -431,6 +662,42 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				tunnel_handshake_duration_seconds{public} 1
 			`,
 			record: map[string]any{"event": "tunnel_open", "status": 101, "reason": "", "route": "site:prefix=/", "cluster": "web", "endpoint": first},
+		},
+		{
+			name: "an upgrade whose client goes before its 101",
+			client: func(t *testing.T) *client {
+				c := upgrade(t, "a.example", "/")
+				c.unreachable = true
+				return c
+			},
+			behave: agrees,
+			route:  func(r *config.Route) { r.WebSocket = true },
+			figures: routed + closed + `
+				downstream_upgrades_total{public,cancelled} 1
+				downstream_requests_cut_total{public,downstream} 1
+				cluster_responses_total{web,1xx} 1
+				cluster_cancelled_total{web} 1
+			`,
+			record: map[string]any{"event": "request", "status": 0, "reason": "the client has gone"},
+		},
+		{
+			name:   "an upgrade that is agreed to as its time is over",
+			client: func(t *testing.T) *client { return upgrade(t, "a.example", "/") },
+			behave: func(o *origin) { o.pause = time.Minute; agrees(o) },
+			route:  func(r *config.Route) { r.WebSocket, r.Tunnels.HandshakeTimeout = true, time.Millisecond },
+			figures: answered("5xx") + closed + `
+				downstream_upgrades_total{public,upstream too slow} 1
+				downstream_requests_refused_total{public,upstream too slow} 1
+				route_timeouts_total{site,site:prefix=/} 1
+				cluster_responses_total{web,1xx} 1
+				cluster_timeouts_total{web} 1
+				endpoint_errors_total{web,10.0.0.1:80} 1
+			`,
+			took: `
+				downstream_request_duration_seconds{public} 1m0s
+				route_request_duration_seconds{site,site:prefix=/} 1m0s
+			`,
+			record: map[string]any{"event": "request", "status": 504},
 		},
 		{
 			name:   "an upgrade that the upstream refuses",
@@ -469,6 +736,11 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				route_timeouts_total{site,site:prefix=/} 1
 				cluster_timeouts_total{web} 1
 				endpoint_errors_total{web,10.0.0.1:80} 1
+			`,
+			took: `
+				downstream_request_duration_seconds{public} 1s
+				route_request_duration_seconds{site,site:prefix=/} 1s
+				cluster_connection_duration_seconds{web} 1s
 			`,
 			record: map[string]any{"status": 504},
 		},
@@ -522,6 +794,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				}
 				c.wait()
 				wantFigures(t, figures(f.registry), tt.figures)
+				wantFigures(t, sums(f.registry), tt.took)
 				got := access.read(t)
 				if len(got) != 1 {
 					t.Fatalf("%d records: %v", len(got), got)
@@ -617,7 +890,7 @@ func TestEverySeriesIsThereFromTheStart(t *testing.T) {
 	for name, want := range map[string]int{
 		"holdfast_downstream_requests_total":         1,
 		"holdfast_downstream_responses_total":        5,
-		"holdfast_downstream_requests_refused_total": 10,
+		"holdfast_downstream_requests_refused_total": 11,
 		"holdfast_downstream_upgrades_total":         9,
 		"holdfast_downstream_requests_cut_total":     2,
 		"holdfast_route_responses_total":             5,
@@ -671,16 +944,22 @@ func TestARequestThatTheCodecRefusesIsCountedAndRecorded(t *testing.T) {
 			t.Parallel()
 			s := newSite(t)
 			c := s.client()
-			c.Write([]byte(strings.ReplaceAll(tt.request, "\n", "\r\n")))
-			c.wantHead(fmt.Sprintf("HTTP/1.1 %d ", tt.status))
+			request := strings.ReplaceAll(tt.request, "\n", "\r\n")
+			c.Write([]byte(request))
+			answer := c.rest()
+			_, body, _ := strings.Cut(answer, "\r\n\r\n")
+			if !strings.HasPrefix(answer, fmt.Sprintf("HTTP/1.1 %d ", tt.status)) {
+				t.Errorf("got %q, want status %d", answer, tt.status)
+			}
 			c.Close()
-			eventually(t, "the connection has ended", func() bool { return figures(s.counted)["downstream_connections_active{public}"] == 0 })
+			eventually(t, "the connection has ended", func() bool { return figures(s.counted)["downstream_connections_closed_total{public,holdfast}"] == 1 })
 			class := fmt.Sprintf("%dxx", tt.status/100)
 			malformed := ""
 			if tt.status == 400 {
 				malformed = "downstream_protocol_errors_total{public} 1\n"
 			}
-			wantFigures(t, figures(s.counted), malformed+`
+			bytes := fmt.Sprintf("downstream_received_bytes_total{public} %d\ndownstream_sent_bytes_total{public} %d\n", len(request), len(answer))
+			wantFigures(t, figures(s.counted), malformed+bytes+`
 				cluster_endpoints{web} 1
 				downstream_connections_total{public} 1
 				downstream_connections_closed_total{public,holdfast} 1
@@ -689,13 +968,40 @@ func TestARequestThatTheCodecRefusesIsCountedAndRecorded(t *testing.T) {
 				downstream_request_duration_seconds{public} 1
 				downstream_responses_total{public,`+class+`} 1
 				downstream_requests_refused_total{public,`+tt.refused+`} 1
-			`, "downstream_received_bytes", "downstream_sent_bytes", "access_log_")
+			`, "access_log_")
 			got := s.records.read(t)
 			if len(got) != 1 {
 				t.Fatalf("%d records: %v", len(got), got)
 			}
 			tt.record["status"], tt.record["event"], tt.record["listener"] = tt.status, "request", "public"
+			tt.record["sent_bytes"], tt.record["received_bytes"] = len(body), 0
 			wantRecord(t, got[0], tt.record)
+		})
+	}
+}
+
+func TestAnAnswerOfTheCodecThatDoesNotLeaveWholeIsCutByWhomeverThatIsTheFault(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		err    error
+		figure string
+	}{
+		"it does":             {nil, "downstream_request_duration_seconds{public}"},
+		"the client has gone": {syscall.EPIPE, "downstream_requests_cut_total{public,downstream}"},
+		"a slow client":       {os.ErrDeadlineExceeded, "downstream_requests_cut_total{public,holdfast}"},
+		"we have closed":      {net.ErrClosed, "downstream_requests_cut_total{public,holdfast}"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFarm(t)
+			f.manager().Refused(exchange.Downstream{Listener: "public"}, http1.Refusal{
+				Request: new(exchange.Request), Start: time.Now(), Status: 400, Reason: "malformed", Err: tt.err})
+			wantFigures(t, figures(f.registry), tt.figure+" 1"+`
+				cluster_endpoints{web} 1
+				downstream_requests_total{public} 1
+				downstream_responses_total{public,4xx} 1
+				downstream_requests_refused_total{public,malformed} 1
+			`)
 		})
 	}
 }

@@ -32,6 +32,7 @@ func TestAGenerationCountsInTheMemoryThatItIsGiven(t *testing.T) {
 	}
 	c.serve()
 	client, server := c.tunnel()
+	carries(client, server) // the 101 is there a moment before the tunnel
 	w := c.dial()
 	c.exchange(w)
 	c.status()
@@ -62,6 +63,7 @@ func TestAGenerationCountsInTheMemoryThatItIsGiven(t *testing.T) {
 	if got := c.figures()["generation_draining"]; got != 1 {
 		t.Errorf("generation_draining is %d while it drains", got)
 	}
+	c.dropped.Store(3) // after the last question
 	client.Close()
 	server.Close()
 	w.Close()
@@ -69,6 +71,9 @@ func TestAGenerationCountsInTheMemoryThatItIsGiven(t *testing.T) {
 		t.Error(err)
 	}
 	got = c.figures()
+	if n := got["proxy_log_lines_dropped_total"]; n != 3 {
+		t.Errorf("%d dropped lines are counted at the end, want 3", n)
+	}
 	if got["downstream_requests_total{public}"] != 2 || got["tunnels_started_total"] != 1 || got["tunnels_active"] != 0 {
 		t.Errorf("after the end: %v", got)
 	}
@@ -168,6 +173,111 @@ func TestAGenerationRecordsInTheFilesThatItIsGivenAndInThoseThatReplaceThem(t *t
 	}
 }
 
+// logPipe is a descriptor to hand over as an access log, and what fails if anybody else
+// has the file. That does not wait: what is forgotten is closed too, by the collector
+// of garbage, some time.
+func logPipe(t *testing.T) (fd int, wantClosed func(what string)) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close(); w.Close() })
+	raw, err := w.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(ours uintptr) { fd = int(ours) })
+	return fd, func(what string) {
+		t.Helper()
+		w.Close()
+		raw, err := r.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Read(func(fd uintptr) bool {
+			_, err = unix.Read(int(fd), make([]byte, 1))
+			return true
+		})
+		if err != nil { // of an end there is none
+			t.Errorf("%s is still open: %v", what, err)
+		}
+	}
+}
+
+func TestFilesThatAreOfNoUseToAGenerationAreClosed(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "access.log")
+	c := command(t, "", fmt.Sprintf("[[access_logs]]\npath = %q\n", path))
+	twice, twiceClosed := logPipe(t)
+	replaced, replacedClosed := logPipe(t)
+	unknown, unknownClosed := logPipe(t)
+	c.say(&control.Message{Type: control.TypeLogs, Keys: []string{path, path}}, twice, replaced)
+	c.status() // the message was taken
+	twiceClosed("a file of a path that came twice")
+	c.say(&control.Message{Type: control.TypeLogs, Keys: []string{path, "unknown"}}, logFile(t, path), unknown)
+	c.status()
+	replacedClosed("a file that was replaced before it was needed")
+	c.serve()
+	unknownClosed("a file that no access log is written to")
+	odd, oddClosed := logPipe(t)
+	c.say(&control.Message{Type: control.TypeLogs}, odd)
+	c.status()
+	oddClosed("a file without a path")
+}
+
+func TestAGenerationWithoutAccessLogsKeepsNoFiles(t *testing.T) {
+	t.Parallel()
+	c := command(t, "", "")
+	before, beforeClosed := logPipe(t)
+	c.say(&control.Message{Type: control.TypeLogs, Keys: []string{"a"}}, before)
+	c.serve()
+	beforeClosed("a file that came before it served")
+	later, laterClosed := logPipe(t)
+	c.say(&control.Message{Type: control.TypeLogs, Keys: []string{"a"}}, later)
+	c.status()
+	laterClosed("a file that came later")
+}
+
+func TestFilesThatWereNeverNeededAreClosedAtTheEnd(t *testing.T) {
+	t.Parallel()
+	c := command(t, "", "[[access_logs]]\npath = \"/a\"\n")
+	kept, keptClosed := logPipe(t)
+	c.say(&control.Message{Type: control.TypeLogs, Keys: []string{"/a"}}, kept)
+	c.say(&control.Message{Type: control.TypeStop})
+	if err := c.wait(); err != nil {
+		t.Error(err)
+	}
+	keptClosed("a file of a generation that never served")
+}
+
+// A message with an id is answered, once: [commander.ask] would take a second answer
+// for one to the next question.
+func TestWhetherItWorkedIsAnsweredWhereThatIsAsked(t *testing.T) {
+	t.Parallel()
+	c := command(t, "", "")
+	c.serve()
+	for _, tt := range []struct {
+		m    control.Message
+		want string // in the answer's error
+	}{
+		{control.Message{Type: control.TypeLevel, Level: "debug"}, ""},
+		{control.Message{Type: control.TypeLevel, Level: "loud"}, `not "loud"`},
+		{control.Message{Type: control.TypeLogs}, ""},
+		{control.Message{Type: control.TypeLogs, Keys: []string{"a"}}, "do not match"},
+		{control.Message{Type: "riddle"}, "unknown message"},
+	} {
+		a := c.question(tt.m)
+		if a.Re != c.lastID || !strings.Contains(a.Error, tt.want) || tt.want == "" && a.Error != "" {
+			t.Errorf("%s was answered by %+v, want the error %q", tt.m.Type, a, tt.want)
+		}
+		c.status()
+	}
+	if got := c.log.String(); strings.Contains(got, "level=ERROR") {
+		t.Errorf("what was answered is logged too:\n%s", got)
+	}
+}
+
 func TestTheLastRecordsAreWrittenWhenAGenerationEnds(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "access.log")
@@ -256,16 +366,44 @@ func await[T any](t *testing.T, what string, from <-chan T) (v T) {
 	return v
 }
 
+// holders is how many descriptors of this process are of the same file.
+func holders(t *testing.T, fd int) (n int) {
+	t.Helper()
+	want, err := os.Stat(fmt.Sprint("/proc/self/fd/", fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range all {
+		// Those of other tests come and go.
+		if got, err := os.Stat("/proc/self/fd/" + one.Name()); err == nil && os.SameFile(want, got) {
+			n++
+		}
+	}
+	return n
+}
+
 func TestAGenerationGivesProfilesOfItself(t *testing.T) {
 	t.Parallel()
 	c := command(t, "", "")
 	c.serve()
+	var profiles []int
 	for name, over := range map[string]time.Duration{"goroutine": 0, "heap": 0, "trace": 10 * time.Millisecond} {
 		if a := c.question(control.Message{Type: control.TypeProfile, Profile: name, Within: over}); a.Error != "" {
 			t.Errorf("%s: %s", name, a.Error)
 			continue
 		}
-		data, err := control.ReadBytes(await(t, "a profile", c.payloads), 1<<24)
+		fd := await(t, "a profile", c.payloads)
+		same, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		profiles = append(profiles, same)
+		t.Cleanup(func() { unix.Close(same) })
+		data, err := control.ReadBytes(fd, 1<<24)
 		if err != nil || len(data) == 0 {
 			t.Errorf("%s: %d bytes, %v", name, len(data), err)
 		}
@@ -274,6 +412,15 @@ func TestAGenerationGivesProfilesOfItself(t *testing.T) {
 		if a := c.question(control.Message{Type: control.TypeProfile, Profile: name, Within: over}); a.Error == "" {
 			t.Errorf("%q over %v was made", name, over)
 			control.CloseAll([]int{<-c.payloads})
+		}
+	}
+	c.drain(0)
+	if err := c.wait(); err != nil {
+		t.Error(err)
+	}
+	for _, fd := range profiles {
+		if n := holders(t, fd); n != 1 {
+			t.Errorf("the generation has kept %d descriptors of a profile", n-1)
 		}
 	}
 }

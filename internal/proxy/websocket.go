@@ -31,11 +31,11 @@ func (r *request) upgrade() {
 	switch {
 	case !r.route.WebSocket || r.route.Redirects():
 		r.metrics.upgrades[notEnabled].Inc()
-		r.refuse(403, "the route does not allow WebSocket")
+		r.refuse(403, refusedWebSocket, "the route does not allow WebSocket")
 		return
 	case r.head.UpgradeBody:
 		r.metrics.upgrades[malformed].Inc()
-		r.refuse(400, "an upgrade request with a body")
+		r.refuse(400, refusedMalformed, "an upgrade request with a body")
 		return
 	}
 	r.awaitAnswer(r.route.Tunnels.HandshakeTimeout, errHandshakeTimeout)
@@ -97,12 +97,14 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 	}
 	if !r.beginAnswer() {
 		upConn.Close()
+		r.endpoint.TunnelFailed()
 		return context.Cause(r.ctx)
 	}
 	r.status = resp.Status
 	downConn, downEarly, err := r.x.Switch(resp)
 	if err != nil {
 		upConn.Close()
+		r.endpoint.TunnelFailed()
 		return goneError{err}
 	}
 	limits := &r.route.Tunnels

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -20,38 +21,44 @@ import (
 // supervisor opens them: a generation needs no right to any path, and a crash is
 // mended although a path cannot be opened any more.
 type accessLogs struct {
-	mu    sync.Mutex // held while descriptors are sent, so that none is closed under way
-	files map[string]*os.File
+	mu     sync.Mutex // held for moments only: no file is opened or closed under it
+	files  map[string]*os.File
+	closed bool
 }
 
 // open opens every file that is configured. The error is a *Refusal, and nothing is
 // open then.
 func (a *accessLogs) open(configured []config.AccessLog) error {
-	a.files = make(map[string]*os.File)
+	files := make(map[string]*os.File)
 	var problems []error
 	for _, l := range configured {
 		if l.Path == config.Stdout {
 			continue // every generation has it
 		}
-		f, err := openAppending(l.Path)
+		f, err := openAppending(l.Path, unix.O_CREAT)
 		if err != nil {
 			problems = append(problems, err)
 			continue
 		}
-		a.files[l.Path] = f
+		files[l.Path] = f
 	}
-	if len(problems) == 0 {
-		return nil
+	if len(problems) > 0 {
+		return refuse("access logs", errors.Join(append(problems, closeFiles(files))...))
 	}
-	return refuse("access logs", errors.Join(append(problems, a.close())...))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.files = files
+	return nil
 }
 
-// openAppending opens a file that records are appended to, and makes it if it is not
-// there. It does not wait for a reader of a FIFO: without one it fails.
-func openAppending(path string) (*os.File, error) {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0o640)
+// appendFlags are those of a file that records are appended to. Of a FIFO they let nobody
+// wait for a reader: without one it cannot be opened.
+const appendFlags = unix.O_APPEND | unix.O_NONBLOCK
+
+func openAppending(path string, create int) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOCTTY|appendFlags|create, 0o640)
 	if errors.Is(err, unix.ENXIO) {
-		return nil, fmt.Errorf("open %s: nobody reads this FIFO", path)
+		return nil, fmt.Errorf("open %s: it is a FIFO that nobody reads, a socket, or a device that is not there", path)
 	}
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
@@ -59,65 +66,130 @@ func openAppending(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+// probeAccessLogs says whether open would succeed, and makes no file. The error is a
+// *Refusal.
+func probeAccessLogs(configured []config.AccessLog) error {
+	var problems []error
+	for _, l := range configured {
+		if l.Path == config.Stdout {
+			continue
+		}
+		f, err := openAppending(l.Path, 0)
+		if err == nil {
+			err = f.Close()
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+			if missing := unix.Access(filepath.Dir(l.Path), unix.W_OK|unix.X_OK); missing != nil {
+				err = &os.PathError{Op: "create", Path: l.Path, Err: missing}
+			}
+		}
+		problems = append(problems, err)
+	}
+	if err := errors.Join(problems...); err != nil {
+		return refuse("access logs", err)
+	}
+	return nil
+}
+
 func (a *accessLogs) close() error {
 	a.mu.Lock()
-	defer a.mu.Unlock()
+	files := a.files
+	a.files, a.closed = nil, true
+	a.mu.Unlock()
+	return closeFiles(files)
+}
+
+func closeFiles(files map[string]*os.File) error {
 	var errs []error
-	for _, f := range a.files {
+	for _, f := range files {
 		errs = append(errs, f.Close())
 	}
-	a.files = nil
 	return errors.Join(errs...)
 }
 
 // reopen opens every path again. One that cannot be opened keeps its old file.
 func (a *accessLogs) reopen() error {
+	var paths []string
 	a.mu.Lock()
-	defer a.mu.Unlock()
+	for path := range a.files {
+		paths = append(paths, path)
+	}
+	a.mu.Unlock()
 	var errs []error
-	for path, old := range a.files {
-		f, err := openAppending(path)
-		if err != nil {
-			errs = append(errs, err)
-			continue
+	for _, path := range paths {
+		f, err := openAppending(path, unix.O_CREAT)
+		if err == nil {
+			err = a.swap(path, f).Close()
 		}
-		a.files[path] = f
-		errs = append(errs, old.Close())
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-// send hands duplicates of the files to a generation, by path.
-func (a *accessLogs) send(g *generation) error {
+// swap puts f in the place of a path's old file, which it returns; or f, if nobody
+// needs it any more.
+func (a *accessLogs) swap(path string, f *os.File) (old *os.File) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.files) == 0 {
-		return nil
+	if a.closed {
+		return f
 	}
-	fds := make(map[string]int, len(a.files))
+	old, a.files[path] = a.files[path], f
+	return old
+}
+
+// duplicates returns descriptors of the files, by path, which the caller closes. A
+// generation can change the flags of what it has been given, and they belong to all
+// duplicates (open(2)): so they are set again.
+func (a *accessLogs) duplicates() (fds map[string]int, err error) {
+	fds = make(map[string]int)
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	for path, f := range a.files {
 		raw, err := f.SyscallConn()
 		if err == nil {
-			err = raw.Control(func(fd uintptr) { fds[path] = int(fd) }) // stays open: mu is held
+			err = errors.Join(raw.Control(func(fd uintptr) {
+				if _, err = unix.FcntlInt(fd, unix.F_SETFL, appendFlags); err == nil {
+					fds[path], err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+				}
+			}), err)
 		}
 		if err != nil {
-			return err
+			closeDescriptors(fds)
+			return nil, fmt.Errorf("access log %s: %w", path, err)
 		}
 	}
-	return g.sendDescriptors(control.TypeLogs, fds)
+	return fds, nil
+}
+
+func closeDescriptors(fds map[string]int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd) // a duplicate
+	}
+}
+
+// handLogs gives g the access logs of its release.
+func (g *generation) handLogs(send sender) error {
+	fds, err := g.release.logs.duplicates()
+	if err != nil || len(fds) == 0 {
+		return err
+	}
+	defer closeDescriptors(fds)
+	return handOver(control.TypeLogs, fds, send)
 }
 
 // ReopenLogs implements [Commands].
 func (s *Supervisor) ReopenLogs(ctx context.Context) error {
-	var all []*generation
 	var releases []*release
 	if err := s.try(ctx, func() {
-		all = s.newestFirst()
-		for _, g := range all {
+		for _, g := range s.living {
 			releases = append(releases, g.release)
 		}
-		if s.pinned != nil {
-			releases = append(releases, s.pinned)
+		for _, r := range []*release{s.pinned, s.planned} {
+			if r != nil {
+				releases = append(releases, r)
+			}
 		}
 	}); err != nil {
 		return err
@@ -129,26 +201,14 @@ func (s *Supervisor) ReopenLogs(ctx context.Context) error {
 			problems = append(problems, r.logs.reopen())
 		}
 	}
-	results := make(chan error)
-	for _, g := range all {
-		go func() {
-			err := g.release.logs.send(g)
-			if err != nil {
-				err = fmt.Errorf("generation %d goes on with its old access logs: %w", g.number, err)
-			}
-			results <- err
-		}()
-	}
-	for range all {
-		problems = append(problems, <-results)
-	}
-	err := errors.Join(problems...)
-	if err != nil {
+	// Who is started from now on has the new files.
+	told, err := s.tellAll(ctx, "its access logs", (*generation).handLogs)
+	if err = errors.Join(append(problems, err)...); err != nil {
 		s.stats.reopenFailures.Inc()
 		s.log.Error("access logs are not all opened again", "err", err)
 		return err
 	}
 	s.stats.reopened.Inc()
-	s.log.Info("access logs are opened again", "generations", len(all), "took", time.Since(began))
-	return ctx.Err()
+	s.log.Info("access logs are opened again", "generations", told, "took", time.Since(began))
+	return nil
 }

@@ -17,7 +17,7 @@ var ErrStopping = errors.New("the service is stopping")
 
 // Refusal is the error of a reload that has changed nothing.
 type Refusal struct {
-	Step     string   // what was attempted: "configuration", "proxy binary", "generations", "listeners", "admin", "start" or "serve"
+	Step     string   // what was attempted: "configuration", "proxy binary", "generations", "access logs", "listeners", "admin", "start" or "serve"
 	Problems []string // each a sentence or a configuration problem; never empty
 }
 
@@ -61,6 +61,7 @@ type Status struct {
 	FileError   string             `json:"file_error,omitempty"` // why it could not be read
 	Ready       bool               `json:"ready"`                // what /readyz answers
 	ReadyOff    bool               `json:"ready_off"`            // the operator said `ready off`
+	LogLevel    string             `json:"log_level,omitempty"`  // that was set by command
 	Stopping    bool               `json:"stopping"`
 	Reloading   bool               `json:"reloading"`
 	LastReload  *LastReload        `json:"last_reload,omitempty"`

@@ -26,8 +26,8 @@ const (
 	cutOffGrace = 2 * time.Second
 )
 
-// onDeath notes that g's process is gone, with lost tunnels. Called in the loop.
-func (s *Supervisor) onDeath(g *generation, how string, lost int64) {
+// onDeath notes that g's process is gone, and lost with it. Called in the loop.
+func (s *Supervisor) onDeath(g *generation, how string, lost losses) {
 	was := g.state
 	if g.cutOff != nil {
 		how = fmt.Sprintf("%s, after it was cut off: %v", how, g.cutOff)
@@ -35,17 +35,32 @@ func (s *Supervisor) onDeath(g *generation, how string, lost int64) {
 	g.how, g.lost = how, lost
 	s.move(g, evDied)
 	delete(s.living, g.number)
+	s.totals.End(g.number)
 	close(g.died)
-	g.ch.Close()
-	s.stats.tunnelsLost.Add(uint64(g.lost))
-	if early := was != stopping && (was != draining || how != "exit status 0"); early {
+	g.closeChannel()
+	s.stats.tunnelsLost.Add(uint64(lost.tunnels))
+	s.stats.recordsLost.Add(uint64(lost.records))
+	if g.diedEarly(was) {
 		s.stats.deaths[was].Inc()
-	}
-	if s.serving != g && (was == serving || was == draining) && how != "exit status 0" {
-		g.log.Error("a draining generation has died", "how", how, "tunnels_lost", g.lost)
+		if s.serving != g && was != starting && was != ready { // that is for others to say
+			g.log.Error("a "+was.String()+" generation has died", "how", how, "tunnels_lost", lost.tunnels)
+		}
 	}
 	s.discount(g, "the serving generation has died: "+how)
 	s.closeUnused(g.release)
+}
+
+// diedEarly says of a process that is gone whether it had more to do in the state that
+// it was in. What drains or stops may end by itself, and then says so by its exit
+// status; what stops may be killed by us.
+func (g *generation) diedEarly(was state) bool {
+	switch was {
+	case draining:
+		return g.how != "exit status 0"
+	case stopping:
+		return g.how != "exit status 0" && !g.killed.Load()
+	}
+	return true
 }
 
 // onLeaving has another generation serve in the place of one that ends by itself.
@@ -103,7 +118,7 @@ func (s *Supervisor) lost(g *generation, why string) {
 	}
 	s.crashes++
 	s.lastCrash = why
-	g.log.Error(why+"; new connections wait in the listen queues", "in_a_row", s.crashes, "tunnels_lost", g.lost)
+	g.log.Error(why+"; new connections wait in the listen queues", "in_a_row", s.crashes, "tunnels_lost", g.lost.tunnels)
 	s.ensureServing()
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -82,8 +83,27 @@ func fakeProxy(command string) int {
 // What a fake generation counts.
 var (
 	fakeQuestions = metrics.Define(metrics.Desc{Name: "holdfast_fake_questions_total", Help: "Questions.", Type: metrics.TypeCounter})
+	fakeTunnels   = metrics.Define(metrics.Desc{Name: "holdfast_tunnels_active", Help: "Tunnels.", Type: metrics.TypeGauge})
 	fakeHeld      = metrics.Define(metrics.Desc{Name: "holdfast_fake_held", Help: "Held.", Type: metrics.TypeGauge, Merge: metrics.PerGeneration})
 )
+
+// lingering returns a socket that is connected to an address where nobody reads, of
+// which the last close lasts for an hour.
+func lingering(address string) int {
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		return -1
+	}
+	f, _ := c.(*net.TCPConn).File()
+	fd, _ := unix.Dup(int(f.Fd()))
+	f.Close()
+	c.Close()
+	chunk := make([]byte, 64<<10)
+	for unix.Sendto(fd, chunk, unix.MSG_DONTWAIT, nil) == nil {
+	}
+	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 3600})
+	return fd
+}
 
 func told(b control.Bundle, word string) bool {
 	return strings.Contains(string(b.Config), "#! "+word+"\n")
@@ -111,7 +131,20 @@ func fakeGeneration(conn *control.Conn) int {
 				questions++
 				holds.Tunnels = questions
 			}
-			conn.Send(&control.Message{Type: control.TypeAnswer, Re: m.ID, Status: holds}, time.Second)
+			a := &control.Message{Type: control.TypeAnswer, Re: m.ID, Status: holds}
+			if _, rest, ok := strings.Cut(string(b.Config), "#! lingers at "); ok && m.Type == control.TypeStatus {
+				at, _, _ := strings.Cut(rest, "\n")
+				fd := lingering(at)
+				conn.Send(a, time.Second, fd)
+				go unix.Close(fd) // waits if it is the last one
+				return
+			}
+			conn.Send(a, time.Second)
+		}
+		confirm := func() {
+			if m.ID != 0 {
+				conn.Send(&control.Message{Type: control.TypeAnswer, Re: m.ID}, time.Second)
+			}
 		}
 		switch m.Type {
 		case control.TypeBundle:
@@ -124,9 +157,15 @@ func fakeGeneration(conn *control.Conn) int {
 		case control.TypeLogs:
 			for i, path := range m.Keys {
 				unix.Write(fds[i], fmt.Appendf(nil, "generation %d has %s\n", b.Generation, filepath.Base(path)))
+				if told(b, "turns appending off") {
+					unix.FcntlInt(uintptr(fds[i]), unix.F_SETFL, 0)
+					unix.Seek(fds[i], 0, 0)
+				}
 			}
+			confirm()
 		case control.TypeLevel:
 			note("levels", "%d %s", b.Generation, m.Level)
+			confirm()
 		case control.TypeProfile:
 			a := &control.Message{Type: control.TypeAnswer, Re: m.ID}
 			if m.Profile == "none" {
@@ -187,10 +226,18 @@ func fakeGeneration(conn *control.Conn) int {
 			}
 			counts.Counter(fakeQuestions).Inc()
 			counts.Gauge(fakeHeld).Set(5)
+			if told(b, "claims too much") {
+				counts.Gauge(fakeTunnels).Set(math.MaxInt64)
+			} else {
+				counts.Gauge(fakeTunnels).Set(3)
+			}
 			answer()
 		case control.TypeStop:
 			if told(b, "does not stop") {
 				break
+			}
+			if told(b, "dies when stopping") {
+				return 14
 			}
 			return 0
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode"
@@ -40,13 +41,15 @@ type generation struct {
 	died  chan struct{}       // closed when the process is gone; how is set then
 	how   string
 
+	killed atomic.Bool // by us
+
 	leaves func() // called when it says that it leaves; set before it is heard
 
 	// Owned by the supervisor's loop.
 	state    state
 	served   time.Time // when it began to serve
 	cutOff   error     // why its channel was closed
-	lost     int64     // tunnels that were open when it ended
+	lost     losses    // what went with it
 	silent   bool      // did not answer the last question
 	lastSeen control.Status
 
@@ -88,6 +91,10 @@ func (g *generation) receive() error {
 		}
 	}
 }
+
+// closeChannel does not wait: what the generation has sent and nobody has received is
+// closed with the channel; see [control.Discard].
+func (g *generation) closeChannel() { go g.ch.Close() }
 
 // versionNow is what it said it is, "" before.
 func (g *generation) versionNow() string {
@@ -137,8 +144,18 @@ func (g *generation) take(m *control.Message, fds []int) error {
 	default:
 		g.log.Debug("message of an unknown type", "type", m.Type)
 	}
-	control.CloseAll(fds)
+	control.Discard(fds)
 	return nil
+}
+
+// oneLine makes what a generation says harmless to whoever reads it.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '\uFFFD'
+	}, s)
 }
 
 // presentable says whether a text is short and does nothing to a terminal.
@@ -158,29 +175,29 @@ func offer[T any](to chan T, v T) {
 var errSilent = errors.New("no answer")
 
 // mostUnanswered is how many questions may lie before a process that does not read
-// until it is not asked for its status any more: its queue keeps room for what it
-// must hear when it goes on.
+// until it is asked nothing any more, but to serve or to drain: its queue keeps room
+// for what it must hear when it goes on.
 const mostUnanswered = 8
 
-// answer is what came to a question. Whoever takes it closes the descriptors.
+// answer is what came to a question. Whoever takes it discards the descriptors.
 type answer struct {
 	*control.Message
 	fds []int
 }
 
 // ask is question for an answer without descriptors.
-func (g *generation) ask(ctx context.Context, m control.Message, within time.Duration) (*control.Message, error) {
-	a, err := g.question(ctx, m, within)
-	control.CloseAll(a.fds)
+func (g *generation) ask(ctx context.Context, m control.Message, within time.Duration, fds ...int) (*control.Message, error) {
+	a, err := g.question(ctx, m, within, fds...)
+	control.Discard(a.fds)
 	return a.Message, err
 }
 
 // question sends m and waits for its answer, for the process to end, or for the time
 // to pass. With an error there is no answer.
-func (g *generation) question(ctx context.Context, m control.Message, within time.Duration) (answer, error) {
+func (g *generation) question(ctx context.Context, m control.Message, within time.Duration, fds ...int) (answer, error) {
 	answers := make(chan answer, 1)
 	g.mu.Lock()
-	if m.Type == control.TypeStatus && g.unanswered >= mostUnanswered {
+	if m.Type != control.TypeServe && m.Type != control.TypeDrain && g.unanswered >= mostUnanswered {
 		g.mu.Unlock()
 		return answer{}, fmt.Errorf("generation %d: %w to %d questions", g.number, errSilent, mostUnanswered)
 	}
@@ -195,11 +212,11 @@ func (g *generation) question(ctx context.Context, m control.Message, within tim
 		g.mu.Unlock()
 		select {
 		case late := <-answers:
-			control.CloseAll(late.fds)
+			control.Discard(late.fds)
 		default:
 		}
 	}()
-	if err := g.ch.Send(&m, min(within, sendTimeout)); err != nil {
+	if err := g.ch.Send(&m, min(within, sendTimeout), fds...); err != nil {
 		g.mu.Lock()
 		g.unanswered = max(g.unanswered-1, 0) // it was not sent
 		g.mu.Unlock()
@@ -210,8 +227,8 @@ func (g *generation) question(ctx context.Context, m control.Message, within tim
 	select {
 	case a := <-answers:
 		if a.Error != "" {
-			control.CloseAll(a.fds)
-			return answer{}, errors.New(a.Error)
+			control.Discard(a.fds)
+			return answer{}, errors.New(oneLine(a.Error))
 		}
 		return a, nil
 	case <-g.died:
@@ -238,9 +255,9 @@ func (g *generation) prepare(ctx context.Context, listeners map[string]int) erro
 		return err
 	}
 	defer bundle.Close()
-	err = g.ch.Send(&control.Message{Type: control.TypeBundle}, sendTimeout, int(bundle.Fd()), g.counts)
+	err = g.send(&control.Message{Type: control.TypeBundle}, int(bundle.Fd()), g.counts)
 	if err == nil {
-		err = g.release.logs.send(g)
+		err = g.handLogs(g.send)
 	}
 	if err == nil {
 		err = g.sendListeners(listeners)
@@ -254,19 +271,35 @@ func (g *generation) prepare(ctx context.Context, listeners map[string]int) erro
 
 // sendListeners hands over duplicates of the listening sockets, by key.
 func (g *generation) sendListeners(listeners map[string]int) error {
-	return g.sendDescriptors(control.TypeListeners, listeners)
+	return handOver(control.TypeListeners, listeners, g.send)
 }
 
-// sendDescriptors hands over duplicates of descriptors with their keys, in as many
-// messages as that takes.
-func (g *generation) sendDescriptors(t control.Type, named map[string]int) error {
+// A sender sends a message with duplicates of descriptors.
+type sender func(m *control.Message, fds ...int) error
+
+// send is the sender that awaits no answer.
+func (g *generation) send(m *control.Message, fds ...int) error {
+	return g.ch.Send(m, sendTimeout, fds...)
+}
+
+// asking is the sender that awaits the answer to each message.
+func (g *generation) asking(ctx context.Context) sender {
+	return func(m *control.Message, fds ...int) error {
+		_, err := g.ask(ctx, *m, answerTimeout, fds...)
+		return err
+	}
+}
+
+// handOver sends duplicates of descriptors with their keys, in as many messages as
+// that takes, of which the last one is sent even if there are none.
+func handOver(t control.Type, named map[string]int, send sender) error {
 	m := &control.Message{Type: t}
 	var fds []int
 	size := 0
 	for key, fd := range named {
 		if len(fds) == control.FilesPerMessage || len(fds) > 0 && size+len(key) > control.KeysPerMessage {
 			m.More = true
-			if err := g.ch.Send(m, sendTimeout, fds...); err != nil {
+			if err := send(m, fds...); err != nil {
 				return err
 			}
 			m, fds, size = &control.Message{Type: t}, nil, 0
@@ -274,7 +307,7 @@ func (g *generation) sendDescriptors(t control.Type, named map[string]int) error
 		m.Keys, fds = append(m.Keys, key), append(fds, fd)
 		size += len(key)
 	}
-	return g.ch.Send(m, sendTimeout, fds...)
+	return send(m, fds...)
 }
 
 // await waits for what a starting generation says next.
@@ -298,6 +331,14 @@ func await[T any](ctx context.Context, g *generation, from chan T, missing strin
 	}
 }
 
+// signal signals the process, and remembers that it was killed by us.
+func (g *generation) signal(sig os.Signal) error {
+	if sig == os.Kill {
+		g.killed.Store(true)
+	}
+	return g.proc.Signal(sig)
+}
+
 // killPatience is how long a killed process may take to be gone. One that takes
 // longer is stuck in the kernel, and nothing may wait for that.
 const killPatience = 10 * time.Second
@@ -305,7 +346,7 @@ const killPatience = 10 * time.Second
 // kill ends the process at once and waits until it is gone. What goes wrong is
 // logged too.
 func (g *generation) kill(ctx context.Context) error {
-	if err := g.proc.Signal(os.Kill); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := g.signal(os.Kill); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		g.log.Error("cannot kill", "err", err)
 		return fmt.Errorf("kill generation %d: %w", g.number, err)
 	}

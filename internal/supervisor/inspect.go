@@ -67,22 +67,49 @@ func (s *Supervisor) SetLogLevel(ctx context.Context, level string) error {
 			return err
 		}
 	}
-	var all []*generation
 	if err := s.try(ctx, func() {
 		s.level = set
 		if s.serving != nil {
 			s.opts.ApplyLog(s.logOf(s.serving.release))
 		}
-		all = s.newestFirst()
 	}); err != nil {
 		return err
 	}
-	var errs []error
-	for _, g := range all {
-		errs = append(errs, s.sendLevel(g))
-	}
 	s.log.Warn("the log level was set by command", "level", level)
-	return errors.Join(errs...)
+	_, err := s.tellAll(ctx, "the log level", s.handLevel)
+	return err
+}
+
+// tellAll has every living generation told something, and waits until it has
+// confirmed that; told is how many there are. One that is starting cannot confirm
+// anything yet.
+func (s *Supervisor) tellAll(ctx context.Context, what string, tell func(*generation, sender) error) (told int, err error) {
+	by := make(map[*generation]sender)
+	if err := s.try(ctx, func() {
+		for _, g := range s.living {
+			by[g] = g.asking(ctx)
+			if g.state == starting {
+				by[g] = g.send
+			}
+		}
+	}); err != nil {
+		return 0, err
+	}
+	errs := make(chan error)
+	for g, send := range by {
+		go func() {
+			err := tell(g, send)
+			if err != nil {
+				err = fmt.Errorf("generation %d has not confirmed %s: %w", g.number, what, err)
+			}
+			errs <- err
+		}()
+	}
+	var all []error
+	for range by {
+		all = append(all, <-errs)
+	}
+	return len(by), errors.Join(all...)
 }
 
 // logOf is what r says about the log, with the level that was set by command. Called
@@ -95,14 +122,11 @@ func (s *Supervisor) logOf(r *release) config.Log {
 	return l
 }
 
-// sendLevel tells g at which level to log.
-func (s *Supervisor) sendLevel(g *generation) error {
+// handLevel tells g at which level to log.
+func (s *Supervisor) handLevel(g *generation, send sender) error {
 	m := &control.Message{Type: control.TypeLevel}
 	s.do(func() { m.Level = strings.ToLower(s.logOf(g.release).Level.String()) })
-	if err := g.ch.Send(m, sendTimeout); err != nil {
-		return fmt.Errorf("generation %d keeps its log level: %w", g.number, err)
-	}
-	return nil
+	return send(m)
 }
 
 // profileMargin is how much longer than the time that it covers a profile may take.
@@ -125,7 +149,7 @@ func (s *Supervisor) Profile(ctx context.Context, number int, name string, over 
 		return nil, err
 	}
 	if len(a.fds) != 1 {
-		control.CloseAll(a.fds)
+		control.Discard(a.fds)
 		return nil, fmt.Errorf("generation %d has no profile %q", number, name)
 	}
 	return control.ReadBytes(a.fds[0], maxProfile)

@@ -58,9 +58,13 @@ var (
 		Name: "holdfast_generations_started_total", Type: metrics.TypeCounter,
 		Help: "Generations that were started.",
 	})
+	recordsLost = metrics.Define(metrics.Desc{
+		Name: "holdfast_access_log_lost_total", Type: metrics.TypeCounter,
+		Help: "Records of access logs that were not written yet when their process died.",
+	})
 	replacements = metrics.Define(metrics.Desc{
 		Name: "holdfast_generation_replacements_total", Type: metrics.TypeCounter, Labels: []string{"by"},
-		Help: "Crashed generations that were replaced, by what serves in their place: new (a new process) or reinstated (the one before).",
+		Help: "Serving generations that crashed, were cut off or were told by a signal to end, and were replaced, by what serves in their place: new (a new process) or reinstated (the one before).",
 	})
 	tunnelsLost = metrics.Define(metrics.Desc{
 		Name: "holdfast_tunnels_lost_total", Type: metrics.TypeCounter,
@@ -72,7 +76,7 @@ var (
 	})
 	crashesInARow = metrics.Define(metrics.Desc{
 		Name: "holdfast_generation_crashes_in_a_row", Type: metrics.TypeGauge,
-		Help: "Crashes of serving generations, and failed replacements, since one last served for 30 seconds.",
+		Help: "Serving generations that had to be replaced, and replacements that failed, since one last served for 30 seconds.",
 	})
 	cutOffs = metrics.Define(metrics.Desc{
 		Name: "holdfast_generation_cut_offs_total", Type: metrics.TypeCounter,
@@ -124,7 +128,7 @@ var (
 	})
 	configDiffers = metrics.Define(metrics.Desc{
 		Name: "holdfast_config_file_differs", Type: metrics.TypeGauge,
-		Help: "1 if the configuration file is not what serves, or cannot be read.",
+		Help: "1 if the configuration file is not, byte for byte, what serves, or cannot be read.",
 	})
 )
 
@@ -143,7 +147,7 @@ type stats struct {
 	deaths                           map[state]*metrics.Counter
 	started, cutOffs                 *metrics.Counter
 	replaced, reinstated             *metrics.Counter
-	tunnelsLost                      *metrics.Counter
+	tunnelsLost, recordsLost         *metrics.Counter
 	replacementFailures              *metrics.Counter
 	listenersAdded, listenersRemoved *metrics.Counter
 	reopened, reopenFailures         *metrics.Counter
@@ -163,6 +167,7 @@ func newStats() *stats {
 		cutOffs:    r.Counter(cutOffs),
 		replaced:   r.Counter(replacements, "new"), reinstated: r.Counter(replacements, "reinstated"),
 		tunnelsLost:         r.Counter(tunnelsLost),
+		recordsLost:         r.Counter(recordsLost),
 		replacementFailures: r.Counter(replacementFailures),
 		listenersAdded:      r.Counter(listenersAdded), listenersRemoved: r.Counter(listenersRemoved),
 		reopened: r.Counter(logsReopened, "done"), reopenFailures: r.Counter(logsReopened, "failed"),
@@ -173,7 +178,7 @@ func newStats() *stats {
 	for _, result := range []string{"passed", "crashed", "superseded"} {
 		st.probations[result] = r.Counter(probations, result)
 	}
-	for _, s := range []state{starting, ready, serving, draining} {
+	for _, s := range []state{starting, ready, serving, draining, stopping} {
 		st.deaths[s] = r.Counter(generationDeaths, s.String())
 	}
 	return st
@@ -269,18 +274,36 @@ func one(d *metrics.Desc, value int64, labels ...string) metrics.Family {
 	return metrics.Family{Desc: *d, Series: []metrics.Series{{Labels: slices.Clone(labels), Value: value}}}
 }
 
-// tunnelsIn is how many tunnels are open according to the memory that a generation
-// counts in.
-func tunnelsIn(f *metrics.File) (open int64) {
+// losses are what goes with a process that dies.
+type losses struct {
+	tunnels int64 // that were open
+	records int64 // of access logs, that were not written yet
+}
+
+// lossesIn returns what was there according to the memory that a generation counted in.
+func lossesIn(f *metrics.File) (l losses) {
 	families, _ := f.Families() // what is wrong there is logged when it is added up
-	for _, family := range families {
-		if family.Desc.Name == "holdfast_tunnels_active" {
-			for _, s := range family.Series {
-				open += s.Value
-			}
+	for i := range families {
+		switch families[i].Desc.Name {
+		case "holdfast_tunnels_active":
+			l.tunnels = gaugeSum(&families[i])
+		case "holdfast_access_log_queued_records":
+			l.records = gaugeSum(&families[i])
 		}
 	}
-	return max(open, 0)
+	return l
+}
+
+// mostHeld is more than any process can hold of anything. What a hostile one says that
+// it has held must not make our own counters overflow.
+const mostHeld = 1 << 32
+
+// gaugeSum is the sum of a gauge that counts things.
+func gaugeSum(f *metrics.Family) (sum int64) {
+	for _, s := range f.Series {
+		sum = min(sum+min(max(s.Value, 0), mostHeld), mostHeld)
+	}
+	return sum
 }
 
 func truth(b bool) int64 {

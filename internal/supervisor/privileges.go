@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"errors"
 	"fmt"
 	"os/exec"
 	"runtime"
@@ -35,34 +34,18 @@ func startUnprivileged(cmd *exec.Cmd) error {
 	return <-started
 }
 
-// shedPrivileges takes from the calling thread what its children would inherit.
+// shedPrivileges takes all capabilities from the calling thread. no_new_privs comes
+// first: without it a program that root executes has again what the bounding set
+// leaves; with it execve(2) gives no more than the thread had.
 func shedPrivileges() error {
-	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-		return fmt.Errorf("clear the ambient capabilities: %w", err)
-	}
-	// A program that root starts has whatever the bounding set leaves. Only who has
-	// CAP_SETPCAP can narrow it; whoever is neither root nor has that gains nothing by it.
-	for c := uintptr(0); ; c++ {
-		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-			break // beyond the last one, or not allowed
-		}
-		if err != nil {
-			return fmt.Errorf("drop the bounding capability %d: %w", c, err)
-		}
-	}
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var sets [2]unix.CapUserData
-	err := unix.Capget(&header, &sets[0])
-	if err == nil {
-		sets[0].Inheritable, sets[1].Inheritable = 0, 0
-		err = unix.Capset(&header, &sets[0])
-	}
-	if err != nil {
-		return fmt.Errorf("clear the inheritable capabilities: %w", err)
-	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("no_new_privs: %w", err)
+	}
+	// What is not permitted and inheritable any more leaves the ambient set too.
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	if err := unix.Capset(&header, &none[0]); err != nil {
+		return fmt.Errorf("give up the capabilities: %w", err)
 	}
 	return nil
 }

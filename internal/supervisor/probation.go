@@ -114,7 +114,9 @@ func (s *Supervisor) closeUnused(r *release) {
 			return
 		}
 	}
-	if err := r.close(); err != nil {
-		s.log.Error("close what an old configuration held open", "err", err)
-	}
+	go func() { // a file system may keep it waiting
+		if err := r.close(); err != nil {
+			s.log.Error("close what an old configuration held open", "err", err)
+		}
+	}()
 }

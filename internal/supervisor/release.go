@@ -138,14 +138,18 @@ func (r *release) consult(ctx context.Context, command string) (string, error) {
 const maxConsulted = 64 << 20
 
 // Check does what a start does before it touches anything: it reads the file,
-// validates it and has the proxy binary validate it. The error is a *Refusal.
+// validates it and has the proxy binary validate it, and sees whether access logs
+// could be opened. The error is a *Refusal.
 func Check(ctx context.Context, path, defaultProxy string) error {
 	r, err := loadRelease(ctx, path, defaultProxy)
 	if err != nil {
 		return err
 	}
 	defer r.close()
-	return r.check(ctx)
+	if err := r.check(ctx); err != nil {
+		return err
+	}
+	return probeAccessLogs(r.config.AccessLogs)
 }
 
 // fullCheck answers for a file whose supervisor's sections are wrong already: the

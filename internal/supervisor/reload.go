@@ -23,7 +23,7 @@ func (s *Supervisor) Reload(ctx context.Context, wait bool) (*ReloadResult, erro
 	outcome := make(chan reloadOutcome, 1)
 	if err := s.try(ctx, func() {
 		if s.stopping {
-			outcome <- reloadOutcome{err: ErrStopping}
+			s.refuseReload(outcome)
 			return
 		}
 		s.waiting = append(s.waiting, outcome)
@@ -42,6 +42,15 @@ func (s *Supervisor) Reload(ctx context.Context, wait bool) (*ReloadResult, erro
 	}
 }
 
+// refuseReload answers somebody who asks for a reload while the service ends. Called
+// in the loop.
+func (s *Supervisor) refuseReload(asked chan reloadOutcome) {
+	o := reloadOutcome{err: ErrStopping}
+	s.stats.reloaded(o)
+	s.log.Warn("reload refused: the service is stopping")
+	asked <- o
+}
+
 // nextReload starts a reload for all who wait, unless one runs. Called in the loop.
 func (s *Supervisor) nextReload() {
 	if s.reloading || s.stopping || len(s.waiting) == 0 {
@@ -55,7 +64,7 @@ func (s *Supervisor) nextReload() {
 	s.workers.Go(func() {
 		o := s.reload(s.work)
 		s.do(func() {
-			s.reloading = false
+			s.reloading, s.planned = false, nil
 			s.stats.reloaded(o)
 			s.last = &LastReload{Time: time.Now()}
 			if o.err != nil {
@@ -126,6 +135,7 @@ func (s *Supervisor) plan(ctx context.Context) (*plan, error) {
 	}
 	p := &plan{release: r}
 	if err = r.check(ctx); err == nil {
+		s.do(func() { s.planned = r }) // logs that are rotated meanwhile are opened again
 		err = r.logs.open(r.config.AccessLogs)
 	}
 	if err == nil {

@@ -1,8 +1,10 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -174,7 +176,7 @@ func TestAnAccessLogThatCannotBeOpenedRefusesTheReload(t *testing.T) {
 	if err := syscall.Mkfifo(filepath.Join(w.dir, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.wantRefused(w.logged("fifo"), "access logs", "nobody reads this FIFO")
+	w.wantRefused(w.logged("fifo"), "access logs", "a FIFO that nobody reads")
 }
 
 func TestEveryGenerationGetsItsAccessLogsAndGetsThemAgain(t *testing.T) {
@@ -247,12 +249,18 @@ func TestACrashIsMendedAlthoughAnAccessLogCannotBeOpenedAnyMore(t *testing.T) {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	w.do(func() { w.s.pass(w.s.serving); w.s.endProbation("passed") })
-	if err := w.s.Kill(t.Context(), 1); err != nil { // it stays at hand for the whole probation
-		t.Fatal(err)
-	}
+	w.passed(2)
 	syscall.Kill(w.wantServing(2).Generations[0].PID, syscall.SIGKILL)
 	w.wantServing(3)
+}
+
+// passed ends the probation of a generation, and what stayed at hand for it.
+func (w *world) passed(number int) {
+	w.t.Helper()
+	w.do(func() { w.s.pass(w.s.serving); w.s.endProbation("passed") })
+	if err := w.s.Kill(w.t.Context(), number-1); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func (w *world) do(f func()) {
@@ -396,5 +404,255 @@ func TestAGenerationHasNoPrivileges(t *testing.T) {
 		if said.Len() == 0 {
 			t.Error("nothing was said")
 		}
+	}
+}
+
+// hooked is an admin surface that has something happen in the midst of a reload.
+type hooked struct{ hook func() }
+
+func (h *hooked) Prepare(config.Admin) (commit, abort func(), err error) {
+	if h.hook != nil {
+		h.hook()
+	}
+	return func() {}, func() {}, nil
+}
+
+func TestLogsThatAreRotatedDuringAReloadAreOpenedAgain(t *testing.T) {
+	w := prepare(t, base)
+	admin := new(hooked)
+	w.s.opts.Admin = admin
+	w.run()
+	w.wantServing(1)
+	admin.hook = func() {
+		if err := os.Rename(filepath.Join(w.dir, "a.log"), filepath.Join(w.dir, "a.log.1")); err != nil {
+			t.Error(err)
+		}
+		if err := w.s.ReopenLogs(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	w.mustReload(w.logged("a.log"))
+	w.wantFile("a.log", "generation 2 has a.log\n")
+	w.wantFile("a.log.1", "")
+}
+
+func TestTheLoopWaitsForNoFile(t *testing.T) {
+	w := start(t, base)
+	w.mustReload(w.logged("a.log") + "#! holds tunnels\n")
+	w.mustReload(base + "# third\n")
+	var g *generation
+	w.do(func() { g = w.s.living[2] })
+	g.release.logs.mu.Lock() // as long as this is held, no file can be closed
+	defer g.release.logs.mu.Unlock()
+	if err := w.s.Kill(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := w.s.try(ctx, func() {}); err != nil {
+		t.Errorf("the loop is stuck: %v", err)
+	}
+}
+
+func TestNoFileStaysOpenThatNobodyNeeds(t *testing.T) {
+	w := start(t, base)
+	held := func(name string) (n int) {
+		links, err := filepath.Glob("/proc/self/fd/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range links {
+			if to, err := os.Readlink(l); err == nil && strings.HasPrefix(to, filepath.Join(w.dir, name)) {
+				n++
+			}
+		}
+		return n
+	}
+	want := func(what, name string, n int) {
+		t.Helper()
+		deadline := time.Now().Add(patience)
+		for held(name) != n {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %d descriptors of %s, want %d", what, held(name), name, n)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	w.wantRefused(w.logged("a.log", "no such folder/b.log"), "access logs", "no such folder")
+	want("refused by a log", "a.log", 0)
+	w.wantRefused(w.logged("a.log")+"#! cannot be ready\n", "start", "no such host")
+	want("refused by the generation", "a.log", 0)
+	w.mustReload(w.logged("a.log"))
+	want("serving", "a.log", 1)
+	for range 3 {
+		if err := w.s.ReopenLogs(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("opened again", "a.log", 1)
+	w.mustReload(base + "# without\n")
+	if err := w.s.Kill(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	want("not needed any more", "a.log", 0)
+}
+
+func TestAGenerationCannotHaveItsSuccessorOverwriteTheLog(t *testing.T) {
+	w := start(t, base)
+	w.mustReload(w.logged("a.log") + "#! turns appending off\n")
+	w.passed(2)
+	syscall.Kill(w.wantServing(2).Generations[0].PID, syscall.SIGKILL)
+	w.wantServing(3)
+	w.wantFile("a.log", "generation 2 has a.log\ngeneration 3 has a.log\n")
+}
+
+func TestAGenerationThatDoesNotConfirmIsNamed(t *testing.T) {
+	w := start(t, base)
+	w.mustReload(w.logged("a.log") + "#! holds tunnels\n")
+	g := w.generation(2)
+	freeze(t, g.proc.PID())
+	defer syscall.Kill(g.proc.PID(), syscall.SIGCONT)
+	for range 2 * mostUnanswered { // its queue is not filled, too
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		for what, err := range map[string]error{"access logs": w.s.ReopenLogs(ctx), "log level": w.s.SetLogLevel(ctx, "debug")} {
+			if err == nil {
+				t.Fatalf("%s: the generation is frozen and has confirmed", what)
+			}
+		}
+		cancel()
+	}
+	err := w.s.ReopenLogs(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "generation 2 has not confirmed its access logs") || !strings.Contains(err.Error(), "no answer to 8 questions") {
+		t.Errorf("got %v", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.unanswered > mostUnanswered {
+		t.Errorf("it was asked %d questions", g.unanswered)
+	}
+}
+
+// Who asks a lot must not make a generation look as if it did not answer.
+func TestManyWhoAskSilenceNobody(t *testing.T) {
+	w := start(t, base)
+	var asking sync.WaitGroup
+	for range 50 {
+		asking.Go(func() {
+			for range 5 {
+				if st, err := w.s.Status(t.Context()); err != nil || st.Generations[0].NotAnswering {
+					t.Errorf("not answering (%v)", err)
+				}
+			}
+		})
+	}
+	asking.Wait()
+}
+
+func TestAStopWithoutAnybodyWhoServesHasNoDelay(t *testing.T) {
+	w := start(t, strings.Replace(base, "[stop]\n", "[stop]\ndelay = \"1h\"\n", 1))
+	w.mood("crash")
+	syscall.Kill(w.generation(1).proc.PID(), syscall.SIGKILL)
+	w.wait("nothing", func(st *Status) bool { return len(st.Generations) == 0 })
+	w.s.Stop()
+	select {
+	case <-w.s.ended:
+	case <-time.After(patience):
+		t.Error("still waits for stop.delay although nothing serves")
+	}
+}
+
+func TestWhatDiesWhileItStopsIsCountedUnlessWeKillIt(t *testing.T) {
+	for words, want := range map[string]uint64{"#! dies when stopping\n": 1, "#! does not stop\n": 0, "": 0} {
+		t.Run(words, func(t *testing.T) {
+			w := start(t, strings.Replace(base, "\"5s\"", "\"0s\"", 1)+words)
+			w.s.Stop()
+			<-w.s.ended
+			for state, n := range w.s.stats.deaths {
+				if state == stopping && n.Value() != want || state != stopping && n.Value() != 0 {
+					t.Errorf("%d were counted as crashed while they were %s", n.Value(), state)
+				}
+			}
+		})
+	}
+}
+
+func TestWhatBecomesOfGenerationsIsCounted(t *testing.T) {
+	w := start(t, base+"#! holds tunnels\n")
+	w.mustReload(base + "# 2\n")
+	w.mustReload(w.logged("a.log") + "#! holds tunnels\n[[listeners]]\nname = \"b\"\naddress = \"127.0.0.1:0\"\n") // supersedes
+	w.status()
+	syscall.Kill(w.generation(3).proc.PID(), syscall.SIGKILL) // on probation: generation 1 is reinstated
+	w.wait("generation 1 to serve", func(st *Status) bool {
+		return strings.Contains(states(st), "1 serving")
+	})
+	w.status()
+	w.wantSeries(w.scrape(), map[string]float64{
+		"holdfast_probations_total{result=superseded}":          1,
+		"holdfast_probations_total{result=crashed}":             1,
+		"holdfast_generation_replacements_total{by=reinstated}": 1,
+		"holdfast_generation_crashes_total{state=serving}":      1,
+		"holdfast_tunnels_lost_total":                           3,
+		"holdfast_listeners_added_total":                        2,
+		"holdfast_listeners_removed_total":                      1,
+		"holdfast_generation_crashes_in_a_row":                  1,
+		"holdfast_reloads_total{result=done}":                   3,
+	})
+}
+
+func TestAHostileGenerationCannotMakeOurCountersOverflow(t *testing.T) {
+	w := start(t, base+"#! claims too much\n")
+	before := 0.0
+	for range 3 {
+		w.status()
+		st := w.status()
+		syscall.Kill(st.Generations[0].PID, syscall.SIGKILL)
+		w.wantServing(st.Generations[0].Number + 1)
+		now := w.scrape()["holdfast_tunnels_lost_total"]
+		if now <= before {
+			t.Errorf("the tunnels that were lost went from %v to %v", before, now)
+		}
+		before = now
+	}
+}
+
+func TestACheckSeesWhetherAccessLogsCanBeOpenedAndMakesNone(t *testing.T) {
+	w := prepare(t, "")
+	proxy := filepath.Join(w.dir, "proxy")
+	for file, problem := range map[string]string{
+		w.logged("a.log"):                "",
+		w.logged("no such folder/a.log"): "no such file or directory",
+		w.logged("."):                    "is a directory",
+	} {
+		w.write(file)
+		err := Check(t.Context(), filepath.Join(w.dir, "a.toml"), proxy)
+		if (err == nil) != (problem == "") || err != nil && !strings.Contains(err.Error(), problem) {
+			t.Errorf("%s: got %v, want %q", file, err, problem)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(w.dir, "a.log")); err == nil {
+		t.Error("the check has made the file")
+	}
+}
+
+// To close a socket may last as long as a generation wishes.
+func TestASocketThatLingersHoldsUpNothing(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := prepare(t, base+"#! lingers at "+ln.Addr().String()+"\n")
+	t.Cleanup(func() { ln.Close() }) // resets what was never accepted
+	w.run()
+	w.wantServing(1)
+	for range 10 {
+		if all := w.scrape(); all["holdfast_generation_stale{generation=1}"] != 0 {
+			t.Error("the generation is stale")
+		}
+	}
+	w.s.Stop()
+	select {
+	case <-w.s.ended:
+	case <-time.After(patience):
+		t.Error("the supervisor does not end")
 	}
 }

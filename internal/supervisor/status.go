@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,10 +37,45 @@ func (s *Supervisor) Status(ctx context.Context) (*Status, error) {
 	return st, nil
 }
 
-// refresh asks all generations at once what they hold.
+// refresh has all generations say what they hold. However many ask at a time, one
+// round of questions is under way, and those who came after its beginning share the
+// next: nobody can make a generation look silent by asking a lot.
 func (s *Supervisor) refresh(ctx context.Context) {
+	s.rounds.mu.Lock()
+	next := s.rounds.next
+	if next == nil {
+		next = make(chan struct{})
+		s.rounds.next = next
+		go func() {
+			s.rounds.turn.Lock()
+			defer s.rounds.turn.Unlock()
+			s.rounds.mu.Lock()
+			s.rounds.next = nil
+			s.rounds.mu.Unlock()
+			s.askAll()
+			close(next)
+		}()
+	}
+	s.rounds.mu.Unlock()
+	select {
+	case <-next:
+	case <-ctx.Done():
+	}
+}
+
+// rounds are those of questions to all generations.
+type rounds struct {
+	turn sync.Mutex // held during a round
+
+	mu   sync.Mutex    // taken after turn, for moments only
+	next chan struct{} // closed at the end of the round that has not begun; nil: nobody waits for one
+}
+
+// askAll asks all generations at once what they hold.
+func (s *Supervisor) askAll() {
+	ctx := context.Background() // statusTimeout bounds it
 	var all []*generation
-	s.try(ctx, func() {
+	s.do(func() {
 		// One that is starting expects its bundle first, and holds nothing yet.
 		all = slices.DeleteFunc(s.newestFirst(), func(g *generation) bool { return g.state == starting })
 	})
@@ -47,7 +83,7 @@ func (s *Supervisor) refresh(ctx context.Context) {
 	for _, g := range all {
 		asked.Go(func() {
 			a, err := g.ask(ctx, control.Message{Type: control.TypeStatus}, statusTimeout)
-			s.try(ctx, func() {
+			s.do(func() {
 				g.silent = g.cutOff != nil || errors.Is(err, errSilent) || errors.Is(err, os.ErrDeadlineExceeded)
 				if err == nil && a.Status != nil {
 					g.lastSeen = *a.Status
@@ -63,6 +99,9 @@ func (s *Supervisor) fill(st *Status) {
 	st.ConfigHash = s.hash()
 	st.Ready, st.ReadyOff = s.Ready(), s.readyOff
 	st.Stopping, st.Reloading, st.LastReload = s.stopping, s.reloading, s.last
+	if s.level != nil {
+		st.LogLevel = strings.ToLower(s.level.String())
+	}
 	if st.Crashes = s.crashesNow(); st.Crashes > 0 {
 		st.LastCrash = s.lastCrash
 	}

@@ -24,7 +24,7 @@ func (s *Supervisor) Stop() {
 			s.noteReadiness()
 			s.stopWork(ErrStopping)
 			for _, c := range s.waiting {
-				c <- reloadOutcome{err: ErrStopping}
+				s.refuseReload(c)
 			}
 			s.waiting = nil
 			go s.shutdown() // ends the loop, for which Run waits
@@ -45,7 +45,7 @@ func (s *Supervisor) Stop() {
 // connection can arrive behind their backs.
 func (s *Supervisor) shutdown() {
 	var limits config.Stop
-	var unserved <-chan struct{} // closed when there is no reason for a delay
+	unserved := make(chan struct{}) // closed when there is no reason for a delay
 	s.do(func() {
 		if s.pinned != nil {
 			limits = s.pinned.config.Stop
@@ -53,6 +53,8 @@ func (s *Supervisor) shutdown() {
 		if s.serving != nil {
 			limits = s.serving.release.config.Stop
 			unserved = s.serving.died
+		} else {
+			close(unserved)
 		}
 	})
 	s.log.Info("stopping", "delay", limits.Delay, "timeout", limits.Timeout)
@@ -66,9 +68,7 @@ func (s *Supervisor) shutdown() {
 		s.closeSockets()
 		all = s.newestFirst()
 		for _, g := range all {
-			if g.state == serving || g.state == draining {
-				s.move(g, evStop)
-			} else if err := g.proc.Signal(os.Kill); err == nil {
+			if g.state == serving || g.state == draining || g.signal(os.Kill) == nil {
 				s.move(g, evStop)
 			}
 		}
@@ -78,13 +78,29 @@ func (s *Supervisor) shutdown() {
 		ends.Go(func() { s.end(g, limits.Timeout) })
 	}
 	ends.Wait()
-	s.workers.Wait()
+	s.awaitWorkers()
 	s.do(func() {
 		s.alive.Store(false)
 		s.pin(nil)
 	})
 	s.log.Info("stopped")
 	s.inbox <- nil
+}
+
+// awaitWorkers waits for what was going on, within bounds: a worker may be in a call of
+// the kernel that does not return, such as an open(2) on a file system that is gone,
+// and nobody may have to kill the service for that.
+func (s *Supervisor) awaitWorkers() {
+	done := make(chan struct{})
+	go func() {
+		s.workers.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(stopMargin):
+		s.log.Error("something does not end and is left behind", "after", stopMargin)
+	}
 }
 
 // end has g end in time, or kills it.

@@ -83,7 +83,8 @@ type Supervisor struct {
 	// Set once.
 	startGeneration func(*release) (process, channel, error)
 	stats           *stats
-	totals          *merge.Totals  // of what generations count
+	totals          *merge.Totals // of what generations count
+	rounds          rounds
 	process         config.Process // as it was at the start
 
 	// What follows is owned by the loop.
@@ -94,6 +95,7 @@ type Supervisor struct {
 	open      map[string]*held          // all that are open, by key
 	passed    *generation               // passed probation last; nil when it is gone
 	pinned    *release                  // its release; what a crash is mended with
+	planned   *release                  // of the reload under way, once it was read
 	probation *probation                // nil: nobody is on probation
 	switching bool                      // a ready generation is about to become the serving one
 	restoring bool                      // a crash is being mended
@@ -227,7 +229,7 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 		return nil, err
 	}
 	if err = g.prepare(ctx, descriptors(p)); err == nil {
-		err = s.sendLevel(g)
+		err = s.handLevel(g, g.send)
 	}
 	s.do(func() {
 		switch {
@@ -274,15 +276,15 @@ func (s *Supervisor) spawn(r *release) (*generation, error) {
 	s.workers.Go(func() { s.listen(g) })
 	s.workers.Go(func() {
 		how := proc.Wait()
-		lost := tunnelsIn(counts)
-		if err := s.totals.End(g.number); err != nil { // nobody counts there any more
-			g.log.Error("what the generation has counted cannot all be read", "err", err)
-		}
+		lost := lossesIn(counts) // nobody counts there any more
 		select {
 		case <-g.heard: // its last words too
 		case <-time.After(cutOffGrace): // another process has its end of the channel
 		}
 		s.do(func() { s.onDeath(g, how, lost) })
+		if err := s.totals.Settle(); err != nil {
+			s.log.Error("what ended generations have counted cannot all be read", "err", err)
+		}
 	})
 	return g, nil
 }
@@ -300,7 +302,7 @@ func (s *Supervisor) listen(g *generation) {
 			err = errors.New("it has closed its control channel")
 		}
 	}
-	g.ch.Close()
+	g.closeChannel()
 	s.stats.cutOffs.Inc()
 	g.log.Error("generation cut off", "err", err)
 	s.do(func() { s.onCutOff(g, err) })

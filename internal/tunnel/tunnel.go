@@ -273,7 +273,7 @@ func (t *tunnel) leave() {
 // recoverPanic, deferred, keeps a fault in one tunnel from ending all others.
 func (t *tunnel) recoverPanic() {
 	if p := recover(); p != nil {
-		t.set.log.Error("panic in a tunnel", "tunnel", t.record.Number, "request", t.record.ID,
+		t.set.log.Error("panic in a tunnel", "tunnel", t.record.Number, "request_id", t.record.ID,
 			"panic", p, "stack", string(debug.Stack()))
 		t.cut(Failed, nil)
 	}

@@ -530,7 +530,7 @@ func TestAPanicEndsOneTunnelAndIsLogged(t *testing.T) {
 	eventually(t, "both panics are in the log", func() bool {
 		s := log.String()
 		return strings.Contains(s, "out of cheese") && strings.Contains(s, "reporting failed") &&
-			strings.Contains(s, "request=the-bad-one")
+			strings.Contains(s, "request_id=the-bad-one")
 	})
 	write(t, healthyClient, []byte("still here"))
 	wantBytes(t, healthyServer, "still here")

@@ -51,8 +51,10 @@ type Owner struct {
 	// carry another.
 	Idle func(Conn)
 
-	// Ended is called once, when the connection was closed or a tunnel took it.
-	Ended func()
+	// Ended or Taken is called, once: when the connection was closed, and whether the
+	// endpoint was first to do so; or when it was given away to become a tunnel.
+	Ended func(byEndpoint bool)
+	Taken func()
 
 	Received, Sent *metrics.Counter // count its bytes
 }

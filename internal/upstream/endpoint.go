@@ -124,7 +124,7 @@ func (e *Endpoint) connect(ctx context.Context, idle func(Conn)) (Conn, error) {
 	defer cancel()
 	life := &life{e: e, since: time.Now()}
 	conn, err := e.network.Connect(bounded, network, address, Owner{
-		Idle: idle, Ended: life.ended,
+		Idle: idle, Ended: life.ended, Taken: life.taken,
 		Received: e.cluster.metrics.received, Sent: e.cluster.metrics.sent,
 	})
 	if err == nil {

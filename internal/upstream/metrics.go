@@ -26,6 +26,11 @@ var (
 		Help: "Open connections to endpoints of the cluster, idle ones included, without those that became tunnels.",
 		Type: metrics.TypeGauge, Labels: []string{"cluster"},
 	})
+	clusterConnectionsClosed = metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_connections_closed_total",
+		Help: "Connections to endpoints of the cluster that were closed, by the side that was first: upstream or holdfast. Those that became tunnels are not among them.",
+		Type: metrics.TypeCounter, Labels: []string{"cluster", "by"},
+	})
 	clusterConnectFailures  = clusterCounter("connect_failures", "Attempts to connect to an endpoint of the cluster that failed, those that took too long included.")
 	clusterConnectTimeouts  = clusterCounter("connect_timeouts", "Attempts to connect to an endpoint of the cluster that were not answered in time.")
 	clusterConnectExhausted = clusterCounter("connect_attempts_exhausted", "Requests that failed because no endpoint of the cluster that was tried could be connected to.")
@@ -105,7 +110,7 @@ func endpointGauge(what, help string) *metrics.Desc {
 // clusterMetrics is what is counted of one cluster.
 type clusterMetrics struct {
 	connections, connectFailures, connectTimeouts, connectExhausted *metrics.Counter
-	received, sent                                                  *metrics.Counter
+	closedByEndpoint, closedByUs, received, sent                    *metrics.Counter
 	requests, retries, timeouts, resets, cancelled, errors, tunnels *metrics.Counter
 	connectionsActive, requestsActive, tunnelsActive, endpoints     *metrics.Gauge
 	connectDuration, connectionDuration, requestDuration            *metrics.Histogram
@@ -117,6 +122,8 @@ func newClusterMetrics(r *metrics.Registry, name string) clusterMetrics {
 		endpoints:          r.Gauge(clusterEndpoints, name),
 		connections:        r.Counter(clusterConnections, name),
 		connectionsActive:  r.Gauge(clusterConnectionsActive, name),
+		closedByEndpoint:   r.Counter(clusterConnectionsClosed, name, "upstream"),
+		closedByUs:         r.Counter(clusterConnectionsClosed, name, "holdfast"),
 		connectFailures:    r.Counter(clusterConnectFailures, name),
 		connectTimeouts:    r.Counter(clusterConnectTimeouts, name),
 		connectExhausted:   r.Counter(clusterConnectExhausted, name),
@@ -179,8 +186,21 @@ func (l *life) connected() {
 	l.e.metrics.connectionsActive.Add(1)
 }
 
-// ended counts the connection's end.
-func (l *life) ended() {
+// ended counts that the connection was closed, and by whom.
+func (l *life) ended(byEndpoint bool) {
+	if byEndpoint {
+		l.e.cluster.metrics.closedByEndpoint.Inc()
+	} else {
+		l.e.cluster.metrics.closedByUs.Inc()
+	}
+	l.over()
+}
+
+// taken counts that the connection is no longer one for requests. Whoever has it now
+// counts what becomes of it: see [Endpoint.TunnelOpened] and [Endpoint.TunnelFailed].
+func (l *life) taken() { l.over() }
+
+func (l *life) over() {
 	c := &l.e.cluster.metrics
 	c.connectionDuration.Observe(int64(time.Since(l.since)))
 	c.connectionsActive.Add(-1)
@@ -258,12 +278,16 @@ func (c *Call) End(o Outcome) {
 // connection.
 func (e *Endpoint) Retried() { e.cluster.metrics.retries.Inc() }
 
-// TunnelOpened counts a tunnel to the endpoint, TunnelClosed its end.
+// TunnelOpened counts a tunnel to the endpoint.
 func (e *Endpoint) TunnelOpened() {
 	e.cluster.metrics.tunnels.Inc()
 	e.cluster.metrics.tunnelsActive.Add(1)
 	e.metrics.tunnelsActive.Add(1)
 }
+
+// TunnelFailed counts that a connection which the endpoint gave away for a tunnel was
+// closed without one.
+func (e *Endpoint) TunnelFailed() { e.cluster.metrics.closedByUs.Inc() }
 
 // TunnelClosed counts the end of a tunnel.
 func (e *Endpoint) TunnelClosed() {

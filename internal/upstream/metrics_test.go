@@ -68,10 +68,42 @@ func TestConnectionsAreCountedUntilTheyEnd(t *testing.T) {
 		wantFigures(t, r, append([]string{"cluster_connections_active{web} 2", "endpoint_connections_active{web,10.0.0.1:80} 2"}, total...)...)
 		time.Sleep(2 * time.Minute) // beyond the idle timeout
 		wantFigures(t, r, append([]string{
-			"cluster_connections_active{web} 1", "endpoint_connections_active{web,10.0.0.1:80} 1", "cluster_connection_duration_seconds{web} 1"}, total...)...)
+			"cluster_connections_active{web} 1", "endpoint_connections_active{web,10.0.0.1:80} 1", "cluster_connection_duration_seconds{web} 1",
+			"cluster_connections_closed_total{web,holdfast} 1"}, total...)...)
 		busy.conn.Close()
-		wantFigures(t, r, append([]string{"cluster_connection_duration_seconds{web} 2"}, total...)...)
+		wantFigures(t, r, append([]string{"cluster_connection_duration_seconds{web} 2", "cluster_connections_closed_total{web,holdfast} 2"}, total...)...)
 	})
+}
+
+// However it ends, a connection is counted once: as closed by one of the two, or as a
+// tunnel.
+func TestConnectionsAreCountedByWhoHasEndedThem(t *testing.T) {
+	t.Parallel()
+	_, endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
+	e := endpoints[0]
+	busy, kept, tunnel, failed := begin(t, e), begin(t, e), begin(t, e), begin(t, e)
+	kept.Close()
+	kept.conn.dead.Store(true)
+	begin(t, e) // finds it dead
+	busy.conn.Close()
+	tunnel.conn.owner.Taken()
+	e.TunnelOpened()
+	failed.conn.owner.Taken()
+	e.TunnelFailed()
+	wantFigures(t, r,
+		"cluster_endpoints{web} 1",
+		"cluster_connections_total{web} 5",
+		"endpoint_connections_total{web,10.0.0.1:80} 5",
+		"cluster_connect_duration_seconds{web} 5",
+		"cluster_connections_active{web} 1",
+		"endpoint_connections_active{web,10.0.0.1:80} 1",
+		"cluster_connection_duration_seconds{web} 4",
+		"cluster_connections_closed_total{web,upstream} 1",
+		"cluster_connections_closed_total{web,holdfast} 2",
+		"cluster_tunnels_total{web} 1",
+		"cluster_tunnels_active{web} 1",
+		"endpoint_tunnels_active{web,10.0.0.1:80} 1",
+	)
 }
 
 func TestFailuresToConnectAreCounted(t *testing.T) {
@@ -186,5 +218,5 @@ func TestAnEndpointsRealConnectionsAndBytesAreCounted(t *testing.T) {
 	}
 	wantFigures(t, r, append([]string{"cluster_connections_active{web} 1", "endpoint_connections_active{web," + e.Address + "} 1"}, total...)...)
 	cs.Close()
-	wantFigures(t, r, append([]string{"cluster_connection_duration_seconds{web} 1"}, total...)...)
+	wantFigures(t, r, append([]string{"cluster_connection_duration_seconds{web} 1", "cluster_connections_closed_total{web,holdfast} 1"}, total...)...)
 }

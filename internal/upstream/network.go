@@ -27,10 +27,11 @@ func New(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr,
 		},
 		Connect: func(ctx context.Context, network, address string, owner Owner) (Conn, error) {
 			return connect(ctx, network, address, http1.ClientOptions{
-				Buffers: buffers,
-				Traffic: http1.Traffic{Received: owner.Received, Sent: owner.Sent},
-				OnIdle:  func(c *http1.Conn) { owner.Idle(c) },
-				OnEnd:   owner.Ended,
+				Buffers:  buffers,
+				Traffic:  http1.Traffic{Received: owner.Received, Sent: owner.Sent},
+				OnIdle:   func(c *http1.Conn) { owner.Idle(c) },
+				OnEnd:    owner.Ended,
+				OnSwitch: owner.Taken,
 			})
 		},
 	})

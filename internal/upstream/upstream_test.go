@@ -95,7 +95,7 @@ func (c *fakeConn) Exchange() (exchange.Upstream, error) {
 func (c *fakeConn) Alive() bool { return !c.dead.Load() && !c.closed.Load() }
 func (c *fakeConn) Close() error {
 	if !c.closed.Swap(true) {
-		c.owner.Ended()
+		c.owner.Ended(c.dead.Load())
 	}
 	return nil
 }

@@ -580,7 +580,7 @@ stream_idle_timeout = "150ms"
 			client.close()
 			server.wantEOF()
 			server.close()
-			s.wantLog("tunnel closed", "downstream closed", "cluster="+s.name, "endpoint="+s.up.addr, "bytes_up=4", "bytes_down=7")
+			s.wantLog("tunnel closed", "downstream closed", "cluster="+s.name, "endpoint="+s.up.addr, "received_bytes=4", "sent_bytes=7")
 		}},
 	})
 }

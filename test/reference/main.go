@@ -42,7 +42,7 @@ var sections = []section{
 	{"Generations", "", []string{"generation"}},
 	{"Configuration and reloads", "", []string{"reload", "probation", "config", "listeners"}},
 	{"Access log and log", "", []string{"access_log", "log_", "supervisor_log"}},
-	{"The service", "`process_…` and `go_…`, which the Prometheus client library defines, are about the supervisor's own process.", []string{""}},
+	{"The service", "`process_…`, `go_…` and `promhttp_metric_handler_errors_total`, which the Prometheus client library defines, are about the supervisor's own process and its answers to scrapes.", []string{""}},
 }
 
 func reference() []byte {
@@ -133,5 +133,7 @@ No label has a value that a client chooses. Series of a listener, route, cluster
 shown for another %d minutes after the last of those generations has ended, and are then forgotten. Where they come back later they begin at 0.
 
 Generations may be of different versions. Where two define a metric in different ways, the definition of the supervisor holds, then that of the serving
-generation; what cannot be added up is left out and counted in ` + "`holdfast_metrics_conflicts`" + `.
+generation; what cannot be added up is left out and counted in ` + "`holdfast_metrics_conflicts`" + `, which says where
+a disagreement shows, not who is wrong. Of a histogram whose bounds differ the buckets with the old bounds disappear; its
+count and its sum never decrease.
 `

@@ -21,8 +21,9 @@ var room = 64 << 20
 // An account is what one generation has counted, or all of those that have ended. Its
 // counters and histograms never decrease.
 type account struct {
-	families map[string]*family // by shape
-	size     int                // as far as room is concerned
+	families map[string]*family   // by shape
+	byName   map[string][]*family // the same, by Desc.Name
+	size     int                  // as far as room is concerned
 }
 
 // family holds the series of a metric. Those that were counted under another type or
@@ -61,13 +62,14 @@ func (a *account) family(d *metrics.Desc, generation int) (*family, bool) {
 	f := a.families[key]
 	if f == nil {
 		f = &family{series: make(map[string]*series)}
-		if a.size+familyCost > room {
+		if a.size+familyCost > room || len(a.families) >= mostFamilies {
 			return nil, false
 		}
 		if a.families == nil {
-			a.families = make(map[string]*family)
+			a.families, a.byName = make(map[string]*family), make(map[string][]*family)
 		}
 		a.families[key] = f
+		a.byName[d.Name] = append(a.byName[d.Name], f)
 		a.size += familyCost
 	}
 	if generation >= f.newest {
@@ -75,6 +77,10 @@ func (a *account) family(d *metrics.Desc, generation int) (*family, bool) {
 	}
 	return f, true
 }
+
+// mostFamilies bounds the work that definitions make. It is some times what a file may
+// hold, for builds that follow each other.
+const mostFamilies = 4096
 
 // familyCost is what a family may cost at most, and seriesCost about what a series does.
 const familyCost = 4 << 10
@@ -228,8 +234,8 @@ func (a *account) expire(living []*generation, now time.Time) {
 // fitting returns the families whose values can be shown as those of d.
 func (a *account) fitting(d *metrics.Desc) []*family {
 	var out []*family
-	for _, f := range a.families {
-		if f.desc.Name == d.Name && fits(d, &f.desc) {
+	for _, f := range a.byName[d.Name] {
+		if fits(d, &f.desc) {
 			out = append(out, f)
 		}
 	}
@@ -244,6 +250,11 @@ func (a *account) drop(shape string) {
 	}
 	a.size -= familyCost
 	delete(a.families, shape)
+	name := f.desc.Name
+	a.byName[name] = slices.DeleteFunc(a.byName[name], func(other *family) bool { return other == f })
+	if len(a.byName[name]) == 0 {
+		delete(a.byName, name)
+	}
 }
 
 // A labeler makes the labels of a family's series. Their order in the definition

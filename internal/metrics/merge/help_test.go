@@ -65,7 +65,8 @@ func add(t testing.TB, totals *merge.Totals, number int, b []byte) *metrics.File
 
 func end(t testing.TB, totals *merge.Totals, number int) {
 	t.Helper()
-	if err := totals.End(number); err != nil {
+	totals.End(number)
+	if err := totals.Settle(); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -5,8 +5,8 @@
 // and adds them up, each metric by its merge kind:
 //
 //   - A counter or a histogram is the sum over the living generations and all that
-//     have ended. [Totals.End] moves what a generation has counted from the one to the
-//     other in one step that no Merge sees half done. So what is shown never
+//     have ended. What a generation has counted moves from the one to the other in
+//     one step that no Merge sees half done: see [Totals.End]. So what is shown never
 //     decreases, over reloads and crashes. It does not even where a generation counts
 //     backwards or takes a series out of its file, which only one in the wrong hands
 //     does: of each living series the highest value that was read is what counts.
@@ -19,8 +19,10 @@
 // has one definition at a time: the supervisor's, else the serving generation's,
 // else that of the newest generation that has it. Other labels make other series.
 // Other bounds are fitted in: a bucket is counted in the first one that reaches as far
-// or further, so no value is lost and none seems smaller than it was. What has
-// another type is left out until nothing contradicts it any more, and counted in
+// or further, so no value is lost and none seems smaller than it was. The buckets are
+// those of the definition alone: once another build serves, series of old bounds are
+// gone and those of new ones begin, while count and sum go on. What has another type is
+// left out until nothing contradicts it any more, and counted in
 // holdfast_metrics_conflicts.
 //
 // Series that no living generation has any more, because the cluster or the route that
@@ -63,11 +65,13 @@ var (
 // Totals knows what is counted by the living generations and what was counted by those
 // that have ended. Its methods may be called concurrently.
 type Totals struct {
-	work  sync.Mutex // held by Merge and End; protects ended, and of every generation what was read
-	ended account
+	work   sync.Mutex // held by Merge and Settle; protects ended, and of every generation what was read
+	ended  account
+	unsaid []error // of what could not be kept, until Settle says it
 
 	mu      sync.Mutex    // taken after work, for moments only
 	living  []*generation // in the order of their numbers
+	ending  []*generation // that have ended and are not in ended yet
 	serving int
 }
 
@@ -98,42 +102,68 @@ func (t *Totals) Serve(number int) {
 	t.serving = number
 }
 
-// End says that the process of a generation has ended: what it has counted is kept
-// as part of the totals, and its file is closed. The error is about what could not
-// be kept because it was not valid or there was no room for it; the rest was.
+// End says that the process of a generation has ended: what it has counted becomes
+// part of the totals, in one step, with the next [Totals.Merge] or [Totals.Settle]. It
+// does not block.
+func (t *Totals) End(number int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i := slices.IndexFunc(t.living, func(g *generation) bool { return g.number == number })
+	if i >= 0 {
+		t.ending = append(t.ending, t.living[i])
+		t.living = slices.Delete(t.living, i, i+1)
+	}
+}
+
+// Settle adds up what generations have counted that have ended, and closes their files.
+// The error is about what could not be kept, also by a Merge before, because it was
+// not valid or there was no room for it; the rest was.
 //
-// It waits for a [Totals.Merge] that is under way and takes as long as one, which is
+// It waits for a Merge that is under way and takes as long as one, which is
 // milliseconds, or a second if generations have filled their files.
-func (t *Totals) End(number int) error {
+func (t *Totals) Settle() error {
 	t.work.Lock()
 	defer t.work.Unlock()
-	living, _ := t.refresh()
-	i := slices.IndexFunc(living, func(g *generation) bool { return g.number == number })
-	if i < 0 {
-		return fmt.Errorf("metrics: there is no generation %d", number)
-	}
-	g := living[i]
-	lost := g.lost + t.ended.fold(&g.seen, g.number, time.Now())
-	t.mu.Lock()
-	t.living = slices.DeleteFunc(t.living, func(other *generation) bool { return other == g })
-	t.mu.Unlock()
-
-	err := errors.Join(g.broken, g.file.Close())
-	if lost > 0 {
-		err = errors.Join(err, fmt.Errorf("metrics: no room for %d series", lost))
-	}
+	t.settle()
+	err := errors.Join(t.unsaid...)
+	t.unsaid = nil
 	return err
 }
 
-// refresh reads the files of the living generations, and forgets what has expired.
+func (t *Totals) settle() {
+	t.mu.Lock()
+	ending := t.ending
+	t.ending = nil
+	t.mu.Unlock()
+	for _, g := range ending {
+		g.read()
+		lost := g.lost + t.ended.fold(&g.seen, g.number, time.Now())
+		err := errors.Join(g.broken, g.file.Close())
+		if lost > 0 {
+			err = errors.Join(err, fmt.Errorf("no room for %d series", lost))
+		}
+		if err != nil {
+			t.unsaid = append(t.unsaid, fmt.Errorf("metrics of generation %d: %w", g.number, err))
+		}
+	}
+}
+
+// read takes over what the generation has counted by now.
+func (g *generation) read() {
+	families, err := g.file.Families()
+	g.broken = err
+	g.lost = g.seen.note(families, g.number)
+}
+
+// refresh adds up what has ended, reads the files of the living generations, and
+// forgets what has expired.
 func (t *Totals) refresh() (living []*generation, serving int) {
+	t.settle()
 	t.mu.Lock()
 	living, serving = slices.Clone(t.living), t.serving
 	t.mu.Unlock()
 	for _, g := range living {
-		families, err := g.file.Families()
-		g.broken = err
-		g.lost = g.seen.note(families, g.number)
+		g.read()
 	}
 	t.ended.expire(living, time.Now())
 	return living, serving
