@@ -96,7 +96,7 @@ func run(o Options, signals <-chan os.Signal, inherited *socket.Inherited, start
 
 	surface := admin.New(log)
 	h := newHerald(systemd.NewNotifier(log))
-	defer h.notifier.Close(notifyTimeout)
+	defer func() { h.end(err) }()
 	options := supervisor.Options{
 		ConfigPath:   o.ConfigPath,
 		DefaultProxy: proxy,

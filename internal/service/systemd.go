@@ -100,6 +100,15 @@ func (h *herald) report(ctx context.Context, sup supervisor.Commands) {
 	}
 }
 
+// end says why the service could not start, unless err is nil, which is the last that
+// systemd hears: report must have ended.
+func (h *herald) end(err error) {
+	if err != nil {
+		h.notifier.Status("cannot start: " + err.Error())
+	}
+	h.notifier.Close(notifyTimeout)
+}
+
 // summary says st in one line: "generation 8 serving 1,988 tunnels; 2 draining with
 // 1,207 tunnels".
 func summary(st *supervisor.Status) string {

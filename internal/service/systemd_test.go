@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"net"
 	"path/filepath"
 	"strings"
@@ -65,6 +66,37 @@ func TestWhatSystemdHearsOfTheService(t *testing.T) {
 	i.options.Phase(supervisor.Stopping)
 	if heard := hears(t, manager, "EXTEND_TIMEOUT_USEC="); !strings.Contains(heard, "STOPPING=1\n") {
 		t.Errorf("not stopping:\n%s", heard)
+	}
+}
+
+// Not parallel: the environment is the process's.
+func TestSystemdIsLeftWithTheReasonWhyAStartFailed(t *testing.T) {
+	path := filepath.Join(shortDir(t), "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+
+	refusal := &supervisor.Refusal{Step: "configuration", Problems: []string{"h.toml:1: no", "h.toml:2: neither"}}
+	fake := &fakeSupervisor{running: make(chan struct{}), err: refusal}
+	fake.setStatus(&supervisor.Status{Stopping: true})
+	err = run(Options{ConfigPath: "h.toml", RuntimeDir: shortDir(t), Log: new(lockedBuffer)}, nil, nil, func(supervisor.Options) service { return fake })
+	if !errors.Is(err, refusal) {
+		t.Errorf("error is %v", err)
+	}
+	// All is said now: what comes behind it is ours.
+	mark, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mark.Close()
+	if _, err := mark.Write([]byte("END")); err != nil {
+		t.Fatal(err)
+	}
+	if heard := hears(t, manager, "END\n"); !strings.HasSuffix(heard, "STATUS=cannot start: configuration: h.toml:1: no\nEND\n") {
+		t.Errorf("systemd has heard\n%s", heard)
 	}
 }
 

@@ -135,7 +135,8 @@ func (n *Notifier) run() {
 	}
 }
 
-// say blocks while systemd is stuck. What it cannot say is said with what comes next.
+// say blocks while systemd is stuck, without a limit: sd_notify has none. Only run
+// waits for it. What it cannot say is said with what comes next.
 func (n *Notifier) say() error {
 	n.mu.Lock()
 	m := n.unsaid

@@ -81,6 +81,18 @@ func boot(t *testing.T) *box {
 	return b
 }
 
+// step is a part of the test with a name of its own. Steps share the box, which takes
+// longer to boot than most of them take.
+func (b *box) step(name string, f func()) {
+	b.t.Helper()
+	whole := b.t
+	defer func() { b.t = whole }()
+	whole.Run(name, func(t *testing.T) {
+		b.t = t
+		f()
+	})
+}
+
 // launch runs cmd until the end of the test, and never longer than this process: the
 // kernel kills it when the thread ends that has started it.
 func (b *box) launch(cmd *exec.Cmd) {

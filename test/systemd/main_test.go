@@ -5,6 +5,7 @@ package systemd
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -47,6 +48,11 @@ func runTests(m *testing.M) (int, error) {
 		if out, err := exec.Command("go", "build", "-o", filepath.Join(bin, name), pkg).CombinedOutput(); err != nil {
 			return 0, fmt.Errorf("build %s: %w\n%s", pkg, err, out)
 		}
+	}
+	// Most of them wait for something most of the time. -parallel is parsed by Run, and
+	// has the last word.
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		return 0, err
 	}
 	return m.Run(), nil
 }

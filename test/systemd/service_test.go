@@ -24,19 +24,22 @@ func TestAStartIsOverWhenAGenerationServes(t *testing.T) {
 	b.write("/usr/lib/holdfast/slow", slowProxy, 0o755)
 	b.settings("[process]\nproxy = \"/usr/lib/holdfast/slow\"")
 	b.run("systemctl", "start", "--no-block", unit)
-	b.await("the supervisor's first status", limit, func() bool { return b.property("StatusText") == "starting" })
+	b.awaitStatus("starting")
 	b.is("ActiveState", "activating")
 	b.write("/run/holdfast/go", "", 0o644)
 	b.run("systemctl", "start", unit) // waits for the start that is under way
 	b.serves("hello")
 	b.is("ActiveState", "active")
-	b.await("the status that names the generation", limit, func() bool {
-		return b.property("StatusText") == "generation 1 serving 0 tunnels"
-	})
+	b.awaitStatus("generation 1 serving 0 tunnels")
+	// `systemctl status` shows nothing red.
+	if pre := b.property("ExecStartPre"); !strings.Contains(pre, "code=exited ; status=0 ") {
+		t.Errorf("ExecStartPre= of a clean start: %s", pre)
+	}
 }
 
 func TestAStartWithABrokenConfigurationFailsAndSaysWhy(t *testing.T) {
 	b := boot(t)
+	b.dropIn("RestartSec=200ms\nRestartMaxDelaySec=300ms")
 	b.settings("[reload]\nprobatoin = \"1s\"")
 	for range 6 { // by default systemd allows five in 10 s
 		if out, code := b.try("systemctl", "start", unit); code == 0 || strings.Contains(out, "too quickly") {
@@ -46,6 +49,7 @@ func TestAStartWithABrokenConfigurationFailsAndSaysWhy(t *testing.T) {
 	b.await("the reason in the journal, among the errors", limit, func() bool {
 		return strings.Contains(b.journal("err"), "reload.probatoin: unknown key")
 	})
+	b.awaitStatus("cannot start: configuration: " + configPath + ":")
 	// Mended, it starts by itself.
 	good, err := os.ReadFile("../../deploy/systemd/holdfast.toml")
 	if err != nil {
@@ -74,7 +78,7 @@ func TestReloads(t *testing.T) {
 	b.is("ActiveState", "active")
 	open.isOpen()
 	const status = "generation 2 serving 0 tunnels; 1 draining with 1 tunnel"
-	b.await("the status of both generations", limit, func() bool { return b.property("StatusText") == status })
+	b.awaitStatus(status)
 
 	// A broken file.
 	b.settings("[reload]\nprobation = 5")
@@ -86,9 +90,7 @@ func TestReloads(t *testing.T) {
 	b.is("ActiveState", "active")
 	b.is("MainPID", supervisor)
 	open.isOpen()
-	b.await("the status of the reload", limit, func() bool {
-		return strings.HasPrefix(b.property("StatusText"), status+"; last reload refused: configuration: "+configPath+":")
-	})
+	b.awaitStatus(status + "; last reload refused: configuration: " + configPath + ":")
 	b.await("the reason in the journal, among the errors", limit, func() bool {
 		return strings.Contains(b.journal("err"), "reload refused; nothing has changed")
 	})
@@ -140,29 +142,36 @@ func TestAGenerationThatIsKilledForMemoryTakesNothingWithIt(t *testing.T) {
 	}
 }
 
-func TestTheRuntimeDirectoryOutlivesTheSupervisor(t *testing.T) {
+func TestStops(t *testing.T) {
 	b := boot(t)
-	b.run("systemctl", "start", unit)
-	b.run("touch", "/run/holdfast/mark")
-	b.run("systemctl", "restart", unit)
-	b.run("test", "-e", "/run/holdfast/mark")
-	b.run("systemctl", "stop", unit)
-	b.run("test", "-e", "/run/holdfast/mark")
-	if owner := b.run("stat", "-c", "%U %a", "/run/holdfast"); owner != "holdfast 700" {
-		t.Errorf("the runtime directory is %s", owner)
-	}
-}
-
-func TestASupervisorThatCannotBeAskedIsStopped(t *testing.T) {
-	b := boot(t)
-	b.run("systemctl", "start", unit)
-	b.run("rm", "/run/holdfast/admin.sock")
-	b.run("systemctl", "stop", unit)
-	b.is("ActiveState", "inactive")
-	b.is("Result", "success")
-	if left := b.proxies(); len(left) > 0 {
-		t.Errorf("generations are left: %q", left)
-	}
+	b.step("one by hand is final", func() {
+		b.run("systemctl", "start", unit)
+		b.run("holdfast", "stop")
+		b.await("the end of the service", limit, func() bool { return b.property("ActiveState") == "inactive" })
+		b.is("Result", "success")
+		b.is("NRestarts", "0")
+	})
+	b.step("a supervisor that cannot be asked is stopped all the same", func() {
+		b.run("systemctl", "start", unit)
+		b.run("rm", "/run/holdfast/admin.sock")
+		b.run("systemctl", "stop", unit)
+		b.is("ActiveState", "inactive")
+		b.is("Result", "success")
+		if left := b.proxies(); len(left) > 0 {
+			b.t.Errorf("generations are left: %q", left)
+		}
+	})
+	b.step("the runtime directory stays", func() {
+		b.run("systemctl", "start", unit)
+		b.run("touch", "/run/holdfast/mark")
+		b.run("systemctl", "restart", unit)
+		b.run("test", "-e", "/run/holdfast/mark")
+		b.run("systemctl", "stop", unit)
+		b.run("test", "-e", "/run/holdfast/mark")
+		if owner := b.run("stat", "-c", "%U %a", "/run/holdfast"); owner != "holdfast 700" {
+			b.t.Errorf("the runtime directory is %s", owner)
+		}
+	})
 }
 
 // The stop takes as long as the configuration says, here 4 s, although systemd's own
@@ -176,9 +185,7 @@ func TestAStopTakesItsTime(t *testing.T) {
 	open := b.openTunnel()
 	stopping := time.Now()
 	b.run("systemctl", "stop", "--no-block", unit)
-	b.await("the status of the stop", limit, func() bool {
-		return strings.HasPrefix(b.property("StatusText"), "stopping; 1 generation left with 1 tunnel")
-	})
+	b.awaitStatus("stopping; 1 generation left with 1 tunnel")
 	b.serves("hello") // in the delay
 	open.isOpen()
 	ended := make(chan struct{})
@@ -200,15 +207,6 @@ func TestAStopTakesItsTime(t *testing.T) {
 	if left := b.proxies(); len(left) > 0 {
 		t.Errorf("generations are left: %q", left)
 	}
-}
-
-func TestAStopByHandIsFinal(t *testing.T) {
-	b := boot(t)
-	b.run("systemctl", "start", unit)
-	b.run("holdfast", "stop")
-	b.await("the end of the service", limit, func() bool { return b.property("ActiveState") == "inactive" })
-	b.is("Result", "success")
-	b.is("NRestarts", "0")
 }
 
 func TestAConnectionMadeBeforeTheStartIsServed(t *testing.T) {
@@ -278,23 +276,30 @@ func TestASupervisorThatHangsIsReplaced(t *testing.T) {
 
 func TestASupervisorThatWasKilledHasASuccessor(t *testing.T) {
 	b := boot(t)
+	b.dropIn("RestartSec=200ms\nRestartMaxDelaySec=300ms")
 	b.settings("[stop]\ntimeout = \"3s\"")
 	b.run("systemctl", "start", unit)
 	open := b.openTunnel()
-
-	// While the file is broken, the orphan serves on.
+	orphan := b.proxies()
 	good, err := os.ReadFile(b.path(configPath))
 	if err != nil {
 		t.Fatal(err)
 	}
+
+	// While the file does not pass the check, the orphan serves on.
 	b.configure("[broken]")
 	first := b.killSupervisor()
-	b.await("a start that fails", limit, func() bool { n, _ := strconv.Atoi(b.property("NRestarts")); return n >= 2 })
+	b.awaitFailedStarts(2)
+	b.awaitStatus("cannot start: configuration:")
+	b.serves("hello")
+	open.isOpen()
+	b.configure(strings.Replace(string(good), "/var/log/holdfast/", "/var/log/", 1)) // read-only, and root's
+	b.awaitFailedStarts(2)
+	b.awaitStatus("cannot start: access logs: open /var/log/access.log:")
 	b.serves("hello")
 	open.isOpen()
 
 	// Then it ends, within stop.timeout, and a successor serves.
-	orphan := b.proxies()
 	b.configure(string(good))
 	b.awaitSuccessor(first)
 	open.isOpen()
@@ -315,6 +320,20 @@ func (b *box) killSupervisor() string {
 	return pid
 }
 
+// awaitFailedStarts waits until n more starts have failed.
+func (b *box) awaitFailedStarts(n int) {
+	b.t.Helper()
+	restarts := func() int { n, _ := strconv.Atoi(b.property("NRestarts")); return n }
+	most := restarts() + n
+	b.await("starts that fail", limit, func() bool { return restarts() > most })
+}
+
+// awaitStatus waits until the status that systemd shows begins with text.
+func (b *box) awaitStatus(text string) {
+	b.t.Helper()
+	b.await("the status "+text, limit, func() bool { return strings.HasPrefix(b.property("StatusText"), text) })
+}
+
 // awaitSuccessor waits until the service runs again and serves.
 func (b *box) awaitSuccessor(of string) {
 	b.t.Helper()
@@ -322,6 +341,56 @@ func (b *box) awaitSuccessor(of string) {
 		return b.property("ActiveState") == "active" && b.mainPID() != of
 	})
 	b.serves("hello")
+}
+
+// The other tests change some of these, and their effect shows only where something
+// goes wrong for long.
+func TestTheSettingsAsShipped(t *testing.T) {
+	b := boot(t)
+	// Not the values that the unit asks for: a setting that it lacks would not show.
+	b.write("/etc/systemd/system.conf.d/defaults.conf", "[Manager]\nDefaultTimeoutStartSec=10min\nDefaultTimeoutStopSec=10min\n", 0o644)
+	b.run("systemctl", "daemon-reload")
+	b.run("systemctl", "start", unit) // the watchdog's is shown of a running service only
+	for _, s := range []struct{ property, want, why string }{
+		{"StartLimitIntervalUSec", "0", "systemd never gives up"},
+		{"Type", "notify", "a start is over when a generation serves, and a reload can fail"},
+		{"NotifyAccess", "main", "no proxy process speaks for the service"},
+		{"KillMode", "process", "tunnels outlive the supervisor"},
+		{"OOMPolicy", "continue", "one generation that is killed takes no other with it"},
+		{"Restart", "on-failure", "a supervisor that dies has a successor, one that was stopped has none"},
+		{"RestartUSec", "500ms", "the first successor comes soon"},
+		{"RestartSteps", "5", "the pauses grow"},
+		{"RestartMaxDelayUSec", "10s", "a mended file is served soon, however often a start has failed"},
+		{"WatchdogUSec", "30s", "a supervisor that hangs is noticed"},
+		{"TimeoutStartUSec", "1min 30s", "a start that hangs ends"},
+		{"TimeoutStopUSec", "1min 30s", "a stop that hangs ends"},
+		{"LimitNOFILE", "1048576", "two descriptors for each tunnel"},
+		{"TasksMax", "16384", "threads of many old generations, whatever the size of the machine"},
+		{"FileDescriptorStoreMax", "16384", "room for listening sockets and tunnels"},
+		{"RuntimeDirectory", "holdfast", "for the command socket and the lock"},
+		{"RuntimeDirectoryMode", "0700", "nobody else commands the supervisor"},
+		{"RuntimeDirectoryPreserve", "yes", "it outlives the supervisor"},
+		{"LogsDirectory", "holdfast", "the sandbox leaves it writable"},
+		{"LogsDirectoryMode", "0750", "records name clients"},
+		{"ConfigurationDirectory", "holdfast", "it exists, and belongs to the service"},
+		{"UMask", "0027", "what the service makes is not for everybody"},
+		{"User", "holdfast", "not root"},
+		{"Group", "holdfast", "not root's"},
+		// Of the sandbox, what the figure of systemd-analyze does not show.
+		{"PrivateIPC", "yes", "nothing is shared with others"},
+		{"RemoveIPC", "yes", "nothing is left behind"},
+		{"NoExecPaths", "/", "nothing that was written is executed"},
+		{"ExecPaths", "/usr", "nothing that was written is executed"},
+		{"ProcSubset", "pid", "of the kernel nothing is to be seen"},
+		{"ProtectHostname", "yes", "the machine keeps its name"},
+		{"LockPersonality", "yes", "system calls mean what the filter takes them for"},
+		{"MemoryDenyWriteExecute", "yes", "nothing that was written is executed"},
+		{"SystemCallErrorNumber", strconv.Itoa(int(unix.EPERM)), "a call that is not allowed is an error, not the end of the process"},
+	} {
+		if got := b.property(s.property); got != s.want {
+			t.Errorf("%s is %q, want %q: %s", s.property, got, s.want, s.why)
+		}
+	}
 }
 
 func TestTheSandbox(t *testing.T) {
@@ -336,7 +405,10 @@ func TestTheSandbox(t *testing.T) {
 	b.run("systemctl", "start", unit)
 	b.run("systemctl", "reload", unit) // all of it works in the sandbox
 	b.serves("hello")                  // on a port below 1024
-	b.run("test", "-s", "/var/log/holdfast/access.log")
+	b.await("a record in the access log", limit, func() bool {
+		_, code := b.try("test", "-s", "/var/log/holdfast/access.log")
+		return code == 0
+	})
 
 	supervisor := b.processStatus(b.mainPID())
 	const bindService = "0000000000000400" // CAP_NET_BIND_SERVICE is bit 10
@@ -401,7 +473,7 @@ func TestAccessLogsAreOpenedAgainBySignal(t *testing.T) {
 	b.run("systemctl", "start", unit)
 	b.serves("hello")
 	b.run("mv", "/var/log/holdfast/access.log", "/var/log/holdfast/access.log.1")
-	b.run("systemctl", "kill", "-s", "USR1", unit)
+	b.run("systemctl", "kill", "--kill-whom=main", "-s", "USR1", unit)
 	b.await("a new file", limit, func() bool { _, code := b.try("test", "-e", "/var/log/holdfast/access.log"); return code == 0 })
 	b.await("a record in it", limit, func() bool {
 		b.serves("hello")
