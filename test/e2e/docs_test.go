@@ -128,6 +128,31 @@ func TestTheReadmeWorksAsItStands(t *testing.T) {
 
 // Every command of the operations page is in the help, with each flag that the page
 // gives it; and the page leaves no command out.
+// The lines with curl work as they stand, but for where the service is.
+func TestTheLinesWithCurlWork(t *testing.T) {
+	t.Parallel()
+	curl := requireTool(t, "curl")
+	// On this address nobody else is given a port that is free now.
+	ln, err := net.Listen("tcp", "127.0.0.9:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := ln.Addr().String()
+	ln.Close()
+	i := serve(t, simple(newBackend(t), fmt.Sprintf("[admin]\nhttp = %q\nallow_actions = true\n", address)))
+	lines := regexp.MustCompile(`(?m)^ *curl (.*)$`).FindAllStringSubmatch(docPage(t, "operations.md")+docPage(t, "metrics.md"), -1)
+	if len(lines) < 3 {
+		t.Fatalf("the pages have %d lines with curl", len(lines))
+	}
+	for _, line := range lines {
+		args := strings.NewReplacer("/run/holdfast/admin.sock", filepath.Join(i.runtime(), "admin.sock"), "127.0.0.1:9901", address).Replace(line[1])
+		out, err := exec.Command("sh", "-c", curl+" -sS --fail "+args).CombinedOutput()
+		if err != nil || len(out) == 0 {
+			t.Errorf("curl %s: %v\n%s", line[1], err, out)
+		}
+	}
+}
+
 func TestTheOperationsPageNamesTheCommandsThatThereAre(t *testing.T) {
 	t.Parallel()
 	_, table, _ := strings.Cut(docPage(t, "operations.md"), "\n## Commands\n")

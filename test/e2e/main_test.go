@@ -57,7 +57,7 @@ func runTests() (int, error) {
 	if err := errors.Join(copyExecutable("/proc/self/exe", self), copyExecutable(corpus, filepath.Join(bin, "corpus.jsonl"))); err != nil {
 		return 0, err
 	}
-	for _, page := range []string{"README.md", filepath.Join("docs", "operations.md")} {
+	for _, page := range []string{"README.md", filepath.Join("docs", "operations.md"), filepath.Join("docs", "metrics.md")} {
 		if err := copyExecutable(filepath.Join("..", "..", page), filepath.Join(bin, filepath.Base(page))); err != nil {
 			return 0, err
 		}
