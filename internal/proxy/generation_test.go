@@ -367,6 +367,11 @@ func TestADrainingGenerationTakesNoConnection(t *testing.T) {
 		t.Errorf("accepted %s, want %s", got, want)
 	}
 	// The idle one has its grace, and its last answer says so.
+	idle.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	if _, err := idle.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the idle connection: %v, want it to stay open", err)
+	}
+	idle.SetReadDeadline(time.Now().Add(bound))
 	if head := c.exchange(idle); !strings.Contains(head, "Connection: close\n") {
 		t.Errorf("got %s", head)
 	}

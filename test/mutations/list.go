@@ -1030,14 +1030,6 @@ var all = []group{
 			tests:   "TestAGenerationCannotHaveItsSuccessorOverwriteTheLog",
 		},
 		{
-			name:    "old-log-kept-open",
-			promise: "a file that was moved away is closed",
-			file:    "supervisor/accesslogs.go",
-			old:     "err = a.swap(path, f).Close()",
-			new:     "a.swap(path, f)",
-			tests:   "TestNoFileStaysOpenThatNobodyNeeds",
-		},
-		{
 			name:    "silence-by-many",
 			promise: "who asks a lot does not make a generation look silent",
 			file:    "supervisor/status.go",
