@@ -48,7 +48,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case "check":
 		return check(stdout, stderr)
 	case "config":
-		return effective(stdout, stderr)
+		return consult(stdout, stderr, config.Effective)
 	case "run":
 		return serve(stderr)
 	}
@@ -56,30 +56,23 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitConfig
 }
 
-// check validates the bundle on the standard input: a sealed memory file. It
-// prints one mistake a line.
+// check validates the bundle.
 func check(stdout, stderr io.Writer) int {
-	bundle := new(control.Bundle)
-	if err := control.ReadPayload(0, bundle); err != nil {
-		fmt.Fprintln(stderr, err)
-		return exitFailed
-	}
-	if _, err := config.Parse(bundle.Path, bundle.Config); err != nil {
-		fmt.Fprintln(stdout, err)
-		return exitConfig
-	}
-	return exitDone
+	return consult(stdout, stderr, func(name string, data []byte) ([]byte, error) {
+		_, err := config.Parse(name, data)
+		return nil, err
+	})
 }
 
-// effective prints the configuration of the bundle on the standard input with every
-// default filled in. Like check, it prints one mistake a line instead.
-func effective(stdout, stderr io.Writer) int {
+// consult prints what of says of the bundle on the standard input, a sealed memory
+// file; or the mistakes in it, one a line.
+func consult(stdout, stderr io.Writer, of func(name string, data []byte) ([]byte, error)) int {
 	bundle := new(control.Bundle)
 	if err := control.ReadPayload(0, bundle); err != nil {
 		fmt.Fprintln(stderr, err)
 		return exitFailed
 	}
-	text, err := config.Effective(bundle.Path, bundle.Config)
+	text, err := of(bundle.Path, bundle.Config)
 	if err != nil {
 		fmt.Fprintln(stdout, err)
 		return exitConfig

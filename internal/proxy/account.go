@@ -80,9 +80,9 @@ func (r *request) settle() {
 }
 
 func (r *request) countResponse(status int) {
-	r.metrics.responses.count(status)
+	r.metrics.responses.Count(status)
 	if r.routeMetrics != nil {
-		r.routeMetrics.responses.count(status)
+		r.routeMetrics.responses.Count(status)
 	}
 }
 
@@ -182,7 +182,7 @@ func (r *request) upgradeOutcome(err error) upgradeOutcome {
 func (m *Manager) Refused(d exchange.Downstream, f http1.Refusal) {
 	s := m.side(d.Listener)
 	s.metrics.requests.Inc()
-	s.metrics.responses.count(f.Status)
+	s.metrics.responses.Count(f.Status)
 	s.metrics.refused[codecRefusals[f.Status]].Inc()
 	switch {
 	case f.Err == nil:

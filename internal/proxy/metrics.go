@@ -3,11 +3,9 @@ package proxy
 import (
 	"time"
 
+	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
 )
-
-// requestBounds are those of histograms of requests, in seconds.
-var requestBounds = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300}
 
 // What is counted of listeners.
 var (
@@ -43,7 +41,7 @@ var (
 	requestDuration = metrics.Define(metrics.Desc{
 		Name: "holdfast_downstream_request_duration_seconds",
 		Help: "How long it took until a response was complete, without upgrades that became tunnels.",
-		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"listener"}, Bounds: requestBounds,
+		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"listener"}, Bounds: exchange.RequestBounds,
 	})
 	requestsRefused = metrics.Define(metrics.Desc{
 		Name: "holdfast_downstream_requests_refused_total",
@@ -68,7 +66,7 @@ var (
 	handshakeDuration = metrics.Define(metrics.Desc{
 		Name: "holdfast_tunnel_handshake_duration_seconds",
 		Help: "How long it took from a request to change to WebSocket until there was a tunnel.",
-		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"listener"}, Bounds: requestBounds,
+		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"listener"}, Bounds: exchange.RequestBounds,
 	})
 )
 
@@ -83,7 +81,7 @@ var (
 	routeDuration = metrics.Define(metrics.Desc{
 		Name: "holdfast_route_request_duration_seconds",
 		Help: "How long it took until a response was complete, without upgrades that became tunnels.",
-		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"virtual_host", "route"}, Bounds: requestBounds,
+		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"virtual_host", "route"}, Bounds: exchange.RequestBounds,
 	})
 	routeRedirects     = routeCounter("redirects", "Requests that the route redirected.")
 	routeTimeouts      = routeCounter("timeouts", "Requests that were not answered within the route's timeout, or an upgrade within its tunnels.handshake_timeout.")
@@ -102,18 +100,6 @@ func routeCounter(what, help string) *metrics.Desc {
 		Type: metrics.TypeCounter, Labels: []string{"virtual_host", "route"},
 	})
 }
-
-// classes are those of responses, 1xx to 5xx. Only these are sent and received.
-type classes [5]*metrics.Counter
-
-func newClasses(r *metrics.Registry, d *metrics.Desc, labels ...string) (c classes) {
-	for i, class := range []string{"1xx", "2xx", "3xx", "4xx", "5xx"} {
-		c[i] = r.Counter(d, append(labels[:len(labels):len(labels)], class)...)
-	}
-	return c
-}
-
-func (c *classes) count(status int) { c[status/100-1].Inc() }
 
 // A refusal is what was wrong with a request that we have answered ourselves with an
 // error.
@@ -204,7 +190,7 @@ type requestMetrics struct {
 	requests, early, cutByClient, cutByUs *metrics.Counter
 	active                                *metrics.Gauge
 	duration, handshake                   *metrics.Histogram
-	responses                             classes
+	responses                             exchange.Classes
 	refused                               [numRefusals]*metrics.Counter
 	upgrades                              [numUpgradeOutcomes]*metrics.Counter
 }
@@ -213,7 +199,7 @@ func newRequestMetrics(r *metrics.Registry, listener string) requestMetrics {
 	m := requestMetrics{
 		requests:    r.Counter(requestsTotal, listener),
 		active:      r.Gauge(requestsActive, listener),
-		responses:   newClasses(r, responsesTotal, listener),
+		responses:   exchange.NewClasses(r, responsesTotal, listener),
 		duration:    r.Histogram(requestDuration, listener),
 		cutByClient: r.Counter(requestsCut, listener, "downstream"),
 		cutByUs:     r.Counter(requestsCut, listener, "holdfast"),
@@ -234,13 +220,13 @@ type routeMetrics struct {
 	requests, redirects, timeouts, idleTimeouts, tunnels *metrics.Counter
 	tunnelsActive                                        *metrics.Gauge
 	duration                                             *metrics.Histogram
-	responses                                            classes
+	responses                                            exchange.Classes
 }
 
 func newRouteMetrics(r *metrics.Registry, virtualHost, route string) routeMetrics {
 	return routeMetrics{
 		requests:      r.Counter(routeRequests, virtualHost, route),
-		responses:     newClasses(r, routeResponses, virtualHost, route),
+		responses:     exchange.NewClasses(r, routeResponses, virtualHost, route),
 		duration:      r.Histogram(routeDuration, virtualHost, route),
 		redirects:     r.Counter(routeRedirects, virtualHost, route),
 		timeouts:      r.Counter(routeTimeouts, virtualHost, route),

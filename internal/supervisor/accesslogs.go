@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -163,11 +164,7 @@ func (a *accessLogs) duplicates() (fds map[string]int, err error) {
 	return fds, nil
 }
 
-func closeDescriptors(fds map[string]int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd) // a duplicate
-	}
-}
+func closeDescriptors(fds map[string]int) { control.CloseAll(slices.Collect(maps.Values(fds))) }
 
 // handLogs gives g the access logs of its release.
 func (g *generation) handLogs(send sender) error {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/control"
+	"holdfast/internal/logs"
 )
 
 // Config implements [Commands].
@@ -52,20 +52,15 @@ func (s *Supervisor) releaseToShow(ctx context.Context, file bool) (*release, er
 	return shown, err
 }
 
-// levels are what SetLogLevel takes beside "config".
-var levels = []string{"debug", "info", "warn", "error"}
-
 // SetLogLevel implements [Commands].
 func (s *Supervisor) SetLogLevel(ctx context.Context, level string) error {
 	var set *slog.Level
 	if level != "config" {
-		if !slices.Contains(levels, level) {
-			return fmt.Errorf("%q is no log level; there are %s, and config", level, strings.Join(levels, ", "))
+		known, err := logs.ParseLevel(level)
+		if err != nil {
+			return fmt.Errorf("%w; \"config\" takes it from the configuration", err)
 		}
-		set = new(slog.Level)
-		if err := set.UnmarshalText([]byte(level)); err != nil {
-			return err
-		}
+		set = &known
 	}
 	if err := s.try(ctx, func() {
 		s.level = set
@@ -132,9 +127,6 @@ func (s *Supervisor) handLevel(g *generation, send sender) error {
 // profileMargin is how much longer than the time that it covers a profile may take.
 const profileMargin = 10 * time.Second
 
-// maxProfile bounds a profile, which a generation can make as long as it likes.
-const maxProfile = 64 << 20
-
 // Profile implements [Commands].
 func (s *Supervisor) Profile(ctx context.Context, number int, name string, over time.Duration) ([]byte, error) {
 	var g *generation
@@ -152,5 +144,5 @@ func (s *Supervisor) Profile(ctx context.Context, number int, name string, over 
 		control.Discard(a.fds)
 		return nil, fmt.Errorf("generation %d has no profile %q", number, name)
 	}
-	return control.ReadBytes(a.fds[0], maxProfile)
+	return control.ReadBytes(a.fds[0], control.MaxPayload)
 }

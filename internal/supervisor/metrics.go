@@ -10,7 +10,6 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 
-	"holdfast/internal/config"
 	"holdfast/internal/metrics"
 	"holdfast/internal/version"
 )
@@ -215,28 +214,21 @@ func stepOf(err error) string {
 func (s *Supervisor) Metrics(ctx context.Context) ([]*dto.MetricFamily, error) {
 	s.refresh(ctx)
 	var stale []int
+	var serves string
 	own := s.stats.registry.Families()
-	differs := s.fileDiffers(ctx)
 	if err := s.try(ctx, func() {
 		for _, g := range s.living {
 			if g.silent {
 				stale = append(stale, g.number)
 			}
 		}
-		own = append(own, s.gauges()...)
+		own, serves = append(own, s.gauges()...), s.hash()
 	}); err != nil {
 		return nil, err
 	}
-	own = append(own, one(configDiffers, truth(differs)))
+	differs, err := s.fileDiffers(serves)
+	own = append(own, one(configDiffers, truth(differs || err != nil)))
 	return s.totals.Merge(stale, own), nil
-}
-
-// fileDiffers says whether the file is not what serves.
-func (s *Supervisor) fileDiffers(ctx context.Context) bool {
-	var serves string
-	s.try(ctx, func() { serves = s.hash() })
-	data, err := config.ReadFile(s.opts.ConfigPath)
-	return err != nil || serves != "" && hashOf(data) != serves
 }
 
 // gauges are what stands rather than being counted. Called in the loop.

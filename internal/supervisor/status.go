@@ -29,12 +29,18 @@ func (s *Supervisor) Status(ctx context.Context) (*Status, error) {
 	if err := s.try(ctx, func() { s.fill(st) }); err != nil {
 		return nil, err
 	}
-	if data, err := config.ReadFile(s.opts.ConfigPath); err != nil {
+	var err error
+	if st.FileDiffers, err = s.fileDiffers(st.ConfigHash); err != nil {
 		st.FileError = err.Error()
-	} else {
-		st.FileDiffers = st.ConfigHash != "" && hashOf(data) != st.ConfigHash
 	}
 	return st, nil
+}
+
+// fileDiffers says whether the file is not, byte for byte, the configuration that has
+// this hash. Of none ("") it does not differ.
+func (s *Supervisor) fileDiffers(hash string) (bool, error) {
+	data, err := config.ReadFile(s.opts.ConfigPath)
+	return err == nil && hash != "" && hashOf(data) != hash, err
 }
 
 // refresh has all generations say what they hold. However many ask at a time, one

@@ -3,14 +3,12 @@ package upstream
 import (
 	"time"
 
+	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
 )
 
-// connectBounds and requestBounds are those of histograms, in seconds.
-var (
-	connectBounds = []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
-	requestBounds = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300}
-)
+// connectBounds are those of the histogram of connects, in seconds.
+var connectBounds = []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
 
 // What is counted of clusters. A connection that becomes a tunnel ends here when it
 // does, and is counted with the tunnels from then on.
@@ -62,7 +60,7 @@ var (
 	clusterRequestDuration = metrics.Define(metrics.Desc{
 		Name: "holdfast_cluster_request_duration_seconds",
 		Help: "How long requests were with an endpoint of the cluster until its response was complete.",
-		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"cluster"}, Bounds: requestBounds,
+		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"cluster"}, Bounds: exchange.RequestBounds,
 	})
 	clusterRetries        = clusterCounter("retries", "Requests that were given to the cluster again because a kept connection had been closed under them.")
 	clusterTimeouts       = clusterCounter("timeouts", "Requests that were given up because an endpoint of the cluster did not answer, or went on answering, in time.")
@@ -114,11 +112,12 @@ type clusterMetrics struct {
 	requests, retries, timeouts, resets, cancelled, errors, tunnels *metrics.Counter
 	connectionsActive, requestsActive, tunnelsActive, endpoints     *metrics.Gauge
 	connectDuration, connectionDuration, requestDuration            *metrics.Histogram
-	responses                                                       [5]*metrics.Counter // 1xx to 5xx
+	responses                                                       exchange.Classes
 }
 
 func newClusterMetrics(r *metrics.Registry, name string) clusterMetrics {
-	m := clusterMetrics{
+	return clusterMetrics{
+		responses:          exchange.NewClasses(r, clusterResponses, name),
 		endpoints:          r.Gauge(clusterEndpoints, name),
 		connections:        r.Counter(clusterConnections, name),
 		connectionsActive:  r.Gauge(clusterConnectionsActive, name),
@@ -142,10 +141,6 @@ func newClusterMetrics(r *metrics.Registry, name string) clusterMetrics {
 		tunnels:            r.Counter(clusterTunnels, name),
 		tunnelsActive:      r.Gauge(clusterTunnelsActive, name),
 	}
-	for i, class := range []string{"1xx", "2xx", "3xx", "4xx", "5xx"} {
-		m.responses[i] = r.Counter(clusterResponses, name, class)
-	}
-	return m
 }
 
 // endpointMetrics is what is counted of one endpoint.
@@ -248,7 +243,7 @@ func (e *Endpoint) Call() *Call {
 
 // Answered counts the head of the final response, or a 101.
 func (c *Call) Answered(status int) {
-	c.e.cluster.metrics.responses[status/100-1].Inc()
+	c.e.cluster.metrics.responses.Count(status)
 	c.failed = status >= 500
 }
 
