@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -63,23 +65,58 @@ func raw(t testing.TB) (*control.Conn, int) {
 	return c, fds[1]
 }
 
-func openDescriptors(t testing.TB) int {
+// A token is a file of a test's own. How many descriptors of it are open is not
+// disturbed by whatever else this process opens and closes meanwhile.
+type token struct {
+	fd   int
+	file unix.Stat_t
+}
+
+func newToken(t testing.TB) *token {
+	t.Helper()
+	fd, err := unix.MemfdCreate("token", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	k := &token{fd: fd}
+	if err := unix.Fstat(fd, &k.file); err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// times returns its descriptor n times, to be sent.
+func (k *token) times(n int) []int { return slices.Repeat([]int{k.fd}, n) }
+
+// open counts the descriptors of it.
+func (k *token) open(t testing.TB) (n int) {
 	t.Helper()
 	all, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(all)
+	for _, entry := range all {
+		fd, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var file unix.Stat_t
+		if unix.Fstat(fd, &file) == nil && file.Dev == k.file.Dev && file.Ino == k.file.Ino {
+			n++
+		}
+	}
+	return n
 }
 
-// wantDescriptors waits until so many are open: those of a peer that does not keep to
-// the protocol are closed beside whoever receives.
-func wantDescriptors(t testing.TB, want int) {
+// wantOpen waits until so many descriptors of it are open: those of a peer that does
+// not keep to the protocol are closed beside whoever receives.
+func (k *token) wantOpen(t testing.TB, want int) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
-	for openDescriptors(t) != want {
+	for k.open(t) != want {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d descriptors are open, before there were %d", openDescriptors(t), want)
+			t.Fatalf("%d descriptors are open, want %d", k.open(t), want)
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -193,18 +230,8 @@ func TestVersionsMeetWhereRangesOverlap(t *testing.T) {
 
 // Whatever a peer sends that is no message, Receive says so and keeps nothing of it.
 func TestRubbishIsRefusedAndLeaksNothing(t *testing.T) {
-	devnull, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(devnull)
-	many := func(n int) []int {
-		fds := make([]int, n)
-		for i := range fds {
-			fds[i] = devnull
-		}
-		return fds
-	}
+	file := newToken(t)
+	many := file.times
 	for _, c := range []struct {
 		name string
 		data string
@@ -222,7 +249,6 @@ func TestRubbishIsRefusedAndLeaksNothing(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conn, peer := raw(t)
-			before := openDescriptors(t)
 			var oob []byte
 			if c.fds != nil {
 				oob = unix.UnixRights(c.fds...)
@@ -233,7 +259,7 @@ func TestRubbishIsRefusedAndLeaksNothing(t *testing.T) {
 			if m, _, err := conn.Receive(); !errors.Is(err, control.ErrProtocol) {
 				t.Errorf("got %+v, %v; want ErrProtocol", m, err)
 			}
-			wantDescriptors(t, before)
+			file.wantOpen(t, 1)
 		})
 	}
 }
@@ -247,14 +273,14 @@ func TestAGenerationSendsFewDescriptors(t *testing.T) {
 	} {
 		t.Run(data, func(t *testing.T) {
 			conn, peer := rawSupervisor(t)
-			before := openDescriptors(t)
-			if err := unix.Sendmsg(peer, []byte(data), unix.UnixRights(make([]int, fds)...), nil, 0); err != nil {
+			file := newToken(t)
+			if err := unix.Sendmsg(peer, []byte(data), unix.UnixRights(file.times(fds)...), nil, 0); err != nil {
 				t.Fatal(err)
 			}
 			if m, _, err := conn.Receive(); !errors.Is(err, control.ErrProtocol) {
 				t.Errorf("got %+v, %v; want ErrProtocol", m, err)
 			}
-			wantDescriptors(t, before)
+			file.wantOpen(t, 1)
 		})
 	}
 }
@@ -435,22 +461,19 @@ func TestDescriptorsThatWereCutOffAreRefused(t *testing.T) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
-	before := openDescriptors(t)
-	var fds []int
-	for range 3 {
-		fd, err := unix.Dup(peer)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fds = append(fds, fd)
-	}
-	defer control.CloseAll(fds[:2])
-	if err := unix.Sendmsg(peer, []byte(`{"type":"listeners","keys":["a","b","c"]}`), unix.UnixRights(fds...), nil, 0); err != nil {
+	file := newToken(t)
+	const many = 200 // more than this process has open, so that not all of them fit
+	keys := strings.Repeat(`"k",`, many-1) + `"k"`
+	if err := unix.Sendmsg(peer, []byte(`{"type":"listeners","keys":[`+keys+`]}`), unix.UnixRights(file.times(many)...), nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	// There is room for the first of them, in the place of the last.
-	unix.Close(fds[2])
-	tight := unix.Rlimit{Cur: uint64(fds[2] + 1), Max: limit.Max}
+	// There is room for the first of them.
+	room, err := unix.Dup(file.fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(room)
+	tight := unix.Rlimit{Cur: uint64(room + 1), Max: limit.Max}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &tight); err != nil {
 		t.Fatal(err)
 	}
@@ -461,7 +484,7 @@ func TestDescriptorsThatWereCutOffAreRefused(t *testing.T) {
 	if !errors.Is(err, control.ErrProtocol) {
 		t.Errorf("got %+v with %d descriptors, %v; want ErrProtocol", m, len(got), err)
 	}
-	wantDescriptors(t, before+2)
+	file.wantOpen(t, 1)
 }
 
 func FuzzReceive(f *testing.F) {
@@ -475,11 +498,11 @@ func FuzzReceive(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte, fds int) {
 		conn, peer := raw(t)
+		file := newToken(t)
 		var oob []byte
 		if fds = fds & 3; fds > 0 {
-			oob = unix.UnixRights(make([]int, fds)...) // copies of the standard input
+			oob = unix.UnixRights(file.times(fds)...)
 		}
-		before := openDescriptors(t)
 		if err := unix.Sendmsg(peer, data, oob, nil, unix.MSG_DONTWAIT); err != nil {
 			return // the kernel does not take it: an empty or a huge packet
 		}
@@ -489,6 +512,6 @@ func FuzzReceive(f *testing.F) {
 		if (m == nil) == (err == nil) {
 			t.Errorf("message %v with error %v", m, err)
 		}
-		wantDescriptors(t, before)
+		file.wantOpen(t, 1)
 	})
 }
