@@ -209,39 +209,35 @@ func (m *Manager) Refused(d exchange.Downstream, f http1.Refusal) {
 	m.options.AccessLog.Request(&record)
 }
 
-// openTunnel is what a tunnel carries with it to its end.
-type openTunnel struct {
+// tunnelOwner is what counts the tunnels of one route and endpoint.
+type tunnelOwner struct {
 	route    *routeMetrics
 	endpoint *upstream.Endpoint
-	record   *accesslog.Tunnel
 }
 
 // tunnelOpened counts and records that the request became a tunnel. What it returns
-// is the tunnel's tag.
-func (r *request) tunnelOpened() *openTunnel {
+// is the tunnel's tag: its record in the access log, nil without one.
+func (r *request) tunnelOpened() any {
 	r.switched, r.responded = true, true
 	r.countResponse(r.status)
 	r.metrics.handshake.Observe(since(r.began))
 	r.routeMetrics.tunnels.Inc()
 	r.routeMetrics.tunnelsActive.Add(1)
 	r.endpoint.TunnelOpened()
-	t := &openTunnel{route: r.routeMetrics, endpoint: r.endpoint}
-	if r.m.options.AccessLog != nil {
-		record := r.record()
-		t.record = r.m.options.AccessLog.TunnelOpened(&record)
+	if r.m.options.AccessLog == nil {
+		return nil
 	}
-	return t
+	record := r.record()
+	return r.m.options.AccessLog.TunnelOpened(&record)
 }
 
 // TunnelEnded counts and records the end of a tunnel that the manager has started.
 func (m *Manager) TunnelEnded(r *tunnel.Record) {
-	t, ok := r.Tag.(*openTunnel)
-	if !ok {
-		return
-	}
-	t.route.tunnelsActive.Add(-1)
-	t.endpoint.TunnelClosed()
-	m.options.AccessLog.TunnelClosed(t.record, accesslog.End{
+	owner := r.Owner.(*tunnelOwner)
+	owner.route.tunnelsActive.Add(-1)
+	owner.endpoint.TunnelClosed()
+	record, _ := r.Tag.(*accesslog.Tunnel)
+	m.options.AccessLog.TunnelClosed(record, accesslog.End{
 		At:           r.Ended,
 		Duration:     r.Ended.Sub(r.Started),
 		ToUpstream:   r.ToUp,

@@ -146,7 +146,7 @@ func (g *generation) onTunnelEnd(r tunnel.Record) {
 // Start takes a tunnel over, as the manager's [TunnelStarter]: it goes on counting
 // as a connection of its listener.
 func (g *generation) Start(spec tunnel.Spec) {
-	g.listener(spec.Listener).enter()
+	g.listener(spec.Origin.Listener).enter()
 	g.tunnels.Start(spec)
 }
 

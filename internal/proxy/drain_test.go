@@ -66,7 +66,7 @@ func TestWhoComesFromAnEmptiedQueueHearsThatItsAnswerIsTheLast(t *testing.T) {
 			cfg.Drain.IdleGrace = time.Hour
 			g := &generation{
 				cfg: cfg, log: log, phase: serving, changed: make(chan struct{}, 1), sockets: map[string]int{},
-				tunnels: tunnel.NewSet(log, nil, nil), limit: time.NewTimer(time.Hour),
+				tunnels: tunnel.NewSet(tunnel.Options{Log: log}), limit: time.NewTimer(time.Hour),
 			}
 			for _, key := range []string{"a", "b"} {
 				server := http1.NewServer(http1.ServerOptions{Scheme: "http", Handler: answers{}, Log: log})

@@ -268,7 +268,7 @@ func (g *generation) build(ctx context.Context) error {
 		return err
 	}
 	g.clusters = clusters
-	g.tunnels = tunnel.NewSet(g.log, g.onTunnelEnd, g.registry)
+	g.tunnels = tunnel.NewSet(tunnel.Options{Log: g.log, OnEnd: g.onTunnelEnd, Metrics: g.registry})
 	g.manager = NewManager(ManagerOptions{
 		Routes: route.New(g.cfg), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Tunnels: g, Log: g.log, Metrics: g.registry,
 	})

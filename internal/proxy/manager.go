@@ -34,6 +34,7 @@ type Manager struct {
 	listeners map[string]*side
 	routes    []routeMetrics // by route.Route.Number
 	buffers   sync.Pool      // of *copyBuffer
+	origins   sync.Map       // of *tunnel.Origin by originKey
 
 	noDescriptor episode // none is left to connect with
 }

@@ -114,7 +114,7 @@ func newSite(t *testing.T) *site {
 	t.Cleanup(clusters.Close)
 	log := slog.New(slog.DiscardHandler)
 	var manager *proxy.Manager
-	tunnels := tunnel.NewSet(log, func(r tunnel.Record) { manager.TunnelEnded(&r) }, s.counted)
+	tunnels := tunnel.NewSet(tunnel.Options{Log: log, OnEnd: func(r tunnel.Record) { manager.TunnelEnded(&r) }, Metrics: s.counted})
 	t.Cleanup(func() {
 		tunnels.CloseAll(tunnel.Stopped, 0)
 		select {

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/route"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/upstream"
 )
@@ -107,25 +108,45 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 		r.endpoint.TunnelFailed()
 		return goneError{err}
 	}
-	limits := &r.route.Tunnels
 	r.m.options.Tunnels.Start(tunnel.Spec{
 		Down: downConn, Up: upConn,
 		DownEarly: downEarly, UpEarly: upEarly,
-		ID:           r.id,
+		Origin: r.m.origin(r),
+		ID:     r.id,
+		Client: r.x.Downstream().Remote,
+		Tag:    r.tunnelOpened(),
+	})
+	return nil
+}
+
+// originKey is what an origin of tunnels is made for.
+type originKey struct {
+	listener string
+	route    *route.Route
+	endpoint *upstream.Endpoint
+}
+
+// origin returns what all tunnels like the request's have in common.
+func (m *Manager) origin(r *request) *tunnel.Origin {
+	key := originKey{r.listener, r.route, r.endpoint}
+	if o, ok := m.origins.Load(key); ok {
+		return o.(*tunnel.Origin)
+	}
+	limits := &r.route.Tunnels
+	o, _ := m.origins.LoadOrStore(key, &tunnel.Origin{
 		Listener:     r.listener,
 		VirtualHost:  r.route.VirtualHost,
 		Route:        r.route.Name,
 		Cluster:      r.cluster,
 		Endpoint:     r.endpoint.Address,
-		Client:       r.x.Downstream().Remote,
 		EndpointAddr: r.endpoint.Addr,
-		Tag:          r.tunnelOpened(),
 		Limits: tunnel.Limits{
 			IdleTimeout:  limits.IdleTimeout,
 			MaxAge:       limits.MaxAge,
 			DrainTimeout: limits.DrainTimeout,
 			Buffer:       limits.Buffer,
 		},
+		Owner: &tunnelOwner{r.routeMetrics, r.endpoint},
 	})
-	return nil
+	return o.(*tunnel.Origin)
 }

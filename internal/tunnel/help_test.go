@@ -46,7 +46,7 @@ func (e *ends) all() []tunnel.Record {
 func newSet(t testing.TB) (*tunnel.Set, *ends) {
 	t.Helper()
 	e := new(ends)
-	s := tunnel.NewSet(slog.New(slog.DiscardHandler), e.add, nil)
+	s := tunnel.NewSet(tunnel.Options{Log: slog.New(slog.DiscardHandler), OnEnd: e.add})
 	t.Cleanup(func() {
 		s.CloseAll(tunnel.Stopped, 0)
 		waitEmpty(t, s)
@@ -119,6 +119,9 @@ func open(t testing.TB, s *tunnel.Set, spec tunnel.Spec) (client, server *net.TC
 	s.Start(spec)
 	return client, server
 }
+
+// limited is an origin of which only the limits matter.
+func limited(l tunnel.Limits) *tunnel.Origin { return &tunnel.Origin{Limits: l} }
 
 func write(t testing.TB, c net.Conn, p []byte) {
 	t.Helper()

@@ -3,9 +3,18 @@ package tunnel
 import (
 	"maps"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"time"
 )
+
+// config is the patience with a connection that carries nothing.
+func (k KeepAlive) config() net.KeepAliveConfig {
+	if k == (KeepAlive{}) {
+		k = DefaultKeepAlive
+	}
+	return net.KeepAliveConfig{Enable: true, Idle: k.Idle, Interval: k.Interval, Count: k.Count}
+}
 
 // spread is a span of time over which tunnels are closed.
 type spread struct {

@@ -17,9 +17,9 @@ func TestATunnelThatCarriesNothingIsClosedAfterItsIdleTimeout(t *testing.T) {
 		set, e := newSet(t)
 		start := time.Now()
 		limits := tunnel.Limits{IdleTimeout: time.Minute}
-		client, server := memOpen(set, tunnel.Spec{ID: "quiet", Limits: limits})
+		client, server := memOpen(set, tunnel.Spec{ID: "quiet", Origin: limited(limits)})
 		polite(client, server)
-		client, server = memOpen(set, tunnel.Spec{ID: "chatty", Limits: limits})
+		client, server = memOpen(set, tunnel.Spec{ID: "chatty", Origin: limited(limits)})
 		quiet, _ := memOpen(set, tunnel.Spec{ID: "unlimited"})
 		defer quiet.Close()
 		// Only one direction carries something; that is enough.
@@ -47,7 +47,7 @@ func TestADirectionTakesInNoMoreThanItsBuffer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		set, _ := newSet(t)
-		client, server := memOpen(set, tunnel.Spec{Limits: tunnel.Limits{Buffer: 7}})
+		client, server := memOpen(set, tunnel.Spec{Origin: limited(tunnel.Limits{Buffer: 7})})
 		defer server.Close()
 		client.SetWriteDeadline(time.Now().Add(time.Minute))
 		if n, _ := client.Write(make([]byte, 100)); n != 7 {
@@ -69,7 +69,7 @@ func TestATunnelIsClosedAtItsMaxAgeHoweverBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set, e := newSet(t)
 		start := time.Now()
-		client, server := memOpen(set, tunnel.Spec{Limits: tunnel.Limits{MaxAge: time.Hour, IdleTimeout: 2 * time.Hour}})
+		client, server := memOpen(set, tunnel.Spec{Origin: limited(tunnel.Limits{MaxAge: time.Hour, IdleTimeout: 2 * time.Hour})})
 		polite(server)
 		go func() {
 			wantEOF(t, client)
@@ -90,7 +90,7 @@ func TestADrainClosesLimitedTunnelsEvenlyOverTheSpread(t *testing.T) {
 		const n = 200
 		limits := tunnel.Limits{DrainTimeout: 10 * time.Minute}
 		for range n - 20 {
-			client, server := memOpen(set, tunnel.Spec{Limits: limits})
+			client, server := memOpen(set, tunnel.Spec{Origin: limited(limits)})
 			polite(client, server)
 		}
 		unlimited, _ := memOpen(set, tunnel.Spec{ID: "unlimited"})
@@ -101,7 +101,7 @@ func TestADrainClosesLimitedTunnelsEvenlyOverTheSpread(t *testing.T) {
 		time.Sleep(time.Minute)
 		set.Drain(0) // no effect
 		for range 20 {
-			client, server := memOpen(set, tunnel.Spec{ID: "late", Limits: limits})
+			client, server := memOpen(set, tunnel.Spec{ID: "late", Origin: limited(limits)})
 			polite(client, server)
 		}
 		time.Sleep(9*time.Minute - time.Millisecond)
@@ -145,7 +145,7 @@ func TestUndrainLetsTheRestLive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set, e := newSet(t)
 		for range 50 {
-			client, server := memOpen(set, tunnel.Spec{Limits: tunnel.Limits{DrainTimeout: time.Minute}})
+			client, server := memOpen(set, tunnel.Spec{Origin: limited(tunnel.Limits{DrainTimeout: time.Minute})})
 			polite(client, server)
 		}
 		set.Drain(time.Minute)
@@ -156,7 +156,7 @@ func TestUndrainLetsTheRestLive(t *testing.T) {
 		if closed < 20 || closed > 30 {
 			t.Errorf("%d of 50 tunnels closed at half time", closed)
 		}
-		client, server := memOpen(set, tunnel.Spec{Limits: tunnel.Limits{DrainTimeout: time.Minute}})
+		client, server := memOpen(set, tunnel.Spec{Origin: limited(tunnel.Limits{DrainTimeout: time.Minute})})
 		polite(client, server)
 		time.Sleep(time.Hour)
 		if n := len(e.all()); n != closed {
@@ -255,7 +255,7 @@ func TestTheFirstCauseIsTheReason(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		set, e := newSet(t)
-		client, server := memOpen(set, tunnel.Spec{Limits: tunnel.Limits{IdleTimeout: time.Second}})
+		client, server := memOpen(set, tunnel.Spec{Origin: limited(tunnel.Limits{IdleTimeout: time.Second})})
 		time.Sleep(2 * time.Second)
 		set.CloseAll(tunnel.Operator, 0)
 		client.Close()

@@ -47,7 +47,7 @@ func TestTunnelsAndTheirBytesAreCountedWhileTheyLive(t *testing.T) {
 	t.Parallel()
 	counted := metrics.NewRegistry()
 	var e ends
-	set := tunnel.NewSet(slog.New(slog.DiscardHandler), e.add, counted)
+	set := tunnel.NewSet(tunnel.Options{Log: slog.New(slog.DiscardHandler), OnEnd: e.add, Metrics: counted})
 	client, server := open(t, set, tunnel.Spec{UpEarly: []byte("early"), Tag: "the starter's own"})
 	if _, err := io.WriteString(client, "to the server"); err != nil {
 		t.Fatal(err)
@@ -86,7 +86,7 @@ func TestTunnelsAndTheirBytesAreCountedWhileTheyLive(t *testing.T) {
 func TestEveryReasonHasASeriesFromTheStart(t *testing.T) {
 	t.Parallel()
 	counted := metrics.NewRegistry()
-	tunnel.NewSet(slog.New(slog.DiscardHandler), nil, counted)
+	tunnel.NewSet(tunnel.Options{Log: slog.New(slog.DiscardHandler), Metrics: counted})
 	var reasons []string
 	for _, f := range counted.Families() {
 		if f.Desc.Name != "holdfast_tunnels_ended_total" {
@@ -110,7 +110,7 @@ func TestBuffersInUseAreShown(t *testing.T) {
 	t.Parallel()
 	counted := metrics.NewRegistry()
 	var e ends
-	set := tunnel.NewSet(slog.New(slog.DiscardHandler), e.add, counted)
+	set := tunnel.NewSet(tunnel.Options{Log: slog.New(slog.DiscardHandler), OnEnd: e.add, Metrics: counted})
 	client, server := open(t, set, tunnel.Spec{})
 	filling := make(chan struct{})
 	go func() {

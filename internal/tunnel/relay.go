@@ -46,7 +46,8 @@ type direction struct {
 	early    []byte
 	size     int // of a read
 	moved    atomic.Uint64
-	counted  *metrics.Counter // of what moves this way in all tunnels
+	total    *metrics.Counter   // of what moves this way in all tunnels
+	shares   []*metrics.Counter // and in those of the same origin
 
 	buf    *[bufferSize]byte // nil while nothing moves
 	eof    bool              // src has sent its FIN
@@ -60,8 +61,8 @@ type direction struct {
 	err               error
 }
 
-func (d *direction) init(t *tunnel, src, dst *side, early []byte, counted *metrics.Counter) {
-	d.t, d.src, d.dst, d.early, d.counted = t, src, dst, early, counted
+func (d *direction) init(t *tunnel, src, dst *side, early []byte, total *metrics.Counter, shares []*metrics.Counter) {
+	d.t, d.src, d.dst, d.early, d.total, d.shares = t, src, dst, early, total, shares
 	d.size = bufferSize
 	if b := t.limits.Buffer; b > 0 && b < bufferSize {
 		d.size = int(b)
@@ -239,7 +240,10 @@ func (d *direction) sendSlowly(p []byte) error {
 func (d *direction) sent(p []byte, n int) []byte {
 	if n > 0 {
 		d.moved.Add(uint64(n))
-		d.counted.Add(uint64(n))
+		d.total.Add(uint64(n))
+		for _, c := range d.shares {
+			c.Add(uint64(n))
+		}
 		d.t.active.Store(int64(time.Since(d.t.set.epoch)))
 	}
 	return p[n:]

@@ -185,7 +185,7 @@ func runSchedule(t *testing.T, seed uint64) (mistakes []string) {
 	client, downConn := tcpPair(t, down.small)
 	server, upConn := tcpPair(t, up.small)
 	spec := tunnel.Spec{
-		Down: downConn, Up: upConn, Limits: limits,
+		Down: downConn, Up: upConn, Origin: limited(limits),
 		DownEarly: pattern(0, down.early), UpEarly: pattern(0, up.early),
 	}
 	if down.plain {

@@ -50,20 +50,29 @@ type Set struct {
 	sweepAt  time.Time // when the sweeper fires; zero: not set
 }
 
-// NewSet returns an empty Set. onEnd is called once for each tunnel that has
-// ended, from the tunnel's goroutine, after both connections were closed and the
-// tunnel has left the list; [Set.Empty] waits for it. nil is allowed. r counts; it
-// may be nil, too.
-func NewSet(log *slog.Logger, onEnd func(Record), r *metrics.Registry) *Set {
-	if onEnd == nil {
-		onEnd = func(Record) {}
+// Options are what a Set works with.
+type Options struct {
+	Log *slog.Logger
+
+	// OnEnd is called once for each tunnel that has ended, after both
+	// connections were closed and the tunnel has left the list; [Set.Empty]
+	// waits for it. nil is allowed.
+	OnEnd func(Record)
+
+	Metrics *metrics.Registry // nil: nothing is counted
+}
+
+// NewSet returns an empty Set.
+func NewSet(o Options) *Set {
+	if o.OnEnd == nil {
+		o.OnEnd = func(Record) {}
 	}
 	return &Set{
-		log:     log,
-		onEnd:   onEnd,
+		log:     o.Log,
+		onEnd:   o.OnEnd,
 		epoch:   time.Now(),
 		bounds:  defaultBounds,
-		metrics: newSetMetrics(r),
+		metrics: newSetMetrics(o.Metrics),
 		live:    make(map[*tunnel]struct{}),
 	}
 }
@@ -74,6 +83,9 @@ func NewSet(log *slog.Logger, onEnd func(Record), r *metrics.Registry) *Set {
 //
 // A tunnel that is started while the Set drains or stops gets its share of that.
 func (s *Set) Start(spec Spec) {
+	if spec.Origin == nil {
+		spec.Origin = new(Origin)
+	}
 	t := newTunnel(s, &spec)
 	s.mu.Lock()
 	s.started++

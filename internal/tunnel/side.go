@@ -11,16 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepAlive finds peers that vanished while nothing is sent: after 60 s + 4 × 15 s
-// the connection fails with ETIMEDOUT. TCP_USER_TIMEOUT is not set on purpose: it
-// also kills a peer that is alive but does not read (zero window).
-var keepAlive = net.KeepAliveConfig{
-	Enable:   true,
-	Idle:     60 * time.Second,
-	Interval: 15 * time.Second,
-	Count:    4,
-}
-
 // side is one of the two connections of a tunnel. One goroutine reads it and
 // another one writes it.
 type side struct {
@@ -49,12 +39,14 @@ func newSide(conn net.Conn, closed, lost Reason) *side {
 }
 
 // prepare removes what the connection's former owner may have set.
-func (s *side) prepare(log *slog.Logger) {
+func (s *side) prepare(log *slog.Logger, k KeepAlive) {
 	s.conn.SetDeadline(time.Time{})
 	if s.tcp == nil {
 		return
 	}
-	if err := s.tcp.SetKeepAliveConfig(keepAlive); err != nil {
+	// TCP_USER_TIMEOUT is not set on purpose: it also kills a peer that is alive but
+	// does not read (zero window).
+	if err := s.tcp.SetKeepAliveConfig(k.config()); err != nil {
 		log.Debug("keepalive not set on a tunnel's connection", "err", err)
 	}
 }

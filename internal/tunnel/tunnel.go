@@ -4,7 +4,7 @@
 // A [Set] holds the tunnels of one generation. Start gives it a pair of
 // connections; it owns them from then on:
 //
-//	set := tunnel.NewSet(log, func(r tunnel.Record) { … }, registry)
+//	set := tunnel.NewSet(tunnel.Options{Log: log, OnEnd: func(r tunnel.Record) { … }})
 //	set.Start(tunnel.Spec{Down: client, Up: server, UpEarly: early})
 //	…
 //	set.Drain(5 * time.Minute)
@@ -35,35 +35,48 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"holdfast/internal/metrics"
 )
+
+// Origin is what the tunnels of one listener, route and endpoint have in common.
+// It is made once and shared by pointer; it must not be changed after it was given
+// to a Set.
+type Origin struct {
+	Listener     string
+	VirtualHost  string
+	Route        string
+	Cluster      string
+	Endpoint     string         // as configured
+	EndpointAddr netip.AddrPort // zero for a unix socket
+
+	Limits Limits
+
+	// UpBytes and DownBytes count the bytes that the server's and the client's
+	// sockets took, beside what the Set itself counts.
+	UpBytes, DownBytes []*metrics.Counter
+
+	// Owner is its maker's own.
+	Owner any
+}
 
 // Spec describes a tunnel to be started.
 type Spec struct {
-	// Down is the client's connection, Up the server's. The relay of a
-	// *net.TCPConn or *net.UnixConn waits without a buffer, and only a
-	// *net.TCPConn can be reset. Any other connection is read with ordinary
-	// blocking reads; it needs a CloseWrite method to be half-closed, and is
-	// closed at once for both directions without one.
+	// Down is the client's connection, Up the server's. Any net.Conn will do;
+	// one that has no CloseWrite method is closed at once for both directions,
+	// and only a *net.TCPConn can be reset.
 	Down, Up net.Conn
 
 	// DownEarly was already read from Down and goes to Up before anything else;
 	// UpEarly the other way. The tunnel keeps them until they are sent.
 	DownEarly, UpEarly []byte
 
-	ID          string // of the request that became the tunnel
-	Listener    string
-	VirtualHost string
-	Route       string
-	Cluster     string
-	Endpoint    string // as configured
-
-	Client       netip.AddrPort // zero for a unix socket
-	EndpointAddr netip.AddrPort // zero for a unix socket
+	Origin *Origin        // nil: one in which everything is zero
+	ID     string         // of the request that became the tunnel
+	Client netip.AddrPort // zero for a unix socket
 
 	// Tag is the starter's own: it comes back in the Record.
 	Tag any
-
-	Limits Limits
 }
 
 // Limits of a tunnel. A zero value is "off".
@@ -74,25 +87,32 @@ type Limits struct {
 
 	// Buffer bounds the bytes that one direction holds while its receiver is
 	// slow, beside what the kernel holds for the sockets. More than the size of
-	// a relay buffer, 32 KiB, is never held.
+	// a relay buffer is never held.
 	Buffer int64
+
+	KeepAlive KeepAlive
 }
+
+// KeepAlive says how a peer that vanished is found out: by probes while nothing is
+// sent (tcp(7)), and while something is, by the same patience, Interval × Count,
+// without any answer. The zero value is [DefaultKeepAlive].
+type KeepAlive struct {
+	Idle     time.Duration // of a connection until it is probed; whole seconds
+	Interval time.Duration // between two probes; whole seconds
+	Count    int           // of probes without an answer
+}
+
+// DefaultKeepAlive is what tunnels have whose Origin says nothing else.
+var DefaultKeepAlive = KeepAlive{Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
 
 // Record is what is kept of a tunnel.
 type Record struct {
+	*Origin
+
 	Number uint64 // counted from 1 in the Set
-
-	ID          string
-	Listener    string
-	VirtualHost string
-	Route       string
-	Cluster     string
-	Endpoint    string
-
-	Client       netip.AddrPort
-	EndpointAddr netip.AddrPort
-
-	Tag any
+	ID     string
+	Client netip.AddrPort
+	Tag    any // of the Spec
 
 	Started time.Time
 	Ended   time.Time // zero while the tunnel lives
@@ -133,26 +153,21 @@ type tunnel struct {
 func newTunnel(s *Set, spec *Spec) *tunnel {
 	t := &tunnel{
 		set:    s,
-		limits: spec.Limits,
+		limits: spec.Origin.Limits,
 		down:   newSide(spec.Down, DownstreamClosed, DownstreamReset),
 		up:     newSide(spec.Up, UpstreamClosed, UpstreamReset),
 		record: Record{
-			ID:           spec.ID,
-			Listener:     spec.Listener,
-			VirtualHost:  spec.VirtualHost,
-			Route:        spec.Route,
-			Cluster:      spec.Cluster,
-			Endpoint:     spec.Endpoint,
-			Client:       spec.Client,
-			EndpointAddr: spec.EndpointAddr,
-			Tag:          spec.Tag,
-			Started:      time.Now(),
+			Origin:  spec.Origin,
+			ID:      spec.ID,
+			Client:  spec.Client,
+			Tag:     spec.Tag,
+			Started: time.Now(),
 		},
 	}
-	t.toUp.init(t, t.down, t.up, spec.DownEarly, s.metrics.toUpstream)
-	t.toDown.init(t, t.up, t.down, spec.UpEarly, s.metrics.toDownstream)
-	t.down.prepare(s.log)
-	t.up.prepare(s.log)
+	t.toUp.init(t, t.down, t.up, spec.DownEarly, s.metrics.toUpstream, spec.Origin.UpBytes)
+	t.toDown.init(t, t.up, t.down, spec.UpEarly, s.metrics.toDownstream, spec.Origin.DownBytes)
+	t.down.prepare(s.log, t.limits.KeepAlive)
+	t.up.prepare(s.log, t.limits.KeepAlive)
 	t.active.Store(int64(time.Since(s.epoch)))
 	return t
 }

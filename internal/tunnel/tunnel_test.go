@@ -80,9 +80,11 @@ func TestTheRecordSaysWhoAndWhen(t *testing.T) {
 	t.Parallel()
 	set, e := newSet(t)
 	spec := tunnel.Spec{
-		ID: "id", Listener: "l", VirtualHost: "v", Route: "r", Cluster: "c", Endpoint: "host:1",
-		Client:       netip.MustParseAddrPort("192.0.2.1:1000"),
-		EndpointAddr: netip.MustParseAddrPort("192.0.2.2:2000"),
+		Origin: &tunnel.Origin{
+			Listener: "l", VirtualHost: "v", Route: "r", Cluster: "c", Endpoint: "host:1",
+			EndpointAddr: netip.MustParseAddrPort("192.0.2.2:2000"),
+		},
+		ID: "id", Client: netip.MustParseAddrPort("192.0.2.1:1000"), Tag: "the starter's own",
 	}
 	before := time.Now()
 	client, server := open(t, set, spec)
@@ -107,8 +109,7 @@ func TestTheRecordSaysWhoAndWhen(t *testing.T) {
 		t.Errorf("ended %v before it was started", got.Started.Sub(got.Ended))
 	}
 	want := tunnel.Record{
-		Number: 1, ID: "id", Listener: "l", VirtualHost: "v", Route: "r", Cluster: "c", Endpoint: "host:1",
-		Client: spec.Client, EndpointAddr: spec.EndpointAddr,
+		Origin: spec.Origin, Number: 1, ID: "id", Client: spec.Client, Tag: "the starter's own",
 		Started: live.Started, Ended: got.Ended, Reason: tunnel.UpstreamClosed,
 	}
 	if got != want {
@@ -334,7 +335,7 @@ func TestAStalledReceiverBoundsWhatIsTakenFromTheSender(t *testing.T) {
 	set, _ := newSet(t)
 	client, down := tcpPair(t, true)
 	server, up := tcpPair(t, true)
-	set.Start(tunnel.Spec{Down: down, Up: up, Limits: tunnel.Limits{Buffer: 8 << 10}})
+	set.Start(tunnel.Spec{Down: down, Up: up, Origin: limited(tunnel.Limits{Buffer: 8 << 10})})
 
 	const total = 4 << 20
 	var accepted atomic.Int64
@@ -513,12 +514,12 @@ func TestAPanicEndsOneTunnelAndIsLogged(t *testing.T) {
 	t.Parallel()
 	var log lockedBuffer
 	var e ends
-	set := tunnel.NewSet(slog.New(slog.NewTextHandler(&log, nil)), func(r tunnel.Record) {
+	set := tunnel.NewSet(tunnel.Options{Log: slog.New(slog.NewTextHandler(&log, nil)), OnEnd: func(r tunnel.Record) {
 		e.add(r)
 		if r.Number == 1 {
 			panic("reporting failed")
 		}
-	}, nil)
+	}})
 	client, down := tcpPair(t, false)
 	server, up := tcpPair(t, false)
 	bad := &scripted{Conn: up, fail: make(chan struct{}), panic: "out of cheese"}
