@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -96,11 +97,16 @@ func serve(stderr io.Writer) int {
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, syscall.SIGTERM)
 
+	// The runtime knows the machine's processors and what the cgroup may use of them
+	// (cpu.max). A loop that waits may keep one of its Ps; two more are for all else.
+	loops := runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(loops + 2)
+
 	var writer *logs.Writer
 	level := new(slog.LevelVar)
 	log := slog.New(slog.NewTextHandler(stderr, nil)).With("pid", os.Getpid()) // until the configuration is known
 	err := proxy.Run(context.Background(), proxy.Options{
-		Control: controlFD, Terminate: terminate, Stdout: os.Stdout,
+		Control: controlFD, Terminate: terminate, Stdout: os.Stdout, Loops: loops,
 		Logger: func(cfg config.Log, generation int) proxy.Logger {
 			level.Set(cfg.Level)
 			log, writer = logs.New(stderr, level, cfg.Format, slog.Int("generation", generation), slog.Int("pid", os.Getpid()))

@@ -114,6 +114,14 @@ type Tunnels struct {
 	MaxAge           time.Duration // 0: never
 	HandshakeTimeout time.Duration // until the upstream's final answer to an upgrade; 0: never
 	Buffer           int64         // most bytes held per direction while a receiver is slow
+	KeepAlive        KeepAlive
+}
+
+// KeepAlive is how a peer of a tunnel that has vanished is found out (tcp(7)).
+type KeepAlive struct {
+	Idle     time.Duration // without a byte until the first probe; whole seconds
+	Interval time.Duration // between two probes; whole seconds
+	Count    int           // of probes without an answer
 }
 
 // Listener is what the proxy does on a listening socket of the same name.

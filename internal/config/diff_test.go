@@ -92,7 +92,7 @@ endpoints = ["10.0.1.1:8080"]
 				`virtual host "chat", route prefix "/socket": websocket is now false, was true`,
 				`virtual host "chat", route prefix "/socket": timeout is now "off", was "15s"`,
 				`virtual host "chat", route prefix "/socket": tunnels is no longer set, was ` +
-					`{ drain_timeout = "off", idle_timeout = "off", max_age = "off", handshake_timeout = "1m", buffer = "256KiB" }`,
+					`{ drain_timeout = "off", idle_timeout = "off", max_age = "off", handshake_timeout = "1m", buffer = "256KiB", keepalive = { count = 4, idle = "1m", interval = "15s" } }`,
 			},
 		},
 		"limits of tunnels in general": {
@@ -100,6 +100,13 @@ endpoints = ["10.0.1.1:8080"]
 			[]string{
 				`tunnels.idle_timeout is now "1h", was "off"`,
 				`virtual host "chat", route prefix "/socket": tunnels.idle_timeout is now "1h", was "off"`,
+			},
+		},
+		"the keepalive of tunnels": {
+			[]string{"[[listeners]]", "[tunnels]\nkeepalive = { count = 9 }\n[[listeners]]"},
+			[]string{
+				`tunnels.keepalive.count is now 9, was 4`,
+				`virtual host "chat", route prefix "/socket": tunnels.keepalive.count is now 9, was 4`,
 			},
 		},
 		"the match of a route": {

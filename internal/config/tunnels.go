@@ -3,7 +3,10 @@ package config
 import "time"
 
 func readTunnels(t *table) Tunnels {
-	u := Tunnels{HandshakeTimeout: 60 * time.Second, Buffer: 256 << 10}
+	u := Tunnels{
+		HandshakeTimeout: 60 * time.Second, Buffer: 256 << 10,
+		KeepAlive: KeepAlive{Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4},
+	}
 	readTunnelLimits(t, &u)
 
 	// What becomes of tunnels in these cases is decided, but there is no choice yet.
@@ -26,4 +29,28 @@ func readTunnelLimits(t *table, u *Tunnels) {
 	read(t, "max_age", &u.MaxAge, durationOrOff)
 	read(t, "handshake_timeout", &u.HandshakeTimeout, durationOrOff)
 	read(t, "buffer", &u.Buffer, sizeBetween(4, 64))
+	readKeepAlive(t.table("keepalive"), &u.KeepAlive)
 }
+
+// maxProbes is the kernel's MAX_TCP_KEEPCNT.
+const maxProbes = 127
+
+func readKeepAlive(t *table, k *KeepAlive) {
+	read(t, "idle", &k.Idle, keepAliveTime)
+	read(t, "interval", &k.Interval, keepAliveTime)
+	count := int64(k.Count)
+	t.integer("count", &count, 1, maxProbes)
+	k.Count = int(count)
+	t.strict()
+}
+
+// keepAliveTime is a time as the kernel takes it for probes: in whole seconds, up to
+// its MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL.
+var keepAliveTime = form[time.Duration]{`a duration of whole seconds from "1s" to "32767s"`, func(s string) (time.Duration, error) {
+	const most = 32767 * time.Second
+	d, err := parseDuration(s)
+	if err == nil && (d < time.Second || d > most || d%time.Second != 0) {
+		err = errForm
+	}
+	return d, err
+}, writeDuration}

@@ -53,8 +53,9 @@ type Events uint8
 const (
 	Readable Events = 1 << iota // bytes, or what Hup says
 	Writable
-	Hup   // the peer has sent its FIN, or the connection is broken: a read tells more than a short one did
-	Error // the connection is broken: a reset, a time-out, or what ICMP said
+	Hup    // the peer has sent its FIN, or the connection is broken: a read tells more than a short one did
+	Error  // the connection is broken: a reset, a time-out, or what ICMP said
+	Urgent // an urgent mark, at which reads stop and splice sees nothing
 )
 
 // An Owner is told what has become of its descriptors, on the loop's goroutine. It

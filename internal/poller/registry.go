@@ -11,7 +11,7 @@ import (
 
 // interest is what every descriptor is registered for. What is not asked for, an error
 // or the end of both directions, the kernel reports always.
-const interest = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+const interest = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET
 
 // entry is what is known of a descriptor. It has no pointers, so that the garbage
 // collector does not look at it.
@@ -104,6 +104,9 @@ func translate(kernel uint32) (e Events) {
 	}
 	if kernel&unix.EPOLLOUT != 0 {
 		e |= Writable
+	}
+	if kernel&unix.EPOLLPRI != 0 {
+		e |= Urgent | Readable
 	}
 	if kernel&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0 {
 		e |= Hup | Readable

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"context"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -28,6 +30,7 @@ func (g *generation) drain(removed []string, hold time.Duration) {
 	g.drainServers(g.cfg.Drain.IdleGrace)
 	g.stopAccepting(removed)
 	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
+	g.memory.wanted = true // the few that stay may stay for days
 	if g.cfg.Drain.StreamTimeout > 0 {
 		g.limit.Reset(g.cfg.Drain.StreamTimeout)
 	}
@@ -60,11 +63,6 @@ func (g *generation) onLimit() (end bool) {
 		g.log.Info("drain.stream_timeout: cutting the responses that still run")
 	case g.cut:
 		g.log.Warn("connections did not close in time")
-		g.tunnels.Abandon()
-		select {
-		case <-g.tunnels.Empty():
-		case <-time.After(abandonTime):
-		}
 		return true
 	default:
 		tunnels, _ := g.tunnels.Summary()
@@ -77,6 +75,16 @@ func (g *generation) onLimit() (end bool) {
 		l.server.Close()
 	}
 	return false
+}
+
+// abandonTunnels closes those that are left when the process ends, and gives their ends
+// a moment to be reported.
+func (g *generation) abandonTunnels() {
+	g.tunnels.Abandon()
+	select {
+	case <-g.tunnels.Empty():
+	case <-time.After(abandonTime):
+	}
 }
 
 // finished says whether nothing is left and nobody wants the generation back.
@@ -135,10 +143,13 @@ func (g *generation) resumeAccepting() {
 	}
 }
 
-// onTunnelEnd is called from the tunnel's goroutine.
+// onTunnelEnd is called by the Set. A tunnel's end is recorded by access logs and
+// counted in the metrics; a line about each is for those who look for one.
 func (g *generation) onTunnelEnd(r tunnel.Record) {
-	g.log.Info("tunnel closed", "request_id", r.ID, "reason", r.Reason.String(), "route", r.Route, "cluster", r.Cluster, "endpoint", r.Endpoint,
-		"duration", r.Ended.Sub(r.Started), "received_bytes", r.ToUp, "sent_bytes", r.ToDown)
+	if g.log.Enabled(context.Background(), slog.LevelDebug) {
+		g.log.Debug("tunnel closed", "request_id", r.ID, "reason", r.Reason.String(), "route", r.Route, "cluster", r.Cluster, "endpoint", r.Endpoint,
+			"duration", r.Ended.Sub(r.Started), "received_bytes", r.ToUp, "sent_bytes", r.ToDown)
+	}
 	g.manager.TunnelEnded(&r)
 	g.listener(r.Listener).leave()
 }

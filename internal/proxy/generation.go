@@ -54,6 +54,10 @@ type Options struct {
 	Terminate <-chan os.Signal // asks for a stop within the configured time
 	Stdout    *os.File         // for an access log; the generation closes it then. nil: there is none
 
+	// Loops is how many goroutines relay tunnels, one for each processor. Each may keep
+	// a P of the Go runtime while it waits: GOMAXPROCS is to be larger by two.
+	Loops int
+
 	// Logger makes the generation's log when its configuration is known.
 	Logger func(cfg config.Log, generation int) Logger
 }
@@ -71,6 +75,7 @@ type generation struct {
 	number   int
 	conn     *control.Conn
 	stdout   *os.File
+	wanted   int // loops
 	log      *slog.Logger
 	level    *slog.LevelVar
 	dropped  func() uint64
@@ -79,6 +84,7 @@ type generation struct {
 
 	// Set by build, which is over when the loop has had its result.
 	clusters  *upstream.Clusters
+	loops     *loops
 	tunnels   *tunnel.Set
 	manager   *Manager
 	listeners []*listener
@@ -86,6 +92,8 @@ type generation struct {
 	messages chan received
 	built    chan error    // once: whether everything could be made
 	changed  chan struct{} // has room for one: something ended, look again
+
+	releaseMemory func() // set once
 
 	profiling atomic.Bool
 	work      sync.WaitGroup // what the loop has others do for it
@@ -98,6 +106,7 @@ type generation struct {
 	phase     phase
 	hold      time.Time // do not end before
 	beat      heartbeat
+	memory    memory
 	limit     *time.Timer // of the drain's streams, or of the stop
 	cut       bool        // the stop's limit was reached
 	over      bool        // stopped before it served
@@ -149,10 +158,11 @@ func Run(ctx context.Context, o Options) error {
 		known = bundle.Learnt.Addresses
 	}
 	g := &generation{
-		cfg: cfg, number: bundle.Generation, conn: conn, stdout: o.Stdout,
+		cfg: cfg, number: bundle.Generation, conn: conn, stdout: o.Stdout, wanted: max(o.Loops, 1),
 		log: logger.Log, level: logger.Level, dropped: logger.Dropped, registry: registry, known: known,
 		messages: make(chan received), built: make(chan error, 1), changed: make(chan struct{}, 1),
 		sockets: make(map[string]int), logFiles: make(map[string]*os.File), process: newProcess(registry),
+		memory: memory{at: time.Now(), wanted: true}, releaseMemory: releaseMemory,
 	}
 	return g.run(ctx, o.Terminate)
 }
@@ -197,6 +207,7 @@ func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error 
 	defer cancel()
 	g.limit = time.NewTimer(0)
 	<-g.limit.C
+	g.work.Go(func() { growDescriptorTable(tableSize) })
 	go g.receive(ctx)
 	go g.beat.watch(ctx, g.log, g.pauseAccepting)
 	go func() { g.built <- g.build(ctx) }()
@@ -233,6 +244,7 @@ func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error 
 				g.resumeAccepting()
 			}
 			g.report()
+			g.giveMemoryBack(time.Now())
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -267,8 +279,13 @@ func (g *generation) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g.clusters = clusters
-	g.tunnels = tunnel.NewSet(tunnel.Options{Log: g.log, OnEnd: g.onTunnelEnd, Metrics: g.registry})
+	loops, err := newLoops(g.wanted, largestBuffer(g.cfg), g.log)
+	if err != nil {
+		return err
+	}
+	g.clusters, g.loops = clusters, loops
+	g.tunnels = tunnel.NewSet(tunnel.Options{Log: g.log, OnEnd: g.onTunnelEnd, Metrics: g.registry, Loops: loops.all})
+	loops.run()
 	g.manager = NewManager(ManagerOptions{
 		Routes: route.New(g.cfg), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Tunnels: g, Log: g.log, Metrics: g.registry,
 	})
@@ -459,6 +476,20 @@ func (g *generation) report() {
 	g.manager.report(time.Now())
 }
 
+// giveMemoryBack does so when it is time.
+func (g *generation) giveMemoryBack(now time.Time) {
+	if g.phase == building {
+		return
+	}
+	var changes uint64
+	for _, l := range g.listeners {
+		changes += l.turnover()
+	}
+	if g.memory.due(now, changes) {
+		g.work.Go(g.releaseMemory) // a collection takes longer than anybody waits for the loop
+	}
+}
+
 // notice has the loop look whether anything is left.
 func (g *generation) notice() { signal(g.changed) }
 
@@ -470,8 +501,12 @@ func (g *generation) close() {
 	}
 	g.stopAccepting(nil)
 	if g.clusters != nil {
+		g.abandonTunnels()
 		g.clusters.Close()
 		g.status() // measures the last time what is only known by looking
+		if err := g.loops.stop(); err != nil {
+			g.log.Error("cannot let go of what tunnels had", "err", err)
+		}
 	}
 	g.closeAccessLogs()
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,9 @@ type commander struct {
 	log       syncBuffer
 	dropped   atomic.Uint64 // lines of the generation's log
 	received  sync.WaitGroup
+
+	// run starts the generation with its end of the control channel.
+	run func(fd int) (end func())
 }
 
 const askPage = "GET / HTTP/1.1\nHost: a.example\n\n"
@@ -72,7 +76,7 @@ func command(t *testing.T, limits, more string, options ...func(*commander)) *co
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.counts, c.bundled = counts, []int{counts.FD()}
+	c.counts, c.bundled, c.run = counts, []int{counts.FD()}, c.runHere
 	t.Cleanup(func() { counts.Close() })
 	for _, o := range options {
 		o(c)
@@ -135,18 +139,9 @@ func (c *commander) start(file string) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() {
-		c.ended <- proxy.Run(ctx, proxy.Options{Control: fd, Terminate: c.terminate, Logger: func(cfg config.Log, _ int) proxy.Logger {
-			level := new(slog.LevelVar)
-			log := slog.New(slog.NewTextHandler(&c.log, &slog.HandlerOptions{Level: level}))
-			return proxy.Logger{Log: log, Level: level, Dropped: c.dropped.Load}
-		}})
-	})
+	end := c.run(fd)
 	c.t.Cleanup(func() {
-		cancel()
-		running.Wait()
+		end()
 		c.conn.Close()
 		c.received.Wait()
 	})
@@ -178,6 +173,23 @@ func (c *commander) start(file string) {
 			}
 		}
 	})
+}
+
+// runHere has the generation run in this process.
+func (c *commander) runHere(fd int) (end func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		c.ended <- proxy.Run(ctx, proxy.Options{Control: fd, Terminate: c.terminate, Logger: func(cfg config.Log, _ int) proxy.Logger {
+			level := new(slog.LevelVar)
+			log := slog.New(slog.NewTextHandler(&c.log, &slog.HandlerOptions{Level: level}))
+			return proxy.Logger{Log: log, Level: level, Dropped: c.dropped.Load}
+		}})
+	})
+	return func() {
+		cancel()
+		running.Wait()
+	}
 }
 
 func (c *commander) say(m *control.Message, fds ...int) {
@@ -237,6 +249,14 @@ func (c *commander) drain(hold time.Duration, removed ...string) {
 func (c *commander) status() *control.Status {
 	c.t.Helper()
 	return c.ask(control.Message{Type: control.TypeStatus}).Status
+}
+
+// wantCounted compares a figure.
+func (c *commander) wantCounted(name string, want int64) {
+	c.t.Helper()
+	if got := c.figures()[name]; got != want {
+		c.t.Errorf("%s is %d, want %d", name, got, want)
+	}
 }
 
 func (c *commander) dial() *wire {
@@ -340,9 +360,35 @@ func TestADrainLeavesTunnelsAlone(t *testing.T) {
 	if err := c.wait(); err != nil {
 		t.Error(err)
 	}
-	if log := c.log.String(); !strings.Contains(log, "msg=\"tunnel closed\" request_id=") || !strings.Contains(log, "reason=\"downstream closed\"") {
-		t.Errorf("the log does not say why the tunnel has ended:\n%s", log)
+	c.wantCounted("tunnels_ended_total{downstream closed}", 1)
+}
+
+func TestTheEndOfATunnelIsALineForWhoLooksForIt(t *testing.T) {
+	for level, want := range map[string]int{"info": 0, "debug": 1} {
+		c := command(t, "", "")
+		c.ask(control.Message{Type: control.TypeLevel, Level: level})
+		c.serve()
+		client, server := c.tunnel()
+		carries(client, server)
+		client.closeWrite()
+		server.rest()
+		server.Close()
+		c.drain(0)
+		if err := c.wait(); err != nil {
+			t.Error(err)
+		}
+		log := c.log.String()
+		if n := strings.Count(log, "tunnel closed"); n != want {
+			t.Errorf("%d lines at the level %s, want %d", n, level, want)
+		}
+		if want == 1 && !containsAll(log, "request_id=", "reason=\"downstream closed\"", "route=\"all:prefix=/socket\"", "received_bytes=4", "sent_bytes=6") {
+			t.Errorf("the line does not say what has ended:\n%s", log)
+		}
 	}
+}
+
+func containsAll(s string, words ...string) bool {
+	return !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(s, w) })
 }
 
 func TestADrainingGenerationTakesNoConnection(t *testing.T) {
@@ -516,7 +562,5 @@ func TestAStopClosesWhatIsLeftWhenItsTimeIsOver(t *testing.T) {
 	if err := c.wait(); err != nil {
 		t.Error(err)
 	}
-	if log := c.log.String(); !strings.Contains(log, "reason=stopped") {
-		t.Errorf("the log does not say why the tunnel has ended:\n%s", log)
-	}
+	c.wantCounted("tunnels_ended_total{stopped}", 1)
 }

@@ -42,6 +42,7 @@ type listener struct {
 	mu     sync.Mutex
 	ln     net.Listener  // the same socket in Go's netpoller; nil: not accepting
 	open   int           // connections, with those that became tunnels
+	turns  uint64        // how often open has changed
 	serves int           // connections that the server has
 	room   chan struct{} // has a value when a place may have become free
 	paused bool
@@ -217,6 +218,7 @@ func (l *listener) serve(conn net.Conn) {
 	d := exchange.Downstream{Listener: l.cfg.Name, Remote: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())}
 	l.mu.Lock()
 	l.open++
+	l.turns++
 	l.serves++
 	l.mu.Unlock()
 	go func() {
@@ -236,17 +238,26 @@ func (l *listener) connections() int {
 	return l.serves
 }
 
+// turnover is how many connections and tunnels have begun and ended so far.
+func (l *listener) turnover() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.turns
+}
+
 // enter and leave count a tunnel among what limits.connections bounds, beside the
 // connection that it comes from and that ends for the server.
 func (l *listener) enter() {
 	l.mu.Lock()
 	l.open++
+	l.turns++
 	l.mu.Unlock()
 }
 
 func (l *listener) leave() {
 	l.mu.Lock()
 	l.open--
+	l.turns++
 	l.mu.Unlock()
 	signal(l.room)
 }

@@ -78,7 +78,7 @@ func NewManager(o ManagerOptions) *Manager {
 		m.listeners[l.Name] = &side{l.TrustedProxies, newRequestMetrics(o.Metrics, l.Name)}
 	}
 	for _, r := range o.Routes.Routes() {
-		m.routes = append(m.routes, newRouteMetrics(o.Metrics, r.VirtualHost, r.Name))
+		m.routes = append(m.routes, newRouteMetrics(o.Metrics, r))
 	}
 	m.buffers.New = func() any { return new(copyBuffer) }
 	return m

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -28,7 +29,12 @@ const connectTimeout = 2 * time.Second
 // *tunnel.Set is what takes the tunnels.
 var _ proxy.TunnelStarter = (*tunnel.Set)(nil)
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(apartEnv) != "" {
+		os.Exit(generationApart())
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // inBubble runs a test on a clock of its own, and gives the endpoints time to notice
 // the end: goroutines that are left after that fail the test.

@@ -5,6 +5,7 @@ import (
 
 	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
+	"holdfast/internal/route"
 )
 
 // What is counted of listeners.
@@ -91,6 +92,11 @@ var (
 		Name: "holdfast_route_tunnels_active",
 		Help: "Open tunnels that were made of requests that the route matched.",
 		Type: metrics.TypeGauge, Labels: []string{"virtual_host", "route"},
+	})
+	routeRelayed = metrics.Define(metrics.Desc{
+		Name: "holdfast_route_tunnel_relayed_bytes_total",
+		Help: "Bytes of tunnels that were made of requests that the route matched, as the socket on that side has taken them: upstream or downstream. Only of routes for WebSocket.",
+		Type: metrics.TypeCounter, Labels: []string{"virtual_host", "route", "to"},
 	})
 )
 
@@ -218,22 +224,29 @@ func newRequestMetrics(r *metrics.Registry, listener string) requestMetrics {
 // routeMetrics is what is counted of one route. The zero value counts nothing.
 type routeMetrics struct {
 	requests, redirects, timeouts, idleTimeouts, tunnels *metrics.Counter
+	relayedUp, relayedDown                               *metrics.Counter // bytes of tunnels; nil: the route makes none
 	tunnelsActive                                        *metrics.Gauge
 	duration                                             *metrics.Histogram
 	responses                                            exchange.Classes
 }
 
-func newRouteMetrics(r *metrics.Registry, virtualHost, route string) routeMetrics {
-	return routeMetrics{
-		requests:      r.Counter(routeRequests, virtualHost, route),
-		responses:     exchange.NewClasses(r, routeResponses, virtualHost, route),
-		duration:      r.Histogram(routeDuration, virtualHost, route),
-		redirects:     r.Counter(routeRedirects, virtualHost, route),
-		timeouts:      r.Counter(routeTimeouts, virtualHost, route),
-		idleTimeouts:  r.Counter(routeIdleTimeouts, virtualHost, route),
-		tunnels:       r.Counter(routeTunnels, virtualHost, route),
-		tunnelsActive: r.Gauge(routeTunnelsActive, virtualHost, route),
+func newRouteMetrics(r *metrics.Registry, of *route.Route) routeMetrics {
+	virtualHost, name := of.VirtualHost, of.Name
+	m := routeMetrics{
+		requests:      r.Counter(routeRequests, virtualHost, name),
+		responses:     exchange.NewClasses(r, routeResponses, virtualHost, name),
+		duration:      r.Histogram(routeDuration, virtualHost, name),
+		redirects:     r.Counter(routeRedirects, virtualHost, name),
+		timeouts:      r.Counter(routeTimeouts, virtualHost, name),
+		idleTimeouts:  r.Counter(routeIdleTimeouts, virtualHost, name),
+		tunnels:       r.Counter(routeTunnels, virtualHost, name),
+		tunnelsActive: r.Gauge(routeTunnelsActive, virtualHost, name),
 	}
+	if of.WebSocket {
+		m.relayedUp = r.Counter(routeRelayed, virtualHost, name, "upstream")
+		m.relayedDown = r.Counter(routeRelayed, virtualHost, name, "downstream")
+	}
+	return m
 }
 
 // since is how long ago t was, as histograms of seconds take it.

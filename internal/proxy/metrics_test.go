@@ -888,15 +888,17 @@ func TestEverySeriesIsThereFromTheStart(t *testing.T) {
 		series[family.Desc.Name] = len(family.Series)
 	}
 	for name, want := range map[string]int{
-		"holdfast_downstream_requests_total":         1,
-		"holdfast_downstream_responses_total":        5,
-		"holdfast_downstream_requests_refused_total": 11,
-		"holdfast_downstream_upgrades_total":         9,
-		"holdfast_downstream_requests_cut_total":     2,
-		"holdfast_route_responses_total":             5,
-		"holdfast_route_tunnels_active":              1,
-		"holdfast_cluster_responses_total":           5,
-		"holdfast_endpoint_errors_total":             1,
+		"holdfast_downstream_requests_total":          1,
+		"holdfast_downstream_responses_total":         5,
+		"holdfast_downstream_requests_refused_total":  11,
+		"holdfast_downstream_upgrades_total":          9,
+		"holdfast_downstream_requests_cut_total":      2,
+		"holdfast_route_responses_total":              5,
+		"holdfast_route_tunnels_active":               1,
+		"holdfast_cluster_responses_total":            5,
+		"holdfast_cluster_tunnel_relayed_bytes_total": 2,
+		"holdfast_endpoint_errors_total":              1,
+		"holdfast_route_tunnel_relayed_bytes_total":   0, // the route is not for WebSocket
 	} {
 		if series[name] != want {
 			t.Errorf("%s has %d series, want %d", name, series[name], want)
@@ -1039,6 +1041,8 @@ func TestATunnelIsCountedAndRecordedAtBothEnds(t *testing.T) {
 	for name, want := range map[string]int64{
 		"tunnel_relayed_bytes_total{upstream}":                   int64(len("up\r\n")),
 		"tunnel_relayed_bytes_total{downstream}":                 int64(len("down\r\n")),
+		"cluster_tunnel_relayed_bytes_total{web,upstream}":       int64(len("up\r\n")),
+		"cluster_tunnel_relayed_bytes_total{web,downstream}":     int64(len("down\r\n")),
 		"tunnels_ended_total{downstream closed}":                 1,
 		"tunnels_started_total":                                  1,
 		"tunnel_duration_seconds":                                1,

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"holdfast/internal/exchange"
 	"holdfast/internal/route"
@@ -112,7 +113,7 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 		Down: downConn, Up: upConn,
 		DownEarly: downEarly, UpEarly: upEarly,
 		Origin: r.m.origin(r),
-		ID:     r.id,
+		ID:     strings.Clone(r.id), // it may be a part of the head, which is to go
 		Client: r.x.Downstream().Remote,
 		Tag:    r.tunnelOpened(),
 	})
@@ -133,6 +134,7 @@ func (m *Manager) origin(r *request) *tunnel.Origin {
 		return o.(*tunnel.Origin)
 	}
 	limits := &r.route.Tunnels
+	toUpstream, toDownstream := r.endpoint.TunnelBytes()
 	o, _ := m.origins.LoadOrStore(key, &tunnel.Origin{
 		Listener:     r.listener,
 		VirtualHost:  r.route.VirtualHost,
@@ -145,8 +147,11 @@ func (m *Manager) origin(r *request) *tunnel.Origin {
 			MaxAge:       limits.MaxAge,
 			DrainTimeout: limits.DrainTimeout,
 			Buffer:       limits.Buffer,
+			KeepAlive:    tunnel.KeepAlive(limits.KeepAlive),
 		},
-		Owner: &tunnelOwner{r.routeMetrics, r.endpoint},
+		UpBytes:   append(toUpstream, r.routeMetrics.relayedUp),
+		DownBytes: append(toDownstream, r.routeMetrics.relayedDown),
+		Owner:     &tunnelOwner{r.routeMetrics, r.endpoint},
 	})
 	return o.(*tunnel.Origin)
 }

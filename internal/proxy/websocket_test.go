@@ -3,8 +3,10 @@ package proxy_test
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -12,6 +14,7 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
+	"holdfast/internal/metrics"
 	"holdfast/internal/tunnel"
 )
 
@@ -124,7 +127,8 @@ func TestTunnelKnowsWhereItCameFrom(t *testing.T) {
 		f := chat(t)
 		f.behave[first] = agrees
 		f.trusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
-		f.routes[0].Tunnels = config.Tunnels{IdleTimeout: 1, MaxAge: 2, DrainTimeout: 3, Buffer: 4, HandshakeTimeout: 5}
+		f.routes[0].Tunnels = config.Tunnels{IdleTimeout: 1, MaxAge: 2, DrainTimeout: 3, Buffer: 4, HandshakeTimeout: 5,
+			KeepAlive: config.KeepAlive{Idle: 6 * time.Second, Interval: 7 * time.Second, Count: 8}}
 		c := upgrade(t, "a.example", "/socket")
 		c.request.Fields.Add("X-Request-Id", "given")
 		c.start(f.manager()).wait()
@@ -141,12 +145,28 @@ func TestTunnelKnowsWhereItCameFrom(t *testing.T) {
 		if client := netip.MustParseAddrPort("192.0.2.1:4711"); got.ID != "given" || got.Client != client {
 			t.Errorf("%q from %v", got.ID, got.Client)
 		}
+		for n, counters := range map[uint64][]*metrics.Counter{5: got.Origin.UpBytes, 3: got.Origin.DownBytes} {
+			for _, c := range counters {
+				c.Add(n)
+			}
+		}
+		counted := figures(f.registry)
+		maps.DeleteFunc(counted, func(name string, _ int64) bool { return !strings.Contains(name, "relayed") })
+		wantFigures(t, counted, `
+			route_tunnel_relayed_bytes_total{site,site:prefix=/socket,upstream} 5
+			route_tunnel_relayed_bytes_total{site,site:prefix=/socket,downstream} 3
+			cluster_tunnel_relayed_bytes_total{web,upstream} 5
+			cluster_tunnel_relayed_bytes_total{web,downstream} 3
+			endpoint_tunnel_relayed_bytes_total{web,10.0.0.1:80,upstream} 5
+			endpoint_tunnel_relayed_bytes_total{web,10.0.0.1:80,downstream} 3
+		`)
 		origin := *got.Origin
-		origin.Owner = nil
+		origin.Owner, origin.UpBytes, origin.DownBytes = nil, nil, nil
 		want := tunnel.Origin{
 			Listener: "public", VirtualHost: "site", Route: "site:prefix=/socket", Cluster: "web", Endpoint: first,
 			EndpointAddr: netip.MustParseAddrPort(first),
-			Limits:       tunnel.Limits{IdleTimeout: 1, MaxAge: 2, DrainTimeout: 3, Buffer: 4},
+			Limits: tunnel.Limits{IdleTimeout: 1, MaxAge: 2, DrainTimeout: 3, Buffer: 4,
+				KeepAlive: tunnel.KeepAlive{Idle: 6 * time.Second, Interval: 7 * time.Second, Count: 8}},
 		}
 		if fmt.Sprintf("%+v", origin) != fmt.Sprintf("%+v", want) {
 			t.Errorf("got  %+v\nwant %+v", origin, want)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/tunnel"
 )
@@ -42,11 +43,47 @@ func (e *ends) all() []tunnel.Record {
 	return append([]tunnel.Record(nil), e.records...)
 }
 
+// relay is one of the ways in which tunnels are relayed. What a peer sees of a tunnel
+// is the same for all.
+type relay struct {
+	name   string
+	loops  shape // none: a pair of goroutines for each tunnel
+	buffer int   // bytes of a relay buffer
+}
+
+var (
+	onGoroutines = relay{name: "goroutines", buffer: 32 << 10}
+	onLoops      = relay{name: "loops", buffer: 64 << 10, loops: shape{loops: 2, tunnels: 8, buffers: 8, pipes: 2}}
+)
+
+// onBothRelays runs a test once for each relay.
+func onBothRelays(t *testing.T, run func(t *testing.T, r relay)) {
+	t.Parallel()
+	for _, r := range []relay{onLoops, onGoroutines} {
+		t.Run(r.name, func(t *testing.T) {
+			t.Parallel()
+			run(t, r)
+		})
+	}
+}
+
 // newSet returns a Set whose tunnels must have ended by the end of the test.
-func newSet(t testing.TB) (*tunnel.Set, *ends) {
+func (r relay) newSet(t testing.TB) (*tunnel.Set, *ends) {
 	t.Helper()
 	e := new(ends)
-	s := tunnel.NewSet(tunnel.Options{Log: slog.New(slog.DiscardHandler), OnEnd: e.add})
+	return r.newSetWith(t, tunnel.Options{OnEnd: e.add}), e
+}
+
+// newSetWith is newSet with options of the caller's.
+func (r relay) newSetWith(t testing.TB, o tunnel.Options) *tunnel.Set {
+	t.Helper()
+	if o.Log == nil {
+		o.Log = slog.New(slog.NewTextHandler(faults{t}, &slog.HandlerOptions{Level: slog.LevelError}))
+	}
+	if o.Loops == nil {
+		o.Loops = r.loops.start(t)
+	}
+	s := tunnel.NewSet(o)
 	t.Cleanup(func() {
 		s.CloseAll(tunnel.Stopped, 0)
 		waitEmpty(t, s)
@@ -54,7 +91,21 @@ func newSet(t testing.TB) (*tunnel.Set, *ends) {
 			t.Errorf("%d buffers are still out", n)
 		}
 	})
-	return s, e
+	return s
+}
+
+// faults fails a test by what is logged.
+type faults struct{ testing.TB }
+
+func (f faults) Write(line []byte) (int, error) {
+	f.Errorf("logged: %s", line)
+	return len(line), nil
+}
+
+// newSet is the one of goroutines: what runs on a fake clock needs it.
+func newSet(t testing.TB) (*tunnel.Set, *ends) {
+	t.Helper()
+	return onGoroutines.newSet(t)
 }
 
 func waitEmpty(t testing.TB, s *tunnel.Set) {
@@ -110,11 +161,40 @@ func tcpPair(t testing.TB, small bool) (far, near *net.TCPConn) {
 	return far, near
 }
 
+// second returns another descriptor of the same socket. While it is open, a close
+// of the first tells the peer nothing.
+func second(t testing.TB, c *net.TCPConn) (fd int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(raw.Control(func(first uintptr) {
+		fd, err = unix.FcntlInt(first, unix.F_DUPFD_CLOEXEC, 0)
+	}), err); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
 // open starts a tunnel and returns its client and its server.
 func open(t testing.TB, s *tunnel.Set, spec tunnel.Spec) (client, server *net.TCPConn) {
 	t.Helper()
 	client, down := tcpPair(t, false)
 	server, up := tcpPair(t, false)
+	spec.Down, spec.Up = down, up
+	s.Start(spec)
+	return client, server
+}
+
+// openKept is open with a second descriptor of each of the relay's sockets.
+func openKept(t testing.TB, s *tunnel.Set, spec tunnel.Spec) (client, server *net.TCPConn) {
+	t.Helper()
+	client, down := tcpPair(t, false)
+	server, up := tcpPair(t, false)
+	second(t, down)
+	second(t, up)
 	spec.Down, spec.Up = down, up
 	s.Start(spec)
 	return client, server

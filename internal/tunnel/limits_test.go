@@ -265,42 +265,45 @@ func TestTheFirstCauseIsTheReason(t *testing.T) {
 }
 
 func TestAResetOfATunnelThatIsBeingClosedIsNotTheReason(t *testing.T) {
-	t.Parallel()
-	set, e := newSet(t)
-	client, server := open(t, set, tunnel.Spec{DownEarly: pattern(0, 8<<20)}) // more than the kernel takes
-	eventually(t, "the receiver holds the tunnel up", func() bool { return set.List()[0].ToUp > 0 })
-	set.CloseAll(tunnel.Operator, 0)
-	reset(server) // fails the write that waits
-	client.Close()
-	wantEnd(t, set, e, tunnel.Operator)
+	onBothRelays(t, func(t *testing.T, r relay) {
+		set, e := r.newSet(t)
+		client, server := open(t, set, tunnel.Spec{DownEarly: pattern(0, 8<<20)}) // more than the kernel takes
+		eventually(t, "the receiver holds the tunnel up", func() bool { return set.List()[0].ToUp > 0 })
+		set.CloseAll(tunnel.Operator, 0)
+		eventually(t, "it is being closed", func() bool { return set.List()[0].Reason == tunnel.Operator })
+		reset(server) // fails the write that waits
+		client.Close()
+		wantEnd(t, set, e, tunnel.Operator)
+	})
 }
 
 // The peers close nothing, so a tunnel that is closed properly takes seconds.
 func TestAbandonedTunnelsEndAtOnceAndAreReported(t *testing.T) {
-	t.Parallel()
-	set, e := newSet(t)
-	client, server := open(t, set, tunnel.Spec{ID: "cut before"})
-	set.CloseAll(tunnel.Operator, 0)
-	open(t, set, tunnel.Spec{ID: "still open"})
-	begin := time.Now()
-	set.Abandon()
-	waitEmpty(t, set)
-	if d := time.Since(begin); d > 3*time.Second {
-		t.Errorf("it took %v", d)
-	}
-	for _, r := range e.all() {
-		want := map[string]tunnel.Reason{"cut before": tunnel.Operator, "still open": tunnel.Stopped}[r.ID]
-		if r.Reason != want {
-			t.Errorf("%s ended with %q, want %q", r.ID, r.Reason, want)
+	onBothRelays(t, func(t *testing.T, r relay) {
+		set, e := r.newSet(t)
+		client, server := openKept(t, set, tunnel.Spec{ID: "cut before"})
+		set.CloseAll(tunnel.Operator, 0)
+		other, otherServer := openKept(t, set, tunnel.Spec{ID: "still open"})
+		begin := time.Now()
+		set.Abandon()
+		waitEmpty(t, set)
+		if d := time.Since(begin); d > 3*time.Second {
+			t.Errorf("it took %v", d)
 		}
-	}
-	if n := len(e.all()); n != 2 {
-		t.Errorf("%d ends were reported, want 2", n)
-	}
-	for _, peer := range []net.Conn{client, server} {
-		peer.SetReadDeadline(time.Now().Add(patience))
-		if _, err := peer.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Error("a peer does not learn of it")
+		for _, r := range e.all() {
+			want := map[string]tunnel.Reason{"cut before": tunnel.Operator, "still open": tunnel.Stopped}[r.ID]
+			if r.Reason != want {
+				t.Errorf("%s ended with %q, want %q", r.ID, r.Reason, want)
+			}
 		}
-	}
+		if n := len(e.all()); n != 2 {
+			t.Errorf("%d ends were reported, want 2", n)
+		}
+		for _, peer := range []net.Conn{client, server, other, otherServer} {
+			peer.SetReadDeadline(time.Now().Add(patience))
+			if _, err := peer.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("a peer does not learn of it")
+			}
+		}
+	})
 }

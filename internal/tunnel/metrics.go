@@ -1,6 +1,9 @@
 package tunnel
 
-import "holdfast/internal/metrics"
+import (
+	"holdfast/internal/metrics"
+	"holdfast/internal/tunnel/inflight"
+)
 
 // What is counted of all tunnels of a Set.
 var (
@@ -32,8 +35,18 @@ var (
 	})
 	bufferBytes = metrics.Define(metrics.Desc{
 		Name: "holdfast_tunnel_buffer_bytes",
-		Help: "Memory for bytes of tunnels that move, or wait for a slow receiver.",
+		Help: "Memory for bytes of tunnels that wait for a slow receiver, or just move. What the kernel holds is not included.",
 		Type: metrics.TypeGauge,
+	})
+	pipesInUse = metrics.Define(metrics.Desc{
+		Name: "holdfast_tunnel_pipes",
+		Help: "Pipes through which the kernel moves bytes of tunnels right now, or in which they wait for a slow receiver.",
+		Type: metrics.TypeGauge,
+	})
+	loopWakeups = metrics.Define(metrics.Desc{
+		Name: "holdfast_loop_wakeups_total",
+		Help: "How often the loops that relay tunnels have returned from waiting. Loops for which there is nothing to do are not woken.",
+		Type: metrics.TypeCounter,
 	})
 )
 
@@ -44,7 +57,8 @@ type setMetrics struct {
 	ended                    [numReasons]*metrics.Counter
 	duration                 *metrics.Histogram
 	toUpstream, toDownstream *metrics.Counter
-	buffers                  *metrics.Gauge
+	buffers, pipes           *metrics.Gauge
+	wakeups                  *metrics.Counter
 }
 
 func newSetMetrics(r *metrics.Registry) setMetrics {
@@ -55,6 +69,8 @@ func newSetMetrics(r *metrics.Registry) setMetrics {
 		toUpstream:   r.Counter(relayedBytes, "upstream"),
 		toDownstream: r.Counter(relayedBytes, "downstream"),
 		buffers:      r.Gauge(bufferBytes),
+		pipes:        r.Gauge(pipesInUse),
+		wakeups:      r.Counter(loopWakeups),
 	}
 	for reason := Open + 1; reason < numReasons; reason++ {
 		m.ended[reason] = r.Counter(tunnelsEnded, reason.String())
@@ -75,4 +91,19 @@ func (m *setMetrics) end(r *Record) {
 }
 
 // Sample brings those metrics up to date that do not follow by themselves.
-func (s *Set) Sample() { s.metrics.buffers.Set(int64(s.Buffers()) * bufferSize) }
+func (s *Set) Sample() {
+	memory := s.routines.buffers() * bufferSize
+	inPipes, wakeups := 0, uint64(0)
+	for _, e := range s.engines {
+		memory += e.buffers() * inflight.BufferSize
+		_, pipes := e.store.Held()
+		inPipes += pipes
+		wakeups += e.loop.Wakeups()
+	}
+	s.metrics.buffers.Set(int64(memory))
+	s.metrics.pipes.Set(int64(inPipes))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.metrics.wakeups.Add(wakeups - s.wakeups)
+	s.wakeups = wakeups
+}

@@ -41,17 +41,20 @@ func (b *buffers) put(p *[bufferSize]byte) {
 // io.Copy would do the same with a pipe per idle direction: four descriptors
 // more for each tunnel.
 type direction struct {
-	t        *tunnel
+	t        *routine
 	src, dst *side
 	early    []byte
 	size     int // of a read
 	moved    atomic.Uint64
+	watched  atomic.Bool        // something may be on its way to dst
 	total    *metrics.Counter   // of what moves this way in all tunnels
 	shares   []*metrics.Counter // and in those of the same origin
 
 	buf    *[bufferSize]byte // nil while nothing moves
 	eof    bool              // src has sent its FIN
 	gaveUp bool              // dst takes no more
+
+	silence silence // of dst; the carrier's
 
 	// For the calls through a RawConn: functions made once, which find what
 	// they need and leave what they found here, so that no call allocates.
@@ -61,7 +64,7 @@ type direction struct {
 	err               error
 }
 
-func (d *direction) init(t *tunnel, src, dst *side, early []byte, total *metrics.Counter, shares []*metrics.Counter) {
+func (d *direction) init(t *routine, src, dst *side, early []byte, total *metrics.Counter, shares []*metrics.Counter) {
 	d.t, d.src, d.dst, d.early, d.total, d.shares = t, src, dst, early, total, shares
 	d.size = bufferSize
 	if b := t.limits.Buffer; b > 0 && b < bufferSize {
@@ -149,7 +152,7 @@ func (d *direction) readFD(fd uintptr) bool {
 // space returns the buffer, from the pool if none is held.
 func (d *direction) space() []byte {
 	if d.buf == nil {
-		d.buf = d.t.set.buffers.get()
+		d.buf = d.t.set.routines.pool.get()
 	}
 	return d.buf[:d.size]
 }
@@ -157,7 +160,7 @@ func (d *direction) space() []byte {
 // release gives the buffer back.
 func (d *direction) release() {
 	if d.buf != nil {
-		d.t.set.buffers.put(d.buf)
+		d.t.set.routines.pool.put(d.buf)
 		d.buf = nil
 	}
 }
@@ -244,15 +247,24 @@ func (d *direction) sent(p []byte, n int) []byte {
 		for _, c := range d.shares {
 			c.Add(uint64(n))
 		}
-		d.t.active.Store(int64(time.Since(d.t.set.epoch)))
+		d.t.active.Store(int64(d.t.set.now()))
+		d.expectAnswer()
 	}
 	return p[n:]
+}
+
+// expectAnswer has dst watched: it has something to acknowledge.
+func (d *direction) expectAnswer() {
+	if d.dst.tcp != nil && !d.watched.Load() {
+		d.watched.Store(true)
+		d.t.set.routines.watchSoon()
+	}
 }
 
 // boundWait sets the deadline of a write that waits. A connection that is not
 // the kernel's gets one only when the tunnel was cut: TLS does not survive a
 // write that timed out.
-func (t *tunnel) boundWait(dst *side) {
+func (t *routine) boundWait(dst *side) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
@@ -264,7 +276,7 @@ func (t *tunnel) boundWait(dst *side) {
 }
 
 // endWait removes the deadline of boundWait.
-func (t *tunnel) endWait(dst *side) {
+func (t *routine) endWait(dst *side) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.reason == Open && dst.raw != nil {
@@ -273,7 +285,7 @@ func (t *tunnel) endWait(dst *side) {
 }
 
 // overdue says whether a tunnel that was cut has used up its time.
-func (t *tunnel) overdue() bool {
+func (t *routine) overdue() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.reason != Open && !time.Now().Before(t.endBoundLocked())
@@ -297,6 +309,7 @@ func (d *direction) finish() {
 		d.t.cut(d.src.closed, nil)
 		return
 	}
+	d.expectAnswer()
 	d.t.finPassedOn()
 	if d.src.waitBroken() {
 		d.lose(d.src, d.src.pendingError())

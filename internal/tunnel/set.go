@@ -3,11 +3,15 @@ package tunnel
 import (
 	"cmp"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"holdfast/internal/metrics"
+	"holdfast/internal/poller"
+	"holdfast/internal/tunnel/inflight"
 )
 
 // bounds are the waits of a tunnel that ends, and of one that stalls.
@@ -15,8 +19,9 @@ type bounds struct {
 	linger time.Duration // for the peers' FINs, once we close a tunnel
 	flush  time.Duration // to deliver what a lost side had sent
 	stall  time.Duration // without progress in that
-	check  time.Duration // between two looks for a sender's death while its receiver stalls
+	check  time.Duration // between two looks at a tunnel whose receiver stalls
 	sweep  time.Duration // least time between two sweeps
+	tidy   time.Duration // until memory that is no longer needed is given back
 }
 
 var defaultBounds = bounds{
@@ -25,29 +30,13 @@ var defaultBounds = bounds{
 	stall:  5 * time.Second,
 	check:  10 * time.Second,
 	sweep:  250 * time.Millisecond,
+	tidy:   3 * time.Second,
 }
 
-// Set holds the tunnels of one generation. Its methods may be called
-// concurrently and never wait for a peer.
-type Set struct {
-	log     *slog.Logger
-	onEnd   func(Record)
-	epoch   time.Time
-	bounds  bounds
-	buffers buffers
-	metrics setMetrics
-
-	mu       sync.Mutex
-	live     map[*tunnel]struct{}
-	busy     int           // live tunnels, and those whose end is being reported
-	started  uint64        // ever
-	empty    chan struct{} // closed when busy becomes 0; nil while nobody asked
-	draining bool
-	drainBy  spread // when draining
-	stopping bool
-	stopBy   spread // when stopping
-	sweeper  *time.Timer
-	sweepAt  time.Time // when the sweeper fires; zero: not set
+// Loop is where plain TCP tunnels are relayed.
+type Loop struct {
+	Poller *poller.Loop
+	Store  *inflight.Store // with one buffer at least; nobody else uses it
 }
 
 // Options are what a Set works with.
@@ -56,26 +45,78 @@ type Options struct {
 
 	// OnEnd is called once for each tunnel that has ended, after both
 	// connections were closed and the tunnel has left the list; [Set.Empty]
-	// waits for it. nil is allowed.
+	// waits for it. It is called for one tunnel at a time, and may write. nil is
+	// allowed.
 	OnEnd func(Record)
 
 	Metrics *metrics.Registry // nil: nothing is counted
+
+	// Loops relay the tunnels of which both connections are plain TCP. Whoever
+	// made them runs them, and stops them after the Set is empty. Without one,
+	// all tunnels have goroutines.
+	Loops []Loop
+}
+
+// Set holds the tunnels of one generation. Its methods may be called concurrently, but
+// not by a loop, and never wait for a peer.
+type Set struct {
+	log      *slog.Logger
+	epoch    time.Time // of all moments
+	bounds   bounds
+	metrics  setMetrics
+	reporter reporter
+
+	engines  []*engine
+	routines *routines
+	carriers []carrier // all of them
+
+	started atomic.Uint64 // ever
+	live    atomic.Int64
+	dealt   atomic.Uint64 // pairs that were offered to the loops
+
+	mu      sync.Mutex
+	busy    int           // live tunnels, and those whose end is being reported
+	empty   chan struct{} // closed when busy becomes 0; nil while nobody asked
+	wakeups uint64        // of the loops, as counted so far
+}
+
+// A carrier moves the bytes of its tunnels and keeps them in order: what it is told
+// about closing them applies to those that it was given before, and in general to those
+// that it is given later as [Set] says.
+type carrier interface {
+	drain(by spread)
+	undrain()
+	closeAll(reason Reason, by spread)
+	abandon()
+
+	list() []Record
+	oldest() time.Time // start of the oldest tunnel; zero: there is none
+	buffers() int
 }
 
 // NewSet returns an empty Set.
 func NewSet(o Options) *Set {
-	if o.OnEnd == nil {
-		o.OnEnd = func(Record) {}
-	}
-	return &Set{
+	s := &Set{
 		log:     o.Log,
-		onEnd:   o.OnEnd,
-		epoch:   time.Now(),
+		epoch:   time.Now().Add(-time.Second),
 		bounds:  defaultBounds,
 		metrics: newSetMetrics(o.Metrics),
-		live:    make(map[*tunnel]struct{}),
 	}
+	s.reporter = reporter{set: s, onEnd: o.OnEnd}
+	for _, l := range o.Loops {
+		e := newEngine(s, l)
+		s.engines = append(s.engines, e)
+		s.carriers = append(s.carriers, e)
+	}
+	s.routines = newRoutines(s)
+	s.carriers = append(s.carriers, s.routines)
+	return s
 }
+
+// now returns the present moment.
+func (s *Set) now() time.Duration { return s.moment(time.Now()) }
+
+func (s *Set) moment(t time.Time) time.Duration { return t.Sub(s.epoch) }
 
 // Start takes both connections over, begins to relay and returns at once. The
 // caller must not use them any more; deadlines that it had set are removed. The
@@ -86,43 +127,68 @@ func (s *Set) Start(spec Spec) {
 	if spec.Origin == nil {
 		spec.Origin = new(Origin)
 	}
-	t := newTunnel(s, &spec)
+	a := arrival{Spec: spec, number: s.started.Add(1), started: time.Now()}
 	s.mu.Lock()
-	s.started++
-	t.record.Number = s.started
-	s.live[t] = struct{}{}
 	s.busy++
-	if s.draining && t.limits.DrainTimeout > 0 {
-		t.drainAt = s.drainBy.at(t.limits.DrainTimeout)
-	}
-	if s.stopping {
-		t.closeAt, t.closeReason = s.stopBy.at(0), Stopped
-	}
-	due, _ := t.due()
-	s.sweepByLocked(due)
 	s.mu.Unlock()
+	s.live.Add(1)
 	s.metrics.start()
-	t.start()
-}
-
-// remove takes a tunnel that has ended out of the Set and reports it.
-func (s *Set) remove(t *tunnel) {
-	s.mu.Lock()
-	delete(s.live, t)
-	if len(s.live) == 0 && s.sweeper != nil {
-		s.sweeper.Stop()
-		s.sweepAt = time.Time{}
+	if !s.startOnLoop(&a) {
+		s.routines.start(&a)
 	}
-	s.mu.Unlock()
-
-	defer s.removed()
-	defer t.recoverPanic() // of onEnd
-	r := t.snapshot()
-	r.Ended = time.Now()
-	s.metrics.end(&r)
-	s.onEnd(r)
 }
 
+// arrival is a tunnel that is about to be started.
+type arrival struct {
+	Spec
+	number  uint64
+	started time.Time
+	fds     [2]int32 // of one for a loop
+}
+
+// startOnLoop gives a pair of plain TCP connections to one loop after the other. It
+// returns false, with nothing changed, where none can take it.
+func (s *Set) startOnLoop(a *arrival) bool {
+	d, plain := a.Down.(*net.TCPConn)
+	u, both := a.Up.(*net.TCPConn)
+	if !plain || !both || len(s.engines) == 0 {
+		return false
+	}
+	next := s.dealt.Add(1)
+	for i := range s.engines {
+		e := s.engines[(next+uint64(i))%uint64(len(s.engines))]
+		if !e.reserve() {
+			continue
+		}
+		if !a.detach(d, u) {
+			e.unreserve()
+			return false
+		}
+		e.accept(a)
+		return true
+	}
+	return false
+}
+
+// detach takes both connections out of Go's poller. It fails where there are not enough
+// descriptors; nothing has changed then.
+func (a *arrival) detach(d, u *net.TCPConn) bool {
+	var err error
+	k := a.Origin.Limits.KeepAlive
+	if a.fds[down], err = detach(d, k); err != nil {
+		return false
+	}
+	if a.fds[up], err = detach(u, k); err != nil {
+		closeFD(a.fds[down])
+		return false
+	}
+	d.Close()
+	u.Close()
+	a.Down, a.Up = nil, nil
+	return true
+}
+
+// removed is called when a tunnel has ended and that was reported.
 func (s *Set) removed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -150,17 +216,51 @@ func (s *Set) Empty() <-chan struct{} {
 	return s.empty
 }
 
+// Drain begins to close the tunnels that have a DrainTimeout, with the reason
+// [DrainLimit]: each one at the start of the drain + its DrainTimeout + its share
+// of over, across which they are spread evenly with jitter. Tunnels that are
+// started later take part. Others are left alone. A second call has no effect.
+func (s *Set) Drain(over time.Duration) {
+	by := spread{from: s.now(), over: over}
+	for _, c := range s.carriers {
+		c.drain(by)
+	}
+}
+
+// Undrain takes Drain back for the tunnels that have not been closed yet.
+func (s *Set) Undrain() {
+	for _, c := range s.carriers {
+		c.undrain()
+	}
+}
+
+// CloseAll closes all living tunnels, spread evenly with jitter over within, or
+// at once if that is 0. A later call can only make it sooner. The connections are
+// gone a few seconds after that at the latest; [Set.Empty] tells.
+//
+// [Stopped] is for good: tunnels that are started later are closed in the same
+// way. With any other reason they are left alone.
+func (s *Set) CloseAll(reason Reason, within time.Duration) {
+	by := spread{from: s.now(), over: within}
+	for _, c := range s.carriers {
+		c.closeAll(reason, by)
+	}
+}
+
+// Abandon closes the connections of all living tunnels, of which none is waited for
+// any more: what the end of the process does, but so that each end is still reported.
+// The reason of those that nothing has ended so far is [Stopped].
+func (s *Set) Abandon() {
+	for _, c := range s.carriers {
+		c.abandon()
+	}
+}
+
 // List returns the records of the living tunnels, oldest first.
 func (s *Set) List() []Record {
-	s.mu.Lock()
-	tunnels := make([]*tunnel, 0, len(s.live))
-	for t := range s.live {
-		tunnels = append(tunnels, t)
-	}
-	s.mu.Unlock()
-	records := make([]Record, len(tunnels))
-	for i, t := range tunnels {
-		records[i] = t.snapshot()
+	var records []Record
+	for _, c := range s.carriers {
+		records = append(records, c.list()...)
 	}
 	slices.SortFunc(records, func(a, b Record) int { return cmp.Compare(a.Number, b.Number) })
 	return records
@@ -169,23 +269,23 @@ func (s *Set) List() []Record {
 // Summary returns how many tunnels live and when the oldest was started (zero
 // for none).
 func (s *Set) Summary() (count int, oldest time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for t := range s.live {
-		if oldest.IsZero() || t.record.Started.Before(oldest) {
-			oldest = t.record.Started
+	for _, c := range s.carriers {
+		if at := c.oldest(); !at.IsZero() && (oldest.IsZero() || at.Before(oldest)) {
+			oldest = at
 		}
 	}
-	return len(s.live), oldest
+	return int(s.live.Load()), oldest
 }
 
 // Total returns how many tunnels were ever started.
-func (s *Set) Total() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.started
-}
+func (s *Set) Total() uint64 { return s.started.Load() }
 
-// Buffers returns how many relay buffers of 32 KiB are in use: one for each
-// direction in which bytes move or wait for a slow receiver.
-func (s *Set) Buffers() int { return int(s.buffers.out.Load()) }
+// Buffers returns how many relay buffers are in use: one for each direction in which
+// bytes wait for a slow receiver, and of tunnels that have goroutines, also for each in
+// which bytes move.
+func (s *Set) Buffers() (n int) {
+	for _, c := range s.carriers {
+		n += c.buffers()
+	}
+	return n
+}

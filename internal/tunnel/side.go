@@ -2,13 +2,10 @@ package tunnel
 
 import (
 	"errors"
-	"log/slog"
 	"net"
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // side is one of the two connections of a tunnel. One goroutine reads it and
@@ -30,8 +27,9 @@ func newSide(conn net.Conn, closed, lost Reason) *side {
 	// SyscallConn that goes behind its back.
 	switch c := conn.(type) {
 	case *net.TCPConn:
-		s.tcp = c
-		s.raw, _ = c.SyscallConn() // fails only on an invalid conn; then reads fail, too
+		if raw, err := c.SyscallConn(); err == nil { // fails only on an invalid conn; then reads fail, too
+			s.tcp, s.raw = c, raw
+		}
 	case *net.UnixConn:
 		s.raw, _ = c.SyscallConn()
 	}
@@ -39,15 +37,10 @@ func newSide(conn net.Conn, closed, lost Reason) *side {
 }
 
 // prepare removes what the connection's former owner may have set.
-func (s *side) prepare(log *slog.Logger, k KeepAlive) {
+func (s *side) prepare(k KeepAlive) {
 	s.conn.SetDeadline(time.Time{})
-	if s.tcp == nil {
-		return
-	}
-	// TCP_USER_TIMEOUT is not set on purpose: it also kills a peer that is alive but
-	// does not read (zero window).
-	if err := s.tcp.SetKeepAliveConfig(k.config()); err != nil {
-		log.Debug("keepalive not set on a tunnel's connection", "err", err)
+	if s.tcp != nil {
+		s.raw.Control(func(fd uintptr) { k.set(int(fd)) })
 	}
 }
 
@@ -70,17 +63,20 @@ func (s *side) closeWrite() (ok bool, err error) {
 // Bytes that the kernel still holds are discarded.
 func (s *side) reset() {
 	if s.tcp != nil {
-		s.tcp.SetLinger(0)
+		s.raw.Control(func(fd uintptr) { reset(int32(fd)) })
 	}
 	s.conn.Close()
 }
 
-// broken reports whether the kernel has given the connection up (it was reset or
-// timed out), without reading. It is needed where no read tells: a read returns 0
-// for ever after a FIN, and also after a reset whose error a write has taken.
-//
-// POLLERR is a pending error. POLLHUP of a TCP socket means that both directions
-// have ended (Linux tcp_poll), which without a FIN of ours only a reset can do.
+// close ends both directions.
+func (s *side) close() {
+	if s.tcp != nil {
+		s.raw.Control(func(fd uintptr) { hangUp(int32(fd)) })
+	}
+	s.conn.Close()
+}
+
+// broken reports whether the kernel has given the connection up; see [isBroken].
 func (s *side) broken() bool {
 	if s.raw == nil {
 		return false
@@ -90,13 +86,11 @@ func (s *side) broken() bool {
 	return broken
 }
 
+// A unix socket is also hung up by an ordinary close of its peer. Whether our FIN went
+// out is asked last: the other direction may send it meanwhile.
 func (s *side) brokenFD(fd uintptr) bool {
-	fds := []unix.PollFd{{Fd: int32(fd)}}
-	if _, err := unix.Poll(fds, 0); err != nil {
-		return false
-	}
-	hup := fds[0].Revents&unix.POLLHUP != 0
-	return fds[0].Revents&unix.POLLERR != 0 || hup && s.tcp != nil && !s.finSent.Load()
+	failed, hungUp := isBroken(int32(fd))
+	return failed || hungUp && s.tcp != nil && !s.finSent.Load()
 }
 
 // waitBroken waits until broken, or until the read deadline passes. The caller
@@ -116,21 +110,18 @@ func (s *side) pendingError() error {
 	}
 	var err error
 	s.raw.Control(func(fd uintptr) {
-		if errno, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); errno != 0 {
-			err = syscall.Errno(errno)
+		if errno := takeError(int32(fd)); errno != 0 {
+			err = errno
 		}
 	})
 	return err
 }
 
-// why turns an error of the connection into the reason that it is. A connection
-// that gave up waiting for its peer has ETIMEDOUT, or what ICMP had said about
-// the peer meanwhile (Linux tcp_write_err).
+// why turns an error of the connection into the reason that it is.
 func (s *side) why(err error) Reason {
-	for _, dead := range []error{unix.ETIMEDOUT, unix.EHOSTUNREACH, unix.ENETUNREACH} {
-		if errors.Is(err, dead) {
-			return DeadPeer
-		}
+	var errno syscall.Errno
+	if errors.As(err, &errno) && isDead(errno) {
+		return DeadPeer
 	}
 	return s.lost
 }
@@ -160,10 +151,6 @@ func (s *side) unsent() (n int) {
 	if s.raw == nil {
 		return 0
 	}
-	s.raw.Control(func(fd uintptr) {
-		if v, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
-			n = v
-		}
-	})
+	s.raw.Control(func(fd uintptr) { n = unacked(int32(fd)) })
 	return n
 }

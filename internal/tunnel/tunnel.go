@@ -19,21 +19,52 @@
 //     seconds: a reset discards what the kernel still holds
 //   - a tunnel that we close ends with a FIN to both sides behind the bytes that
 //     were already taken in, and a bounded wait for their FINs
+//   - a peer that answers nothing any more is found out, whether the tunnel is idle or
+//     something is on its way to it; one that is alive and merely does not read is left
+//     alone
 //
-// While a receiver is slow at most one buffer per direction is held, and the
+// While a receiver is slow at most one buffer or pipe per direction is held, and the
 // sender is not read: its window closes.
 //
-// The Set keeps account and knows the limits; what moves the bytes is behind
-// [Set.Start] alone. Here that is a pair of goroutines per tunnel, which hold a
-// buffer only while bytes move (see relay.go).
+// # Loops
+//
+// The tunnels of which both connections are plain TCP live on loops, as far as the Set was
+// given some ([Options]). Their descriptors are taken out of Go's poller, and a loop's
+// engine owns everything about them: a slot of less than 256 bytes in a table without
+// pointers, and, only while something waits for a slow receiver, a buffer or a pipe of the
+// loop's [inflight.Store]. Bytes are copied through one buffer that all tunnels of a loop
+// share; larger amounts are spliced through a pipe. What is counted is added up within the
+// loop and made known once in each of its turns. Nothing wakes a loop up in which nothing
+// moves.
+//
+// All other tunnels, and those for which no loop has room, have a pair of goroutines, which
+// hold a buffer only while bytes move. They keep the same rules and the same account.
+//
+// # What a successor process relies on
+//
+// A tunnel on a loop does not depend on the process that relays it: somebody else may hold
+// duplicates of both sockets, of the memory file and of the pipes, and go on after this
+// process died, at whatever instruction. Package [inflight] says how the bytes are found
+// that were on their way. For that,
+//
+//   - nothing is taken from a socket, or put into one, without a claim in the store; the
+//     two flows of the tunnel in slot n are the directions 2n (from the client) and 2n+1
+//   - counting begins after the early bytes, which are private: until they are sent,
+//     nothing of their direction is taken in
+//   - what a flow holds is given up only after its receiver was reset
+//   - a socket that has sent our FIN gets no more bytes. What its sender still sends is
+//     thrown away without a claim
+//   - a socket does not block, which all duplicates have in common: whoever clears
+//     O_NONBLOCK on one (as os.File.Fd does) stops the loop
+//   - urgent bytes are in the stream, like all others (SO_OOBINLINE)
+//   - connections are ended by shutdown and connect(AF_UNSPEC), which act at once however
+//     many duplicates there are. close alone would end nothing, and a descriptor leaves
+//     its epoll set before it is closed, or else the duplicates would keep it in there
 package tunnel
 
 import (
 	"net"
 	"net/netip"
-	"runtime/debug"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"holdfast/internal/metrics"
@@ -64,7 +95,7 @@ type Origin struct {
 type Spec struct {
 	// Down is the client's connection, Up the server's. Any net.Conn will do;
 	// one that has no CloseWrite method is closed at once for both directions,
-	// and only a *net.TCPConn can be reset.
+	// and only a *net.TCPConn can be reset, or relayed by a loop.
 	Down, Up net.Conn
 
 	// DownEarly was already read from Down and goes to Up before anything else;
@@ -86,8 +117,9 @@ type Limits struct {
 	DrainTimeout time.Duration // since the start of a drain; see [Set.Drain]
 
 	// Buffer bounds the bytes that one direction holds while its receiver is
-	// slow, beside what the kernel holds for the sockets. More than the size of
-	// a relay buffer is never held.
+	// slow, beside what the kernel holds for the sockets. More than a relay buffer
+	// has, or a pipe of 1 MiB, is never held. No pipe is used where 64 KiB are too
+	// much.
 	Buffer int64
 
 	KeepAlive KeepAlive
@@ -100,6 +132,19 @@ type KeepAlive struct {
 	Idle     time.Duration // of a connection until it is probed; whole seconds
 	Interval time.Duration // between two probes; whole seconds
 	Count    int           // of probes without an answer
+}
+
+func (k KeepAlive) orDefault() KeepAlive {
+	if k == (KeepAlive{}) {
+		return DefaultKeepAlive
+	}
+	return k
+}
+
+// patience is how long a peer that has something to acknowledge may be silent.
+func (k KeepAlive) patience() time.Duration {
+	k = k.orDefault()
+	return k.Interval * time.Duration(k.Count)
 }
 
 // DefaultKeepAlive is what tunnels have whose Origin says nothing else.
@@ -121,175 +166,4 @@ type Record struct {
 	ToDown uint64 // bytes that the client's socket took, early ones included
 
 	Reason Reason // Open while the tunnel lives and nothing ends it
-}
-
-// tunnel is one pair of connections.
-type tunnel struct {
-	set *Set
-
-	// Set once.
-	record   Record // without what changes: Ended, ToUp, ToDown, Reason
-	limits   Limits
-	down, up *side
-	toUp     direction
-	toDown   direction
-
-	running atomic.Int32 // directions whose goroutine has not ended; the last one ends the tunnel
-	active  atomic.Int64 // when a byte was last passed on, in nanoseconds since the Set's epoch
-
-	// Guarded by the Set's mutex.
-	drainAt     time.Time // zero: not
-	closeAt     time.Time // zero: not
-	closeReason Reason    // of closeAt
-
-	mu       sync.Mutex // guards what follows, and the deadlines of both connections until the tunnel is cut
-	reason   Reason     // Open until the tunnel is cut
-	cutAt    time.Time
-	lost     *side  // the side that was cut off from us, for reasons of that kind
-	closed   Reason // who closed first, by a FIN; Open while nobody did
-	finished int    // directions in which the FIN was passed on
-}
-
-func newTunnel(s *Set, spec *Spec) *tunnel {
-	t := &tunnel{
-		set:    s,
-		limits: spec.Origin.Limits,
-		down:   newSide(spec.Down, DownstreamClosed, DownstreamReset),
-		up:     newSide(spec.Up, UpstreamClosed, UpstreamReset),
-		record: Record{
-			Origin:  spec.Origin,
-			ID:      spec.ID,
-			Client:  spec.Client,
-			Tag:     spec.Tag,
-			Started: time.Now(),
-		},
-	}
-	t.toUp.init(t, t.down, t.up, spec.DownEarly, s.metrics.toUpstream, spec.Origin.UpBytes)
-	t.toDown.init(t, t.up, t.down, spec.UpEarly, s.metrics.toDownstream, spec.Origin.DownBytes)
-	t.down.prepare(s.log, t.limits.KeepAlive)
-	t.up.prepare(s.log, t.limits.KeepAlive)
-	t.active.Store(int64(time.Since(s.epoch)))
-	return t
-}
-
-// start begins to relay and returns at once.
-func (t *tunnel) start() {
-	t.running.Store(2)
-	go t.toUp.run()
-	go t.toDown.run()
-}
-
-// snapshot returns the record as it stands.
-func (t *tunnel) snapshot() Record {
-	r := t.record
-	r.ToUp, r.ToDown = t.toUp.moved.Load(), t.toDown.moved.Load()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	r.Reason = t.reason
-	return r
-}
-
-// cut ends the tunnel for a reason; only the first call has an effect. lost is
-// the side that can no longer be reached, for reasons of that kind.
-//
-// It returns at once: the directions are woken by their deadlines and end the
-// tunnel as the reason asks for.
-func (t *tunnel) cut(reason Reason, lost *side) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.reason != Open {
-		return
-	}
-	t.reason, t.lost, t.cutAt = reason, lost, time.Now()
-	for _, d := range []*direction{&t.toUp, &t.toDown} {
-		d.src.conn.SetReadDeadline(longAgo)
-		d.dst.conn.SetWriteDeadline(t.writeBoundLocked())
-	}
-}
-
-// longAgo is a deadline that makes everything fail that would wait.
-var longAgo = time.Unix(1, 0)
-
-// state returns why the tunnel was cut, Open if it was not, and which side was
-// lost. When it returns a reason, the cut is complete: nobody else touches the
-// deadlines any more.
-func (t *tunnel) state() (reason Reason, lost *side) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.reason, t.lost
-}
-
-// endBound returns when a tunnel that was cut has to be gone.
-func (t *tunnel) endBound() time.Time {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.endBoundLocked()
-}
-
-func (t *tunnel) endBoundLocked() time.Time {
-	if t.lost != nil {
-		return t.cutAt.Add(t.set.bounds.flush)
-	}
-	return t.cutAt.Add(t.set.bounds.linger)
-}
-
-// writeBoundLocked returns until when a write in a tunnel that was cut may wait.
-func (t *tunnel) writeBoundLocked() time.Time {
-	bound, stalled := t.endBoundLocked(), time.Now().Add(t.set.bounds.stall)
-	if stalled.Before(bound) {
-		return stalled
-	}
-	return bound
-}
-
-// finRead notes that src has sent its FIN. It must be called before the FIN is
-// passed on: the other side may answer with its own at once.
-func (t *tunnel) finRead(src *side) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed == Open {
-		t.closed = src.closed
-	}
-}
-
-// finPassedOn notes that a direction has ended by a FIN. The second one ends the
-// tunnel, with the reason of the first.
-func (t *tunnel) finPassedOn() {
-	t.mu.Lock()
-	t.finished++
-	both, closed := t.finished == 2, t.closed
-	t.mu.Unlock()
-	if both {
-		t.cut(closed, nil)
-	}
-}
-
-// leave is called as each direction ends. The last one ends the tunnel.
-func (t *tunnel) leave() {
-	if t.running.Add(-1) > 0 {
-		return
-	}
-	defer t.set.remove(t)
-	defer t.recoverPanic()
-	reason, lost := t.state()
-	for _, s := range []*side{t.down, t.up} {
-		switch {
-		case reason == Failed || s.truncated.Load():
-			s.reset()
-		case lost != nil && lost != s:
-			s.waitSent(t.endBound(), t.set.bounds.stall)
-			s.reset()
-		default:
-			s.conn.Close()
-		}
-	}
-}
-
-// recoverPanic, deferred, keeps a fault in one tunnel from ending all others.
-func (t *tunnel) recoverPanic() {
-	if p := recover(); p != nil {
-		t.set.log.Error("panic in a tunnel", "tunnel", t.record.Number, "request_id", t.record.ID,
-			"panic", p, "stack", string(debug.Stack()))
-		t.cut(Failed, nil)
-	}
 }

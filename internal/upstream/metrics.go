@@ -73,6 +73,11 @@ var (
 		Help: "Open tunnels to endpoints of the cluster.",
 		Type: metrics.TypeGauge, Labels: []string{"cluster"},
 	})
+	clusterRelayed = metrics.Define(metrics.Desc{
+		Name: "holdfast_cluster_tunnel_relayed_bytes_total",
+		Help: "Bytes of tunnels to endpoints of the cluster that the socket on that side has taken: upstream or downstream.",
+		Type: metrics.TypeCounter, Labels: []string{"cluster", "to"},
+	})
 )
 
 // What is counted of endpoints. The label is the address as it is configured: a name
@@ -85,6 +90,11 @@ var (
 	endpointRequestsActive    = endpointGauge("requests_active", "Requests that are with the endpoint.")
 	endpointErrors            = endpointCounter("errors", "Requests that the endpoint answered with 5xx or nonsense, too late, or not to the end.")
 	endpointTunnelsActive     = endpointGauge("tunnels_active", "Open tunnels to the endpoint.")
+	endpointRelayed           = metrics.Define(metrics.Desc{
+		Name: "holdfast_endpoint_tunnel_relayed_bytes_total",
+		Help: "Bytes of tunnels to the endpoint that the socket on that side has taken: upstream or downstream.",
+		Type: metrics.TypeCounter, Labels: []string{"cluster", "endpoint", "to"},
+	})
 )
 
 func clusterCounter(what, help string) *metrics.Desc {
@@ -110,6 +120,7 @@ type clusterMetrics struct {
 	connections, connectFailures, connectTimeouts, connectExhausted *metrics.Counter
 	closedByEndpoint, closedByUs, received, sent                    *metrics.Counter
 	requests, retries, timeouts, resets, cancelled, errors, tunnels *metrics.Counter
+	relayedUp, relayedDown                                          *metrics.Counter // bytes of tunnels
 	connectionsActive, requestsActive, tunnelsActive, endpoints     *metrics.Gauge
 	connectDuration, connectionDuration, requestDuration            *metrics.Histogram
 	responses                                                       exchange.Classes
@@ -140,12 +151,15 @@ func newClusterMetrics(r *metrics.Registry, name string) clusterMetrics {
 		errors:             r.Counter(clusterProtocolErrors, name),
 		tunnels:            r.Counter(clusterTunnels, name),
 		tunnelsActive:      r.Gauge(clusterTunnelsActive, name),
+		relayedUp:          r.Counter(clusterRelayed, name, "upstream"),
+		relayedDown:        r.Counter(clusterRelayed, name, "downstream"),
 	}
 }
 
 // endpointMetrics is what is counted of one endpoint.
 type endpointMetrics struct {
 	connections, connectFailures, requests, errors   *metrics.Counter
+	relayedUp, relayedDown                           *metrics.Counter // bytes of tunnels
 	connectionsActive, requestsActive, tunnelsActive *metrics.Gauge
 }
 
@@ -158,6 +172,8 @@ func newEndpointMetrics(r *metrics.Registry, cluster, address string) endpointMe
 		requestsActive:    r.Gauge(endpointRequestsActive, cluster, address),
 		errors:            r.Counter(endpointErrors, cluster, address),
 		tunnelsActive:     r.Gauge(endpointTunnelsActive, cluster, address),
+		relayedUp:         r.Counter(endpointRelayed, cluster, address, "upstream"),
+		relayedDown:       r.Counter(endpointRelayed, cluster, address, "downstream"),
 	}
 }
 
@@ -288,4 +304,12 @@ func (e *Endpoint) TunnelFailed() { e.cluster.metrics.closedByUs.Inc() }
 func (e *Endpoint) TunnelClosed() {
 	e.cluster.metrics.tunnelsActive.Add(-1)
 	e.metrics.tunnelsActive.Add(-1)
+}
+
+// TunnelBytes returns what counts the bytes of tunnels to the endpoint, its own and its
+// cluster's: those that the endpoint's sockets have taken, and those that the clients'
+// have.
+func (e *Endpoint) TunnelBytes() (toUpstream, toDownstream []*metrics.Counter) {
+	c := &e.cluster.metrics
+	return []*metrics.Counter{e.metrics.relayedUp, c.relayedUp}, []*metrics.Counter{e.metrics.relayedDown, c.relayedDown}
 }

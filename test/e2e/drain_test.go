@@ -239,9 +239,7 @@ endpoints = ["{up}"]
 	}
 	wantTunnel(stays, far)
 	wantTunnel(young, server)
-	eventually(t, func() bool { return strings.Count(i.log.String(), `reason="drain limit"`) == tunnels }, func() string {
-		return fmt.Sprintf("%d tunnels in the log that ended by the drain limit; now %d", tunnels, strings.Count(i.log.String(), `reason="drain limit"`))
-	})
+	i.wantSeries(series{"holdfast_tunnels_ended_total{reason=drain limit}": tunnels, "holdfast_tunnels_active": 2})
 	i.wait("the tunnel that stays", func(st *status) bool { return len(st.Generations) == 2 && st.Generations[1].Tunnels == 1 })
 }
 

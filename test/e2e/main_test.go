@@ -21,6 +21,10 @@ const binEnv = "HOLDFAST_E2E_BIN"
 const nobody = 65534
 
 func TestMain(m *testing.M) {
+	if os.Getenv(roleEnv) != "" {
+		act()
+		return
+	}
 	if os.Getenv(binEnv) != "" {
 		os.Exit(m.Run())
 	}
@@ -43,12 +47,16 @@ func runTests() (int, error) {
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(bin, 0o755), os.Mkdir(tmp, 0o755)); err != nil {
 		return 0, err
 	}
-	for _, p := range [][2]string{
-		{"holdfast", "holdfast/cmd/supervisor"}, {"holdfast-proxy", "holdfast/cmd/proxy"}, {"badproxy", "holdfast/test/e2e/badproxy"},
+	for _, p := range []struct{ name, pkg, race string }{
+		{"holdfast", "holdfast/cmd/supervisor", "-race=true"},
+		{"holdfast-proxy", "holdfast/cmd/proxy", "-race=true"},
+		{"badproxy", "holdfast/test/e2e/badproxy", "-race=true"},
+		{"plain/holdfast", "holdfast/cmd/supervisor", "-race=false"},
+		{"plain/holdfast-proxy", "holdfast/cmd/proxy", "-race=false"},
 	} {
-		build := exec.Command("go", "build", "-race", "-o", filepath.Join(bin, p[0]), p[1])
+		build := exec.Command("go", "build", p.race, "-o", filepath.Join(bin, p.name), p.pkg)
 		if out, err := build.CombinedOutput(); err != nil {
-			return 0, fmt.Errorf("build %s: %w\n%s", p[1], err, out)
+			return 0, fmt.Errorf("build %s: %w\n%s", p.pkg, err, out)
 		}
 	}
 	self := filepath.Join(bin, "e2e.test")

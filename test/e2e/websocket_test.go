@@ -437,7 +437,7 @@ websocket = true
 cluster = "{cluster}"
 tunnels = ` + limits + "\n"
 	}
-	play(t, publicListener, []scene{
+	play(t, "[log]\nlevel = \"debug\"\n"+publicListener, []scene{ // for lines about the ends of tunnels
 		ends("the client's FIN is forwarded, and the server goes on until its own", "downstream closed", func(s *stage, client, server *wire) {
 			client.send("last words")
 			client.sendFIN()

@@ -38,7 +38,7 @@ var sections = []section{
 	{"Downstream", "Connections and requests of clients, by listener. Bytes of tunnels are counted with the tunnels.", []string{"downstream_"}},
 	{"Routes", "A route is named as in the log: by the match that it has.", []string{"route_"}},
 	{"Clusters and endpoints", "", []string{"cluster_", "endpoint_"}},
-	{"Tunnels", "", []string{"tunnel"}},
+	{"Tunnels", "", []string{"tunnel", "loop_"}},
 	{"Generations", "", []string{"generation"}},
 	{"Configuration and reloads", "", []string{"reload", "probation", "config", "listeners"}},
 	{"Access log and log", "", []string{"access_log", "log_", "supervisor_log"}},

@@ -62,6 +62,11 @@ var wallsOf = []struct{ from, to, why string }{
 	{"cmd/proxy", "holdfast/internal/systemd", "only the supervisor speaks to the service manager"},
 	{"internal/supervisor", "holdfast/internal/systemd", "the supervisor runs without systemd as well"},
 	{"internal/tunnel", "holdfast/internal/accesslog", "a tunnel is bytes"},
+	{"internal/poller", "holdfast/internal/tunnel", "a loop does not know what it runs"},
+	{"internal/poller", "holdfast/internal/metrics", "a loop does not know what it runs"},
+	{"internal/tunnel/inflight", "holdfast/internal/tunnel", "what is in flight is bytes and numbers"},
+	{"internal/tunnel/inflight", "holdfast/internal/poller", "another process reads it, which has no loop"},
+	{"internal/supervisor", "holdfast/internal/poller", "the supervisor has no loops"},
 	{"internal/http1", "holdfast/internal/accesslog", "a codec tells what happens; who writes it down is not its business"},
 }
 

@@ -1,0 +1,154 @@
+package proxy
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"holdfast/internal/config"
+	"holdfast/internal/poller"
+	"holdfast/internal/tunnel"
+	"holdfast/internal/tunnel/inflight"
+)
+
+// What a generation has for its tunnels. All of it is room that costs nothing until it
+// is used, apart from the pipes' descriptors.
+const (
+	maxDirections = 2 << 20  // of each loop: two for each tunnel
+	bufferMemory  = 64 << 20 // of all loops together, for receivers that are slow
+	leastBuffers  = 16       // of each loop, however many there are
+
+	mostPipes    = 32 // of each loop
+	enoughPipes  = 16 // fewer of them are made smaller before they are made fewer still
+	largestPipe  = 1 << 20
+	smallestPipe = 64 << 10
+)
+
+// loops relay the tunnels of a generation, as far as both connections are plain TCP:
+// one loop for each processor, with what is in flight beside each.
+type loops struct {
+	all     []tunnel.Loop
+	ran     bool
+	running sync.WaitGroup
+}
+
+// newLoops makes n loops, which wait to be run. A direction holds at most buffer bytes.
+func newLoops(n int, buffer int64, log *slog.Logger) (*loops, error) {
+	each, size := pipesOfEach(n, buffer, descriptorLimit(), pipePages())
+	l := new(loops)
+	made := 0
+	for range n {
+		pipes := inflight.NewPipes(each, size)
+		made += len(pipes)
+		loop, err := newLoop(max(bufferMemory/inflight.BufferSize/n, leastBuffers), pipes)
+		if err != nil {
+			return nil, errors.Join(err, l.stop())
+		}
+		l.all = append(l.all, loop)
+	}
+	if made < n*each {
+		// Other generations, or other programs of the same user, have them.
+		log.Info("fewer pipes than wanted: much data in a tunnel may cost more processor time", "pipes", made, "wanted", n*each)
+	}
+	return l, nil
+}
+
+// newLoop takes pipes over.
+func newLoop(buffers int, pipes []inflight.Pipe) (tunnel.Loop, error) {
+	fd, err := inflight.NewFile(maxDirections, buffers)
+	if err != nil {
+		for _, p := range pipes {
+			p.Close()
+		}
+		return tunnel.Loop{}, err
+	}
+	store, err := inflight.Open(fd, pipes)
+	if err != nil {
+		return tunnel.Loop{}, err
+	}
+	p, err := poller.New()
+	if err != nil {
+		return tunnel.Loop{}, errors.Join(err, store.Close())
+	}
+	return tunnel.Loop{Poller: p, Store: store}, nil
+}
+
+// run starts the loops. stop ends them.
+func (l *loops) run() {
+	l.ran = true
+	for _, loop := range l.all {
+		l.running.Go(loop.Poller.Run)
+	}
+}
+
+// stop ends the loops, whether they run or not, waits for that and lets go of what was
+// in flight. No tunnel may be left.
+func (l *loops) stop() (err error) {
+	for _, loop := range l.all {
+		loop.Poller.Stop()
+	}
+	if !l.ran {
+		l.run() // which only lets go of their descriptors
+	}
+	l.running.Wait()
+	for _, loop := range l.all {
+		err = errors.Join(err, loop.Store.Close())
+	}
+	return err
+}
+
+// largestBuffer is the most that a direction of any tunnel may hold; 0: no route makes
+// tunnels.
+func largestBuffer(c *config.Config) (most int64) {
+	for _, vh := range c.VirtualHosts {
+		for _, r := range vh.Routes {
+			if r.WebSocket {
+				most = max(most, r.Tunnels.Buffer)
+			}
+		}
+	}
+	return most
+}
+
+// pipesOfEach returns how many pipes each of n loops gets, and of which size: a power of
+// two, as the kernel has them, and no larger than what may be held.
+//
+// The pipes of a generation take a 32nd of its descriptors at most, which are needed
+// for connections. Of what the user may have in pipes (pipe(7), pipe-user-pages-soft),
+// in pages, they take a quarter: draining generations keep theirs, and whoever comes too
+// late gets none. 0 pages: there is no limit.
+func pipesOfEach(n int, buffer int64, descriptors, pages uint64) (each, size int) {
+	if buffer < smallestPipe {
+		return 0, 0
+	}
+	each, size = int(min(mostPipes, descriptors/32/2/uint64(n))), smallestPipe
+	for size < largestPipe && int64(size) < buffer {
+		size *= 2
+	}
+	if pages == 0 {
+		return each, size
+	}
+	room := int(min(pages/4*uint64(os.Getpagesize())/uint64(n), mostPipes*largestPipe))
+	for size > smallestPipe && room/size < min(each, enoughPipes) {
+		size /= 2
+	}
+	return min(each, room/size), size
+}
+
+// pipePages is how many pages a user may have in pipes: what the kernel says, or where
+// /proc does not show that (proc(5), subset=pid), what it is by default.
+func pipePages() uint64 {
+	const byDefault = 16 << 10
+	text, err := os.ReadFile("/proc/sys/fs/pipe-user-pages-soft")
+	if err != nil {
+		return byDefault
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return byDefault
+	}
+	return n
+}

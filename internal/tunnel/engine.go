@@ -1,0 +1,299 @@
+package tunnel
+
+import (
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/poller"
+	"holdfast/internal/tunnel/inflight"
+)
+
+// engine relays the tunnels of one loop. All that is not said to be for everybody is
+// owned by the loop's goroutine, so nothing is locked and no message costs an atomic
+// operation but those for a successor; what others want they post.
+type engine struct {
+	set   *Set
+	loop  *poller.Loop
+	store *inflight.Store
+
+	table    table
+	ids      map[uint32]string // of those that are no UUID, by the slot
+	origins  origins
+	schedule schedule
+
+	// What the flows hold.
+	current *inflight.Buffer // what is read into; nil: not needed since memory was given back
+	spare   *inflight.Buffer // takes its place when it stays with a flow
+	held    map[inflight.Direction]held
+
+	sweeps    sweeps
+	sweeper   *poller.Timer
+	sweepAt   int // the chunk that a sweep under way looks at next
+	watcher   *poller.Timer
+	watching  bool                 // the watcher is set
+	watched   []inflight.Direction // flows whose bytes may not have arrived
+	watchAt   int                  // how many of them a look under way has before it
+	info      unix.TCPInfo
+	partings  []parting
+	departer  *poller.Timer
+	departing time.Duration // the moment that the departer is set to; 0: it is not
+	tidier    *poller.Timer
+	tidying   bool // the tidier is set
+
+	turn  uint32   // counts the loop's turns
+	ended []Record // in this turn
+
+	// For everybody.
+	free  atomic.Int64 // slots that nobody has or waits for
+	first atomic.Int64 // when the oldest tunnel was started, in Unix nanoseconds; 0: there is none
+	holds atomic.Int64 // buffers in held
+}
+
+func newEngine(s *Set, l Loop) *engine {
+	e := &engine{
+		set:     s,
+		loop:    l.Poller,
+		store:   l.Store,
+		table:   newTable(),
+		origins: newOrigins(&s.metrics),
+		ids:     make(map[uint32]string),
+		held:    make(map[inflight.Direction]held),
+	}
+	e.free.Store(int64(l.Store.Directions() / 2))
+	e.loop.Post(e.begin)
+	return e
+}
+
+// begin is the first that the loop does for the engine.
+func (e *engine) begin() {
+	e.sweeper = e.loop.NewTimer(e.sweep)
+	e.sweeps.set = func(at time.Duration) { e.sweeper.Set(e.set.epoch.Add(at)) }
+	e.watcher = e.loop.NewTimer(e.watch)
+	e.departer = e.loop.NewTimer(e.depart)
+	e.tidier = e.loop.NewTimer(e.tidy)
+	e.loop.AfterTurn(e.afterTurn)
+}
+
+// now returns the moment at which the turn began.
+func (e *engine) now() time.Duration { return e.set.moment(e.loop.Now()) }
+
+// afterTurn makes known what happened in a turn, in the order in which others may ask.
+func (e *engine) afterTurn() {
+	e.turn++
+	e.origins.flush()
+	if e.ended != nil {
+		e.set.reporter.report(e.ended)
+		e.ended = nil
+		e.loop.Yield()
+	}
+}
+
+// reserve takes a place for a tunnel that is about to be accepted. Any goroutine may
+// call it.
+func (e *engine) reserve() bool {
+	if e.free.Add(-1) < 0 {
+		e.free.Add(1)
+		return false
+	}
+	return true
+}
+
+func (e *engine) unreserve() { e.free.Add(1) }
+
+// accept takes over a tunnel for which a place was reserved. Any goroutine may call it.
+func (e *engine) accept(a *arrival) {
+	e.first.CompareAndSwap(0, a.started.UnixNano())
+	if !e.loop.Post(func() { e.start(a) }) { // the loop was stopped too early
+		for _, fd := range a.fds {
+			reset(fd) // early bytes may not have been sent
+			closeFD(fd)
+		}
+		r := a.record()
+		r.Reason, r.Ended = Stopped, time.Now()
+		e.set.live.Add(-1)
+		e.unreserve()
+		e.set.reporter.report([]Record{r})
+	}
+}
+
+// start begins to relay.
+func (e *engine) start(a *arrival) {
+	n, t := e.table.take()
+	for i := range t.sockets {
+		t.sockets[i] = socket{fd: a.fds[i], writable: true}
+	}
+	defer e.finish(n, t)
+	t.number = a.number
+	t.started = e.set.moment(a.started)
+	t.active = t.started
+	t.origin = e.origins.take(a.Origin)
+	*e.table.label(n) = label{tag: a.Tag, client: a.Client, started: a.started}
+	e.setID(n, t, a.ID)
+	e.publishOldest()
+	for i := range t.sockets {
+		e.store.Begin(key(n, i))
+		h, err := e.loop.Add(int(t.sockets[i].fd), e, 2*n+uint32(i))
+		if err != nil {
+			e.set.log.Error("a tunnel cannot be relayed", "tunnel", t.number, "request_id", a.ID, "err", err)
+			e.abort(n, t)
+			return
+		}
+		t.sockets[i].handle = h
+	}
+	e.schedule.join(&t.dates, e.limits(t))
+	due, _ := t.due(e.limits(t), t.active)
+	e.sweeps.by(due)
+	e.holdEarly(n, t, down, a.DownEarly)
+	e.holdEarly(n, t, up, a.UpEarly)
+}
+
+// publishOldest makes known which tunnel is the oldest now.
+func (e *engine) publishOldest() {
+	at := int64(0)
+	if n := e.table.oldest; n != nobody {
+		at = e.table.label(n).started.UnixNano()
+	}
+	if e.first.Load() != at {
+		e.first.Store(at)
+	}
+}
+
+func (e *engine) limits(t *slot) *Limits { return &e.origins.used[t.origin].Limits }
+
+// Ready is called by the loop: something has become of a socket, or a flow from it did
+// not come to its end in the last turn.
+func (e *engine) Ready(index uint32, events poller.Events) {
+	n, i := index/2, int(index%2)
+	t := e.table.at(n)
+	defer e.finish(n, t)
+	s := &t.sockets[i]
+	unblocked := !s.writable && events&poller.Writable != 0
+	s.readable = s.readable || events&poller.Readable != 0
+	s.writable = s.writable || unblocked
+	s.urgent = s.urgent || events&poller.Urgent != 0
+	s.hup = s.hup || events&poller.Hup != 0
+	if events&poller.Error != 0 {
+		e.lose(n, t, i, takeError(s.fd))
+	}
+	e.pump(n, t, i)
+	if unblocked {
+		e.pump(n, t, 1-i)
+	}
+}
+
+// finish, deferred, brings the end of a tunnel forward that the handling of its sockets
+// has led to. A panic in that handling ends this tunnel only.
+func (e *engine) finish(n uint32, t *slot) {
+	if p := recover(); p != nil {
+		e.set.logPanic(p, t.number, e.id(n, t))
+		e.abort(n, t)
+		return
+	}
+	switch {
+	case t.number == 0 || t.reason == Open || t.parting:
+	case t.flows[down].phase == over && t.flows[up].phase == over:
+		e.part(n, t)
+	default:
+		e.sweeps.by(e.endBound(t))
+	}
+}
+
+// record returns the record of a living tunnel as it stands.
+func (e *engine) record(n uint32, t *slot) Record {
+	l := e.table.label(n)
+	return Record{
+		Origin:  e.origins.used[t.origin].Origin,
+		Number:  t.number,
+		ID:      e.id(n, t),
+		Client:  l.client,
+		Tag:     l.tag,
+		Started: l.started,
+		ToUp:    t.flows[down].moved,
+		ToDown:  t.flows[up].moved,
+		Reason:  t.reason,
+	}
+}
+
+// record returns the record of a tunnel that moved nothing so far.
+func (a *arrival) record() Record {
+	return Record{Origin: a.Origin, Number: a.number, ID: a.ID, Client: a.Client, Tag: a.Tag, Started: a.started}
+}
+
+// list asks the loop for one chunk after the other, so that it goes on relaying while
+// many tunnels are listed.
+func (e *engine) list() []Record {
+	var records []Record
+	part := make(chan []Record, 1)
+	for c := 0; ; c++ {
+		posted := e.loop.Post(func() {
+			if c >= len(e.table.chunks) {
+				close(part)
+				return
+			}
+			var some []Record
+			for n, t := range e.table.inChunk(c) {
+				some = append(some, e.record(n, t))
+			}
+			part <- some
+		})
+		if !posted {
+			return records
+		}
+		some, more := <-part
+		if !more {
+			return records
+		}
+		records = append(records, some...)
+	}
+}
+
+func (e *engine) oldest() (at time.Time) {
+	if n := e.first.Load(); n != 0 {
+		at = time.Unix(0, n)
+	}
+	return at
+}
+
+func (e *engine) buffers() int { return int(e.holds.Load()) }
+
+// all yields what the schedule deals with, the oldest tunnel first.
+func (e *engine) all(yield func(*dates, *Limits) bool) {
+	for _, t := range e.table.all() {
+		if !yield(&t.dates, e.limits(t)) {
+			return
+		}
+	}
+}
+
+func (e *engine) drain(by spread) {
+	e.loop.Post(func() {
+		e.schedule.drain(by, e.all)
+		e.sweeps.by(by.from)
+	})
+}
+
+func (e *engine) undrain() { e.loop.Post(func() { e.schedule.undrain(e.all) }) }
+
+func (e *engine) closeAll(reason Reason, by spread) {
+	e.loop.Post(func() {
+		e.schedule.closeAll(reason, by, e.table.used, e.all)
+		e.sweeps.by(by.from)
+	})
+}
+
+func (e *engine) abandon() {
+	e.loop.Post(func() {
+		now := e.set.now()
+		for n, t := range e.table.all() {
+			if at, reason := t.due(e.limits(t), t.active); at != 0 && at <= now {
+				e.cut(n, t, reason) // a sweep was about to
+			}
+			e.cut(n, t, Stopped)
+			e.giveUp(n, t)
+			e.release(n, t)
+		}
+		e.partings = e.partings[:0]
+	})
+}
