@@ -9,7 +9,7 @@ STATICCHECK = $(GO) tool -modfile=tools.mod staticcheck
 # A test that misses a tool of the machine skips by default; here it fails.
 export HOLDFAST_TEST_REQUIRE_TOOLS ?= 1
 
-.PHONY: build demo test tools format vet staticcheck unit e2e fuzz mutations clean
+.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-smoke fuzz mutations clean
 
 build:
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/supervisor
@@ -20,14 +20,14 @@ demo: build
 	bin/holdfast demo
 
 # Everything that CI runs.
-test: tools format vet staticcheck unit e2e
+test: tools format vet staticcheck unit e2e bench-smoke
 
 # What the tests need of the machine, by Debian's package names.
 tools:
 	test/install-tools
 
 format:
-	@test -z "$$(gofmt -l cmd internal test | tee /dev/stderr)"
+	@test -z "$$(gofmt -l bench cmd internal test | tee /dev/stderr)"
 
 vet:
 	$(GO) vet ./...
@@ -41,6 +41,15 @@ unit:
 # Real processes and real clients, as an unprivileged user where we are root.
 e2e:
 	$(GO) test -race -count=1 ./test/...
+
+# Measures Holdfast beside other proxies and writes the table of docs/performance.md.
+# Wants an otherwise idle machine for some twenty minutes.
+bench:
+	$(GO) run ./bench -docs docs
+
+# Shows that the tool still works. Its figures mean nothing.
+bench-smoke:
+	$(GO) run ./bench -smoke -proxies holdfast,httputil
 
 # Every fuzz target for a while: make fuzz FUZZTIME=1m
 FUZZTIME ?= 10s

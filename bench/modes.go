@@ -1,0 +1,326 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"time"
+
+	"holdfast/bench/load"
+	"holdfast/bench/peer"
+	"holdfast/bench/proc"
+)
+
+// A mode measures something about a proxy.
+type mode struct {
+	name    string
+	measure func(*bench, *contestant) error
+	times   int // a round; 0: once
+
+	// alone says that it needs an instance of its own, for so many tunnels.
+	alone    bool
+	tunnels  func(*bench, *contestant) (int, error)
+	possible func(*peer.Kind) bool // nil: with any
+}
+
+var modes = []mode{
+	{name: "idle", measure: (*bench).idle, alone: true, tunnels: (*bench).idleTunnels},
+	{name: "echo", measure: (*bench).echo},
+	{name: "paced", measure: (*bench).paced, times: pacedTimes},
+	{name: "bulk", measure: (*bench).bulk},
+	{name: "connect", measure: (*bench).connect},
+	{name: "reload", measure: (*bench).reload, alone: true, tunnels: (*bench).heldTunnels, possible: (*peer.Kind).Reloads},
+	{name: "crash", measure: (*bench).crash, alone: true, tunnels: (*bench).heldTunnels},
+}
+
+func modeNames() []string {
+	var names []string
+	for _, m := range modes {
+		names = append(names, m.name)
+	}
+	return names
+}
+
+const (
+	// warm is how long load is made before it is measured, in parts of the time
+	// that is measured.
+	warm = 4
+
+	// pacedTimes is how often a pace is kept in a round, and pacedShare for how long,
+	// in parts of the usual time. A moment in which the machine did something else
+	// spoils the high percentiles of the time in which it falls: many short ones are
+	// better than a long one.
+	pacedTimes = 3
+	pacedShare = 2
+
+	// A reload is followed by so many tunnels that are opened to stay.
+	openedBetween = 10
+
+	// watchRate is how many requests a second look whether a proxy serves.
+	watchRate = 100
+
+	// beforeReload is how long a configuration serves before the next one. Traefik
+	// holds back a change that follows soon upon another, HAProxy loses one.
+	beforeReload = 2500 * time.Millisecond
+
+	// afterReloads is how long replaced workers and generations may take to go: a
+	// little longer than the longest probation.
+	afterReloads = 12 * time.Second
+)
+
+// open opens tunnels, all of them.
+func (b *bench) open(c *contestant, path string, tunnels int) error {
+	a, err := b.client.Do(load.Command{Do: "open", Address: c.address(), Path: path, Tunnels: tunnels})
+	if err == nil && a.Failed > 0 {
+		err = fmt.Errorf("%d of %d tunnels could not be opened", a.Failed, tunnels)
+	}
+	return err
+}
+
+// timed has load made, for the usual time unless cmd says how long, and looks that no
+// tunnel is lost by it.
+func (b *bench) timed(c *contestant, cmd load.Command) (load.Answer, error) {
+	cmd.For = cmp.Or(cmd.For, time.Duration(b.sizes.Measured))
+	cmd.Warm = cmd.For / warm
+	cmd.PIDs = c.pids()
+	a, err := b.client.Do(cmd)
+	if err == nil && a.Failed > 0 {
+		err = fmt.Errorf("%d tunnels were lost", a.Failed)
+	}
+	return a, err
+}
+
+// addCPU notes the CPU time for a unit of work.
+func (b *bench) addCPU(measure string, c *contestant, cpu time.Duration, unit time.Duration, count float64) {
+	if c.kind != nil && count > 0 {
+		b.run.Add(measure, c.name, float64(cpu)/float64(unit)/count)
+	}
+}
+
+func (b *bench) idleTunnels(c *contestant) (int, error) {
+	most, err := c.kind.MaxTunnels()
+	return min(b.sizes.Idle, most), err
+}
+
+func (b *bench) heldTunnels(*contestant) (int, error) {
+	return b.sizes.Held + b.sizes.Reloads*openedBetween + watchRate, nil
+}
+
+// idle opens a few tunnels first: what a program sets up for the first one is no
+// tunnel's.
+func (b *bench) idle(c *contestant) error {
+	tunnels, err := b.idleTunnels(c)
+	if err != nil {
+		return err
+	}
+	if err := b.open(c, load.EchoPath, b.sizes.Few); err != nil {
+		return err
+	}
+	if _, err := b.client.Do(load.Command{Do: "close"}); err != nil {
+		return err
+	}
+	start, fds, err := b.settled(c)
+	if err != nil {
+		return err
+	}
+	if err := b.open(c, load.EchoPath, tunnels); err != nil {
+		return err
+	}
+	full, fullFDs, err := b.settled(c)
+	if err != nil {
+		return err
+	}
+	if _, err := b.client.Do(load.Command{Do: "close"}); err != nil {
+		return err
+	}
+	after, _, err := b.settled(c)
+	if err != nil {
+		return err
+	}
+	const mb = 1e6
+	b.run.Add("idle.tunnels", c.name, float64(tunnels))
+	b.run.Add("idle.private", c.name, float64(full-start)/float64(tunnels))
+	b.run.Add("idle.descriptors", c.name, float64(fullFDs-fds)/float64(tunnels))
+	b.run.Add("idle.start", c.name, float64(start)/mb)
+	b.run.Add("idle.left", c.name, float64(after-start)/mb)
+	return nil
+}
+
+// settled waits for what a proxy does behind the scenes, and then looks at it.
+func (b *bench) settled(c *contestant) (private int64, descriptors int, err error) {
+	time.Sleep(time.Duration(b.sizes.Settle))
+	relays := c.instance.Relays()
+	m, err := proc.MemoryOf(relays)
+	if err != nil {
+		return 0, 0, err
+	}
+	descriptors, err = proc.Descriptors(relays)
+	return m.Private, descriptors, err
+}
+
+func (b *bench) echo(c *contestant) error {
+	for _, n := range []struct {
+		key     string
+		tunnels int
+	}{{"echo.few", b.sizes.Few}, {"echo.many", b.sizes.Many}} {
+		if err := b.open(c, load.EchoPath, n.tunnels); err != nil {
+			return err
+		}
+		a, err := b.timed(c, load.Command{Do: "echo", Size: b.sizes.Message})
+		if err != nil {
+			return err
+		}
+		b.addCPU(n.key+".cpu", c, a.CPU, time.Microsecond, float64(a.Count))
+		b.run.Add(n.key+".rate", c.name, float64(a.Count)/a.Measured.Seconds())
+		if _, err := b.client.Do(load.Command{Do: "close"}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) paced(c *contestant) error {
+	if err := b.open(c, load.EchoPath, b.sizes.Many); err != nil {
+		return err
+	}
+	a, err := b.timed(c, load.Command{Do: "paced", Size: b.sizes.Message, Rate: b.sizes.Rate, For: time.Duration(b.sizes.Measured) / pacedShare})
+	if err != nil {
+		return err
+	}
+	b.addCPU("paced.cpu", c, a.CPU, time.Microsecond, float64(a.Count))
+	for key, d := range map[string]time.Duration{"paced.p50": a.Latencies.P50, "paced.p99": a.Latencies.P99, "paced.p999": a.Latencies.P999} {
+		b.run.Add(key, c.name, float64(d)/float64(time.Microsecond))
+	}
+	return nil
+}
+
+func (b *bench) bulk(c *contestant) error {
+	for _, n := range []struct {
+		key     string
+		tunnels int
+	}{{"bulk.one", 1}, {"bulk.few", b.sizes.Few}} {
+		if err := b.open(c, load.BulkPath, n.tunnels); err != nil {
+			return err
+		}
+		a, err := b.timed(c, load.Command{Do: "bulk"})
+		if err != nil {
+			return err
+		}
+		const gb = 1e9
+		b.addCPU(n.key+".cpu", c, a.CPU, time.Second, float64(a.Bytes)/gb)
+		b.run.Add(n.key+".rate", c.name, float64(a.Bytes)/gb/a.Measured.Seconds())
+		if _, err := b.client.Do(load.Command{Do: "close"}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) connect(c *contestant) error {
+	// Each takes a source port for a while, on both sides of the proxy.
+	const atOnce, atMost = 32, 20_000
+	a, err := b.timed(c, load.Command{Do: "connect", Address: c.address(), Path: load.EchoPath, Tunnels: atOnce, Limit: atMost})
+	if err != nil {
+		return err
+	}
+	b.addCPU("connect.cpu", c, a.CPU, time.Microsecond, float64(a.Count))
+	b.run.Add("connect.rate", c.name, float64(a.Count)/a.Measured.Seconds())
+	return nil
+}
+
+func (b *bench) reload(c *contestant) error {
+	if err := b.open(c, load.EchoPath, b.sizes.Held); err != nil {
+		return err
+	}
+	processes := c.instance.All()
+	before, err := proc.MemoryOf(processes)
+	if err != nil {
+		return err
+	}
+	if _, err := b.client.Do(load.Command{Do: "watch", Address: c.address(), Rate: watchRate}); err != nil {
+		return err
+	}
+	live, err := b.reloads(c)
+	watched, unwatched := b.client.Do(load.Command{Do: "unwatch"})
+	if err != nil {
+		return err
+	}
+	if unwatched != nil {
+		return unwatched
+	}
+	time.Sleep(min(afterReloads, 2*time.Duration(b.sizes.Settle)))
+	left := c.instance.All()
+	after, err := proc.MemoryOf(left)
+	if err != nil {
+		return err
+	}
+	checked, err := b.client.Do(load.Command{Do: "check", Size: b.sizes.Message})
+	if err != nil {
+		return err
+	}
+	b.noteWatch("reload", c, watched)
+	b.run.Add("reload.dropped", c.name, float64(checked.Failed))
+	b.run.Add("reload.live", c.name, float64(live)/float64(time.Millisecond)/float64(b.sizes.Reloads))
+	b.run.Add("reload.processes", c.name, float64(len(left)-len(processes)))
+	b.run.Add("reload.memory", c.name, float64(after.Pss-before.Pss)/1e6)
+	return nil
+}
+
+// reloads reloads, and opens tunnels that stay in between. It returns how long all
+// reloads took together until they were in service.
+func (b *bench) reloads(c *contestant) (time.Duration, error) {
+	var sum time.Duration
+	for range b.sizes.Reloads {
+		time.Sleep(min(beforeReload, 10*time.Duration(b.sizes.Settle)))
+		live, err := c.instance.Reload()
+		if err != nil {
+			return 0, err
+		}
+		sum += live
+		if err := b.open(c, load.EchoPath, openedBetween); err != nil {
+			return 0, err
+		}
+	}
+	return sum, nil
+}
+
+// noteWatch notes what has failed meanwhile.
+func (b *bench) noteWatch(mode string, c *contestant, a load.Answer) {
+	b.run.Add(mode+".failed", c.name, float64(a.Failed))
+	if a.Failed > 0 {
+		b.say("    %s: %d of %d requests failed, the last one with: %s", c.name, a.Failed, a.Count, a.Reason)
+	}
+}
+
+func (b *bench) crash(c *contestant) error {
+	if err := b.open(c, load.EchoPath, b.sizes.Held); err != nil {
+		return err
+	}
+	if _, err := b.client.Do(load.Command{Do: "watch", Address: c.address(), Rate: watchRate}); err != nil {
+		return err
+	}
+	killed := time.Now()
+	err := c.instance.Crash()
+	if err == nil {
+		err = c.instance.WaitReady()
+	}
+	time.Sleep(min(time.Second, time.Duration(b.sizes.Settle))) // some failures show late
+	watched, unwatched := b.client.Do(load.Command{Do: "unwatch"})
+	if err != nil {
+		return err
+	}
+	if unwatched != nil {
+		return unwatched
+	}
+	checked, err := b.client.Do(load.Command{Do: "check", Size: b.sizes.Message})
+	if err != nil {
+		return err
+	}
+	b.noteWatch("crash", c, watched)
+	b.run.Add("crash.dropped", c.name, float64(checked.Failed))
+	last := 0.0
+	if watched.Failed > 0 {
+		last = float64(watched.LastFailure.Sub(killed)) / float64(time.Millisecond)
+	}
+	b.run.Add("crash.last", c.name, last)
+	return nil
+}
