@@ -43,3 +43,17 @@ func TestTheLoopsGetEqualShares(t *testing.T) {
 		t.Errorf("the loops have %v tunnels, want 4 each", got)
 	}
 }
+
+// Both orders may reach a loop in one turn.
+func TestWhatIsAbandonedJustAfterItWasClosedHasTheFirstReason(t *testing.T) {
+	t.Parallel()
+	loops := shape{loops: 1, tunnels: 2, buffers: 4}.start(t)
+	e := new(ends)
+	set := relay{}.newSetWith(t, tunnel.Options{OnEnd: e.add, Loops: loops})
+	open(t, set, tunnel.Spec{})
+	thaw := freeze(loops[0])
+	set.CloseAll(tunnel.Operator, 0)
+	set.Abandon()
+	thaw()
+	wantEnd(t, set, e, tunnel.Operator)
+}

@@ -452,10 +452,10 @@ var all = []group{
 		{
 			name:    "last-cause-wins",
 			promise: "the first cause of an end is its reason",
-			file:    "tunnel/ending.go",
+			file:    "tunnel/routine.go",
 			old:     "if t.reason != Open {",
 			new:     "if t.reason == Failed {",
-			tests:   "TestAResetOfATunnelThatIsBeingClosedIsNotTheReason",
+			tests:   "TestAResetOfATunnelThatIsBeingClosedIsNotTheReason/goroutines",
 		},
 		{
 			name:    "drain-not-taken-back",
@@ -543,7 +543,7 @@ var all = []group{
 			file:    "tunnel/engine.go",
 			old:     "e.cut(n, t, reason) // a sweep was about to",
 			new:     "_ = reason",
-			tests:   "TestAbandonedTunnelsEndAtOnceAndAreReported/loops",
+			tests:   "TestWhatIsAbandonedJustAfterItWasClosedHasTheFirstReason",
 		},
 	}},
 	{"5. No tunnel without the upstream's valid 101; no client byte beyond the handshake reaches an upstream that did not agree.", []mutation{
