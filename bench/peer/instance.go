@@ -11,13 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"holdfast/bench/load"
 	"holdfast/bench/proc"
+	"holdfast/internal/child"
 )
 
 const (
@@ -35,7 +35,7 @@ type Instance struct {
 	Kind    *Kind
 	program Program
 	site    Site
-	main    *process
+	main    *child.Child
 }
 
 // Start starts a proxy in front of an upstream and waits until it serves.
@@ -90,7 +90,7 @@ func (i *Instance) run() error {
 	cmd.Dir = i.site.Dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), "HOME="+i.site.Dir, "XDG_CONFIG_HOME="+i.site.Dir, "XDG_DATA_HOME="+i.site.Dir)
-	i.main, err = startProcess(cmd)
+	i.main, err = child.Start(cmd)
 	return err
 }
 
@@ -98,8 +98,10 @@ func (i *Instance) run() error {
 func (i *Instance) WaitReady() error {
 	client := fresh()
 	return poll(startTimeout, func() error {
-		if !i.main.alive() {
+		select {
+		case <-i.main.Ended():
 			return fmt.Errorf("%w: it has ended", errStop)
+		default:
 		}
 		r, err := client.Get("http://" + i.site.Listen + load.PagePath)
 		if err != nil {
@@ -141,7 +143,7 @@ func (i *Instance) Reload() (time.Duration, error) {
 }
 
 // All returns the pids of all the instance's processes.
-func (i *Instance) All() []int { return proc.PIDs(proc.Family(i.main.pid())) }
+func (i *Instance) All() []int { return proc.PIDs(proc.Family(i.main.PID())) }
 
 // Relays returns the pids of the processes that carry traffic: those below the first
 // one, or that one where it is alone.
@@ -167,7 +169,7 @@ func (i *Instance) Crash() error {
 		return nil
 	}
 	select {
-	case <-i.main.ended:
+	case <-i.main.Ended():
 	case <-time.After(stopTimeout):
 		return errors.New("it has not ended with its worker")
 	}
@@ -177,8 +179,8 @@ func (i *Instance) Crash() error {
 
 // Stop ends the instance, and every process that it has left behind.
 func (i *Instance) Stop() error {
-	family := proc.Family(i.main.pid())
-	err := i.main.stop()
+	family := proc.Family(i.main.PID())
+	err := i.main.Stop()
 	for _, p := range family {
 		if now, ok := proc.Find(p.PID); ok && now.Started == p.Started && !now.Ended {
 			syscall.Kill(p.PID, syscall.SIGKILL)
@@ -187,7 +189,7 @@ func (i *Instance) Stop() error {
 	return err
 }
 
-func (i *Instance) signal(s syscall.Signal) error { return syscall.Kill(i.main.pid(), s) }
+func (i *Instance) signal(s syscall.Signal) error { return syscall.Kill(i.main.PID(), s) }
 
 // command runs a program that speaks to the instance.
 func command(name string, args ...string) error {
@@ -218,53 +220,5 @@ func poll(patience time.Duration, try func() error) error {
 		if err == nil || errors.Is(err, errStop) || time.Now().After(end) {
 			return err
 		}
-	}
-}
-
-// A process was started by us and ends with us.
-type process struct {
-	cmd   *exec.Cmd
-	ended chan struct{}
-}
-
-func startProcess(cmd *exec.Cmd) (*process, error) {
-	// In a group of its own a Ctrl-C reaches only us, who then end it in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	p := &process{cmd: cmd, ended: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		defer close(p.ended)
-		// The kernel sends Pdeathsig when the starting thread ends, so it stays.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			cmd.Wait() // how it ended is not asked
-		}
-	}()
-	return p, <-started
-}
-
-func (p *process) pid() int { return p.cmd.Process.Pid }
-
-func (p *process) alive() bool {
-	select {
-	case <-p.ended:
-		return false
-	default:
-		return true
-	}
-}
-
-func (p *process) stop() error {
-	p.cmd.Process.Signal(syscall.SIGTERM) // an error is that it has ended
-	select {
-	case <-p.ended:
-		return nil
-	case <-time.After(stopTimeout):
-		p.cmd.Process.Kill()
-		<-p.ended
-		return fmt.Errorf("%s (pid %d) did not end within %s and was killed", p.cmd.Args[0], p.pid(), stopTimeout)
 	}
 }

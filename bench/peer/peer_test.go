@@ -215,7 +215,7 @@ func TestStopLeavesNothingBehind(t *testing.T) {
 	for i.Log() != "ready" && ctx.Err() == nil {
 		time.Sleep(time.Millisecond)
 	}
-	family := proc.Family(i.main.pid())
+	family := proc.Family(i.main.PID())
 	if len(family) < 2 {
 		t.Fatalf("started %+v, and the log says %q", family, i.Log())
 	}

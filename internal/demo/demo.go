@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/admin"
+	"holdfast/internal/child"
 	"holdfast/internal/supervisor"
 )
 
@@ -68,9 +69,9 @@ type stage struct {
 	self string // this program
 	dir  string
 
-	upstream     *child
+	upstream     *child.Child
 	upstreamAddr string
-	supervisor   *child
+	supervisor   *child.Child
 	client       *admin.Client
 	url          string
 	talk         *talk
@@ -100,7 +101,7 @@ func Run(ctx context.Context, out io.Writer, once bool) (err error) {
 	s.invite()
 	select {
 	case <-ctx.Done():
-	case <-s.supervisor.ended:
+	case <-s.supervisor.Ended():
 	case <-s.talk.broken:
 	}
 	if ctx.Err() == nil && s.stopped() {
@@ -121,8 +122,8 @@ func (s *stage) tell(ctx context.Context) error {
 	if err := s.startSupervisor(ctx); err != nil {
 		return fmt.Errorf("start holdfast: %w", err)
 	}
-	s.say("started    an echo server (pid %d)\n", s.upstream.pid())
-	s.say("started    holdfast in front of it (pid %d), at %s\n", s.supervisor.pid(), s.url)
+	s.say("started    an echo server (pid %d)\n", s.upstream.PID())
+	s.say("started    holdfast in front of it (pid %d), at %s\n", s.supervisor.PID(), s.url)
 	var err error
 	if s.talk, err = openTalk(ctx, s.url+"/echo", sockets); err != nil {
 		return fmt.Errorf("open WebSockets: %w", err)
@@ -153,7 +154,7 @@ func (s *stage) startUpstream() error {
 	if _, err := cmd.StdinPipe(); err != nil {
 		return err
 	}
-	if s.upstream, err = start(cmd); err != nil {
+	if s.upstream, err = child.Start(cmd); err != nil {
 		return err
 	}
 	_, err = fmt.Fscanln(out, &s.upstreamAddr)
@@ -171,7 +172,7 @@ func (s *stage) startSupervisor(ctx context.Context) error {
 	defer log.Close()
 	cmd := exec.Command(s.self, "run", "-c", s.configPath(), "--runtime-dir", s.runtimeDir())
 	cmd.Stdout, cmd.Stderr = log, log
-	if s.supervisor, err = start(cmd); err != nil {
+	if s.supervisor, err = child.Start(cmd); err != nil {
 		return err
 	}
 	s.client = admin.Dial(s.runtimeDir())
@@ -195,7 +196,7 @@ func (s *stage) waitReady(ctx context.Context) (*supervisor.Status, error) {
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):
-		case <-s.supervisor.ended:
+		case <-s.supervisor.Ended():
 			log, _ := os.ReadFile(s.logPath())
 			return nil, fmt.Errorf("it has ended, and its log says\n%s", log)
 		case <-ctx.Done():
@@ -295,8 +296,8 @@ func (s *stage) stopped() bool {
 		return false
 	}
 	select {
-	case <-s.supervisor.ended:
-		return s.supervisor.cmd.ProcessState.Success()
+	case <-s.supervisor.Ended():
+		return s.supervisor.Outcome().Success()
 	case <-ctx.Done():
 		return false
 	}
@@ -311,8 +312,8 @@ func (s *stage) farewell() error {
 		return err
 	}
 	select {
-	case <-s.supervisor.ended:
-		return fmt.Errorf("holdfast has ended: %s", s.supervisor.cmd.ProcessState)
+	case <-s.supervisor.Ended():
+		return fmt.Errorf("holdfast has ended: %s", s.supervisor.Outcome())
 	default:
 	}
 	s.say("\nAt the end: %s.\n", s.talk)
@@ -326,10 +327,10 @@ func (s *stage) clear() error {
 		s.talk.close()
 	}
 	if s.supervisor != nil {
-		left = append(left, s.supervisor.stop())
+		left = append(left, s.supervisor.Stop())
 	}
 	if s.upstream != nil {
-		left = append(left, s.upstream.stop())
+		left = append(left, s.upstream.Stop())
 	}
 	return errors.Join(append(left, os.RemoveAll(s.dir))...)
 }

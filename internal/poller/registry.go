@@ -46,7 +46,8 @@ func (l *Loop) Add(fd int, o Owner, index uint32) (Handle, error) {
 }
 
 // Pass gives a descriptor to another owner, which knows it by another number. It is a
-// store: nothing is told again that was told already.
+// store: nothing is told again that was told already. It is there for connections that
+// become something else, as a parked one does that becomes a tunnel.
 func (l *Loop) Pass(h Handle, o Owner, index uint32) {
 	e := l.registry.use(h)
 	number := l.registry.owner(o)

@@ -5,13 +5,11 @@ import "holdfast/internal/tunnel/inflight"
 // mostSpliced is what a pipe holds at most.
 const mostSpliced = 1 << 20
 
-// splice passes on bytes through a pipe, in which the kernel moves pages
-// instead of bytes. What the receiver does not take stays in the pipe, and the pipe with
-// the flow.
+// splice passes on bytes through a pipe, in which the kernel moves pages instead of
+// bytes. What the receiver does not take stays in the pipe, and the pipe with the flow.
 //
-// The pipe is empty before, so that nothing moved means that the sender has nothing.
-// What was moved may be less than what there is: a pipe is also full when it has so and
-// so many pieces.
+// The pipe is empty before, so that EAGAIN is the sender's. What was moved may be less
+// than what there is: a pipe is also full when it has so and so many pieces.
 func (e *engine) splice(n uint32, t *slot, from int) {
 	f, d := &t.flows[from], key(n, from)
 	p := e.store.Pipe(d)

@@ -180,16 +180,37 @@ func (e *engine) endBound(t *slot) time.Duration {
 type parting struct {
 	slot   uint32
 	socket int
-	left   int           // bytes
-	since  time.Duration // the moment since which they are so many
-	pause  time.Duration // before the next look
+	queue  backlog
 	next   time.Duration // the moment of the next look
+}
+
+// backlog is a send queue of which it is waited that the peer acknowledges everything:
+// nothing tells, so one looks, again and again after longer and longer pauses.
+type backlog struct {
+	left  int           // bytes at the last look
+	since time.Duration // the moment since which they are so many
+	pause time.Duration // before the next look
 }
 
 const (
 	firstPause = time.Millisecond
 	mostPause  = 100 * time.Millisecond
 )
+
+// done says whether the wait is over, with so many bytes left now: none, or as many as
+// a stall ago.
+func (b *backlog) done(left int, now, stall time.Duration) bool {
+	switch {
+	case left == 0:
+		return true
+	case b.pause == 0 || left != b.left:
+		b.left, b.since = left, now
+	case now-b.since >= stall:
+		return true
+	}
+	b.pause = min(max(2*b.pause, firstPause), mostPause)
+	return false
+}
 
 // part closes both sockets of a tunnel whose flows are over, as soon as may be.
 func (e *engine) part(n uint32, t *slot) {
@@ -199,9 +220,7 @@ func (e *engine) part(n uint32, t *slot) {
 		if !t.sockets[1-i].lost || s.broken || s.truncated {
 			continue
 		}
-		if left := unacked(s.fd); left > 0 {
-			now := e.now()
-			p := parting{slot: n, socket: i, left: left, since: now, pause: firstPause, next: now + firstPause}
+		if p := (parting{slot: n, socket: i}); !e.departed(&p, e.now()) {
 			e.partings = append(e.partings, p)
 			e.departAt(p.next)
 			return
@@ -236,17 +255,10 @@ func (e *engine) depart() {
 func (e *engine) departed(p *parting, now time.Duration) bool {
 	t, b := e.table.at(p.slot), &e.set.bounds
 	s := &t.sockets[p.socket]
-	left := unacked(s.fd)
-	switch {
-	case left == 0 || s.broken || now >= t.cutAt+b.flush:
-		return true
-	case left != p.left:
-		p.left, p.since = left, now
-	case now-p.since >= b.stall:
+	if s.broken || now >= t.cutAt+b.flush || p.queue.done(unacked(s.fd), now, b.stall) {
 		return true
 	}
-	p.pause = min(2*p.pause, mostPause)
-	p.next = now + p.pause
+	p.next = now + p.queue.pause
 	return false
 }
 

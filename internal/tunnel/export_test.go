@@ -50,3 +50,13 @@ func (s *Set) Shares() (n []int) {
 	}
 	return n
 }
+
+// Buffers returns how many relay buffers are in use: one for each direction in which
+// bytes wait for a slow receiver, unless they are in a pipe, and of tunnels that have
+// goroutines, also for each in which bytes move.
+func (s *Set) Buffers() (n int) {
+	for _, c := range s.carriers {
+		n += c.buffers()
+	}
+	return n
+}

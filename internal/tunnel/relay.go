@@ -36,7 +36,7 @@ func (b *buffers) put(p *[bufferSize]byte) {
 }
 
 // direction carries the bytes from one side of a tunnel to the other, in a
-// goroutine of its own, which owns all fields but moved.
+// goroutine of its own, which owns all fields but moved, watched and silence.
 //
 // io.Copy would do the same with a pipe per idle direction: four descriptors
 // more for each tunnel.

@@ -279,13 +279,3 @@ func (s *Set) Summary() (count int, oldest time.Time) {
 
 // Total returns how many tunnels were ever started.
 func (s *Set) Total() uint64 { return s.started.Load() }
-
-// Buffers returns how many relay buffers are in use: one for each direction in which
-// bytes wait for a slow receiver, and of tunnels that have goroutines, also for each in
-// which bytes move.
-func (s *Set) Buffers() (n int) {
-	for _, c := range s.carriers {
-		n += c.buffers()
-	}
-	return n
-}

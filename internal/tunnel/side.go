@@ -129,19 +129,12 @@ func (s *side) why(err error) Reason {
 // waitSent waits until the peer has acknowledged everything, for as long as it
 // makes progress at least every stall, and not beyond limit.
 func (s *side) waitSent(limit time.Time, stall time.Duration) {
-	last, since := -1, time.Now()
-	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		n := s.unsent()
-		now := time.Now()
-		switch {
-		case n == 0 || !now.Before(limit) || s.broken():
-			return
-		case n != last:
-			last, since = n, now
-		case now.Sub(since) >= stall:
+	var queue backlog
+	for begin := time.Now(); ; time.Sleep(queue.pause) {
+		left, now := s.unsent(), time.Now()
+		if !now.Before(limit) || s.broken() || queue.done(left, now.Sub(begin), stall) {
 			return
 		}
-		time.Sleep(pause)
 	}
 }
 

@@ -30,12 +30,12 @@
 //
 // The tunnels of which both connections are plain TCP live on loops, as far as the Set was
 // given some ([Options]). Their descriptors are taken out of Go's poller, and a loop's
-// engine owns everything about them: a slot of less than 256 bytes in a table without
+// engine owns everything about them: a slot of at most 256 bytes in a table without
 // pointers, and, only while something waits for a slow receiver, a buffer or a pipe of the
 // loop's [inflight.Store]. Bytes are copied through one buffer that all tunnels of a loop
 // share; larger amounts are spliced through a pipe. What is counted is added up within the
 // loop and made known once in each of its turns. Nothing wakes a loop up in which nothing
-// moves.
+// moves and nothing is due.
 //
 // All other tunnels, and those for which no loop has room, have a pair of goroutines, which
 // hold a buffer only while bytes move. They keep the same rules and the same account.

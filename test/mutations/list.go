@@ -411,9 +411,9 @@ var all = []group{
 			name:    "reset-does-not-wait",
 			promise: "a reset follows when the other peer has what was sent before it",
 			file:    "tunnel/ending.go",
-			old:     "left > 0 {",
-			new:     "left < 0 {",
-			tests:   "TestWhatWasSentBeforeAResetIsDeliveredFirst/loops",
+			old:     "case left == 0:",
+			new:     "case left >= 0:",
+			tests:   "TestWhatWasSentBeforeAResetIsDeliveredFirst",
 		},
 	}},
 	{"4. A tunnel ends only by its peers, by a limit that the operator set, or by the operator; the reason is recorded.", []mutation{
