@@ -8,6 +8,16 @@
 // The messages of the core ([Hello], [TypeServe], [TypeDrain], …) are only ever
 // extended: a field that a build does not know is ignored, so any supervisor can
 // command any generation at least that far.
+//
+// # Adoption
+//
+// A generation outlives its supervisor. Supervisors have numbers, their epochs, and a
+// generation obeys the one of the highest epoch that has said [TypeObey], at the channel
+// where it was said. There are two ways to such a channel. A generation that has lost
+// its own looks for a supervisor at the rendezvous ([Reunite]); and a supervisor that is
+// about to be succeeded hands one over ([TypePrepare]). Either way the adopter asks with
+// [TypeAdopt] what the generation has and does, which changes nothing, and then
+// commands with [TypeObey], upon which the generation closes every other channel.
 package control
 
 import (
@@ -50,16 +60,37 @@ type Conn struct {
 // Pair makes a channel: the supervisor's end, and that of a generation in the form
 // that os/exec takes. The caller closes the latter after the start.
 func Pair() (*Conn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	a, b, err := Ends()
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a control channel: %w", err)
+		return nil, nil, err
 	}
-	theirs := os.NewFile(uintptr(fds[1]), "control channel")
-	ours, err := newConn(fds[0], filesOfSupervisor, filesOfGeneration)
+	theirs := os.NewFile(uintptr(b), "control channel")
+	ours, err := NewSupervisorConn(a)
 	if err != nil {
 		return nil, nil, errors.Join(err, theirs.Close())
 	}
 	return ours, theirs, nil
+}
+
+// NewSupervisorConn is [NewConn] for a supervisor's end.
+func NewSupervisorConn(fd int) (*Conn, error) {
+	return newConn(fd, filesOfSupervisor, filesOfGeneration)
+}
+
+// NewPredecessorConn is [NewConn] for a supervisor's end of the channel to a candidate.
+func NewPredecessorConn(fd int) (*Conn, error) { return newConn(fd, filesOfPredecessor, nil) }
+
+// NewCandidateConn is [NewConn] for a candidate's end.
+func NewCandidateConn(fd int) (*Conn, error) { return newConn(fd, nil, filesOfPredecessor) }
+
+// Ends makes a channel and returns its two ends as descriptors, which the caller closes
+// or turns into a [Conn] each.
+func Ends() (a, b int, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, -1, fmt.Errorf("make a control channel: %w", err)
+	}
+	return fds[0], fds[1], nil
 }
 
 // NewConn takes over the descriptor of a generation's end, also when it fails.
@@ -130,6 +161,11 @@ func (c *Conn) Receive() (*Message, []int, error) {
 	oob := make([]byte, unix.CmsgSpace(MaxFiles*4))
 	// The net package asks for MSG_CMSG_CLOEXEC.
 	n, oobn, flags, _, err := c.c.ReadMsgUnix(data, oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// The peer has closed without reading all of what we had sent. The kernel says so
+		// once, before what the peer itself had sent.
+		n, oobn, flags, _, err = c.c.ReadMsgUnix(data, oob)
+	}
 	if err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
 			return nil, nil, io.EOF

@@ -181,6 +181,24 @@ func TestTheOtherSidesEndIsEOF(t *testing.T) {
 	}
 }
 
+// A question that nobody has read must not hide what was said before the end.
+func TestLastWordsAreHeardAlthoughOurQuestionWasNot(t *testing.T) {
+	s, g := pair(t)
+	if err := s.Send(&control.Message{Type: control.TypeStatus, ID: 1}, soon); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Send(&control.Message{Type: control.TypeDone}, soon); err != nil {
+		t.Fatal(err)
+	}
+	g.Close()
+	if m, _, err := s.Receive(); err != nil || m.Type != control.TypeDone {
+		t.Errorf("got %+v, %v", m, err)
+	}
+	if _, _, err := s.Receive(); err != io.EOF {
+		t.Errorf("got %v, want io.EOF", err)
+	}
+}
+
 func TestSendDoesNotWaitForEver(t *testing.T) {
 	a, _ := pair(t)
 	m := &control.Message{Type: "x", Error: strings.Repeat("x", control.MaxMessage/2)}
@@ -268,7 +286,7 @@ func TestRubbishIsRefusedAndLeaksNothing(t *testing.T) {
 // with handing listening sockets over.
 func TestAGenerationSendsFewDescriptors(t *testing.T) {
 	for data, fds := range map[string]int{
-		`{"type":"listeners","keys":["k"]}`: 1, `{"type":"logs","keys":["k"]}`: 1, `{"type":"bundle"}`: 1,
+		`{"type":"prepare"}`: 1, `{"type":"keep","keys":["k"]}`: 1, `{"type":"logs","keys":["k"]}`: 1, `{"type":"bundle"}`: 1,
 		`{"type":"answer","re":1}`: 2, `{"type":"ready"}`: 2,
 	} {
 		t.Run(data, func(t *testing.T) {

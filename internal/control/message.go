@@ -1,15 +1,24 @@
 package control
 
 import (
+	"fmt"
 	"time"
 )
 
 // Core is the version of the core protocol. CoreMin is the oldest that this build
 // still speaks. Two builds talk if their ranges meet.
-const (
-	Core    = 1
-	CoreMin = 1
-)
+var CoreMin, Core = coreRange(override)
+
+// override is set by the linker, for tests between builds that have little in common:
+// -X holdfast/internal/control.override=MIN-MAX
+var override string
+
+func coreRange(text string) (least, most int) {
+	if n, _ := fmt.Sscanf(text, "%d-%d", &least, &most); n == 2 {
+		return least, most
+	}
+	return 1, 1
+}
 
 // Type names a message.
 type Type string
@@ -30,6 +39,31 @@ const (
 	TypeStop      Type = "stop"      // S→G empty all queues, drain and be gone Within; its end is the answer
 	TypeLeaving   Type = "leaving"   // G→S it was told by a signal to end: it accepts no more
 	TypeAnswer    Type = "answer"    // G→S to the message Re; with Error, it could not be done
+
+	// Adoption: how a generation gets another supervisor. See the package's remarks.
+	TypeKeep    Type = "keep"    // S→G Keys with a descriptor each, to be kept for whoever adopts; they replace those of the same keys
+	TypePrepare Type = "prepare" // S→G one end of a channel on which a supervisor of Epoch may adopt; answered
+	TypeAdopt   Type = "adopt"   // S→G asks for all that a supervisor needs: TypeListeners with those that it accepts from and TypeKept come first, then the answer with Report
+	TypeKept    Type = "kept"    // G→S Keys with a descriptor each: what TypeKeep has brought
+	TypeObey    Type = "obey"    // S→G from now on the supervisor at this channel commands, and Epoch is its number; answered
+	TypeDone    Type = "done"    // G→S nothing is left to do: it ends. Its last word
+
+	// Between a generation that has lost its supervisor and one that it finds at the
+	// rendezvous: each proves to know the generation's key. TypeHello, with a Nonce,
+	// comes first.
+	TypeChallenge Type = "challenge" // S→G Nonce, and Proof for the one of the hello
+	TypeProof     Type = "proof"     // G→S Proof for the one of the challenge
+)
+
+// Between a supervisor and the one that is to succeed it, in this order. P is the
+// predecessor, C the candidate.
+const (
+	TypeCandidate Type = "candidate" // C→P first of all: Hello
+	TypeInherit   Type = "inherit"   // P→C Keys with a descriptor each
+	TypeEstate    Type = "estate"    // P→C one payload: Estate. All descriptors have come
+	TypePrepared  Type = "prepared"  // C→P it could command all generations; or, with Error, it refuses
+	TypeCommit    Type = "commit"    // P→C it commands no more, the candidate does
+	TypeFarewell  Type = "farewell"  // P→C systemd knows; the predecessor ends
 )
 
 // FilesPerMessage and KeysPerMessage are how many descriptors with keys travel
@@ -42,8 +76,9 @@ const (
 
 // How many descriptors a message of a type may carry depends on who sends it.
 var (
-	filesOfSupervisor = map[Type]int{TypeBundle: 2, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage}
-	filesOfGeneration = map[Type]int{TypeReady: 1, TypeAnswer: 1}
+	filesOfSupervisor  = map[Type]int{TypeBundle: 2, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 1}
+	filesOfGeneration  = map[Type]int{TypeReady: 1, TypeAnswer: 1, TypeListeners: FilesPerMessage, TypeKept: FilesPerMessage}
+	filesOfPredecessor = map[Type]int{TypeInherit: FilesPerMessage, TypeEstate: 1}
 )
 
 // Message is any message; only the fields of its type are set.
@@ -61,6 +96,11 @@ type Message struct {
 
 	Level   string `json:"level,omitempty"`   // "debug", "info", "warn" or "error"
 	Profile string `json:"profile,omitempty"` // as runtime/pprof names it, or "cpu" or "trace"
+
+	Epoch  uint64  `json:"epoch,omitempty"`
+	Report *Report `json:"report,omitempty"`
+	Nonce  []byte  `json:"nonce,omitempty"`
+	Proof  []byte  `json:"proof,omitempty"`
 }
 
 // Hello is how a generation introduces itself.
@@ -69,6 +109,61 @@ type Hello struct {
 	CoreMin int    `json:"core_min"`
 	Version string `json:"version"`
 	PID     int    `json:"pid"`
+
+	// At the rendezvous.
+	Generation int    `json:"generation,omitempty"`
+	Epoch      uint64 `json:"epoch,omitempty"` // of the supervisor that it obeys
+}
+
+// Report is what a generation says of itself to whoever adopts it.
+type Report struct {
+	Generation int       `json:"generation"`
+	Epoch      uint64    `json:"epoch"` // of the supervisor that it obeys
+	Phase      Phase     `json:"phase"`
+	Started    time.Time `json:"started"`         // the process
+	Served     time.Time `json:"served,omitzero"` // when it began to serve, last
+}
+
+// Phase is what a generation is doing, as it sees it.
+type Phase string
+
+// The phases of one that can be adopted: one that has never served has nobody to live
+// for.
+const (
+	PhaseServing  Phase = "serving"
+	PhaseDraining Phase = "draining"
+	PhaseStopping Phase = "stopping" // drains, and ends within a time
+)
+
+// The keys of what a supervisor has its generations keep. Log files have the key
+// KeptLog and their path.
+const (
+	KeptBundle = "bundle" // what the generation was started from: a payload, [Bundle]
+	KeptBinary = "binary" // the program that it is
+	KeptCounts = "counts" // the memory file that it counts in
+	KeptLedger = "ledger" // of the supervisor: facts
+	KeptTotals = "totals" // of the supervisor: what ended generations have counted
+	KeptStats  = "stats"  // the memory file that the supervisor counts in
+	KeptLog    = "log:"
+)
+
+// Estate is what a supervisor leaves to its successor, besides descriptors. What the
+// generations hold themselves they are asked for.
+type Estate struct {
+	Epoch       uint64             `json:"epoch"` // that the successor is to have
+	Last        int                `json:"last"`  // number of the newest generation
+	Generations []EstateGeneration `json:"generations"`
+	LogLevel    string             `json:"log_level,omitempty"` // that was set by command
+	ReadyOff    bool               `json:"ready_off,omitempty"`
+}
+
+// EstateGeneration is a living generation. Its channel travels as a descriptor; one
+// that did not answer has none.
+type EstateGeneration struct {
+	Number  int    `json:"number"`
+	PID     int    `json:"pid"`
+	State   string `json:"state"`
+	Version string `json:"version,omitempty"`
 }
 
 // Meets says whether two ranges of core versions have one in common.
@@ -85,4 +180,24 @@ type Status struct {
 	RequestsTotal uint64    `json:"requests_total"`
 	TunnelsTotal  uint64    `json:"tunnels_total"`
 	LogsDropped   uint64    `json:"logs_dropped"`
+}
+
+// SendFiles sends duplicates of descriptors with their keys, in as many messages as
+// that takes, of which the last one is sent even if there are none.
+func SendFiles(t Type, named map[string]int, send func(m *Message, fds ...int) error) error {
+	m := &Message{Type: t}
+	var fds []int
+	size := 0
+	for key, fd := range named {
+		if len(fds) == FilesPerMessage || len(fds) > 0 && size+len(key) > KeysPerMessage {
+			m.More = true
+			if err := send(m, fds...); err != nil {
+				return err
+			}
+			m, fds, size = &Message{Type: t}, nil, 0
+		}
+		m.Keys, fds = append(m.Keys, key), append(fds, fd)
+		size += len(key)
+	}
+	return send(m, fds...)
 }

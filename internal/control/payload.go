@@ -102,6 +102,10 @@ type Bundle struct {
 	// configuration, where one has. It spares a replacement the questions that may
 	// have no answer just now.
 	Learnt *Learnt `json:"learnt,omitempty"`
+
+	Epoch      uint64 `json:"epoch,omitempty"`      // of the supervisor
+	Rendezvous string `json:"rendezvous,omitempty"` // path of the socket where another supervisor can be found; "": there is none
+	Key        []byte `json:"key,omitempty"`        // of this generation, for the rendezvous
 }
 
 // Learnt is what a generation finds out while it is built, as it reports it when it
