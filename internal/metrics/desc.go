@@ -126,9 +126,9 @@ var (
 	reservedLabels = []string{"generation", "le", "quantile"}
 )
 
-// check returns what is wrong with a definition. It holds for our own as for one
+// Check returns what is wrong with a definition. It holds for our own as for one
 // that was read from a memory file.
-func (d *Desc) check() error {
+func (d *Desc) Check() error {
 	switch {
 	case len(d.Name) > maxName || !nameGrammar.MatchString(d.Name):
 		return errors.New("the name is not of the form holdfast_…")
@@ -202,7 +202,7 @@ var catalogue struct {
 // definition that is not valid, or that is there already, is a mistake of ours and
 // panics. What it returns serves any number of registries.
 func Define(d Desc) *Desc {
-	if err := d.check(); err != nil {
+	if err := d.Check(); err != nil {
 		panic(fmt.Sprintf("metric %s: %v", d.Name, err))
 	}
 	catalogue.mu.Lock()

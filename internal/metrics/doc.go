@@ -27,6 +27,10 @@
 // over can fill it with nonsense, but cannot take it away under the reader. The reader
 // believes nothing of what is in it.
 //
+// The supervisor counts in such a file, too ([NewOwnFile]), which is sealed against being
+// written by others: generations hold it for its successor, who goes on from it
+// ([OpenFile], [Registry.Carry]).
+//
 // All numbers have the machine's byte order, everything begins at a multiple of 8
 // bytes, and nothing that was written is moved, changed or removed, except cells and
 // the number of bytes in use.
@@ -61,9 +65,9 @@
 // # What a successor relies on
 //
 // A file outlives the processes that map it, as long as one holds its descriptor. It
-// describes itself, so whoever is handed the descriptors of living generations and maps
-// them goes on where another has stopped, without asking anybody. That works between
-// versions, if these stay as they are:
+// describes itself, so whoever is handed the descriptors of living generations opens them
+// ([OpenFile]) and goes on where another has stopped, without asking anybody. That works
+// between versions, if these stay as they are:
 //
 //   - Magic, version and the bytes in use are where they are. Another layout has another
 //     version, and a reader that does not know it leaves the file out.

@@ -130,9 +130,19 @@ func TestAGenerationCountsOnlyInAFileThatIsItsOwn(t *testing.T) {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, c.seals); err != nil {
 			t.Fatal(err)
 		}
+		if dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+			t.Fatal(err)
+		} else if f, err := metrics.OpenFile(dup); (err == nil) != (name == "in use") && name != "cannot be mapped" {
+			t.Errorf("%s: opened for reading: %v, %v", name, f, err)
+		} else if err == nil {
+			defer f.Close()
+		}
 		if _, err := metrics.Open(fd); err == nil {
 			t.Errorf("%s: opened", name)
 		}
+	}
+	if _, err := metrics.OpenFile(-1); err == nil {
+		t.Error("opened nothing for reading")
 	}
 	if _, err := metrics.Open(-1); err == nil {
 		t.Error("opened nothing")
@@ -151,6 +161,16 @@ func TestOpenTakesTheDescriptorOver(t *testing.T) {
 		if err := unix.Close(fd); !errors.Is(err, unix.EBADF) {
 			t.Errorf("the descriptor is still open: %v", err)
 		}
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := metrics.OpenFile(null); err == nil {
+		t.Error("read from what is no memory file")
+	}
+	if err := unix.Close(null); !errors.Is(err, unix.EBADF) {
+		t.Errorf("the descriptor is still open: %v", err)
 	}
 }
 

@@ -57,15 +57,7 @@ func (w *writer) family(d *Desc) (uint32, bool) {
 	if w.families == maxFamilies {
 		return 0, false
 	}
-	b := []byte{byte(d.Type), byte(d.Merge), byte(d.Unit), byte(len(d.Labels)), byte(len(d.Bounds))}
-	b = appendString(b, d.Name)
-	b = appendString(b, d.Help)
-	for _, l := range d.Labels {
-		b = appendString(b, l)
-	}
-	for _, bound := range d.Bounds {
-		b = order.AppendUint64(b, math.Float64bits(bound))
-	}
+	b, _ := d.AppendBinary(nil)
 	if _, ok := w.record(kindFamily, b, 0); !ok {
 		return 0, false
 	}
@@ -107,6 +99,21 @@ func (w *writer) record(kind uint32, meta []byte, n int) ([]atomic.Uint64, bool)
 		return nil, true
 	}
 	return cells(w.mem, at, n), true
+}
+
+// AppendBinary appends what the package's documentation calls a definition, without its
+// head and the zeros at its end. The error is nil.
+func (d *Desc) AppendBinary(b []byte) ([]byte, error) {
+	b = append(b, byte(d.Type), byte(d.Merge), byte(d.Unit), byte(len(d.Labels)), byte(len(d.Bounds)))
+	b = appendString(b, d.Name)
+	b = appendString(b, d.Help)
+	for _, l := range d.Labels {
+		b = appendString(b, l)
+	}
+	for _, bound := range d.Bounds {
+		b = order.AppendUint64(b, math.Float64bits(bound))
+	}
+	return b, nil
 }
 
 func appendString(b []byte, s string) []byte {

@@ -88,8 +88,23 @@ func (r *reader) meta(at, length int) *cursor {
 // family reads a definition. It takes its number even when it is not valid.
 func (r *reader) family(at, length int) error {
 	r.families = append(r.families, nil)
-	c := r.meta(at, length)
-	d := Desc{Type: Type(c.byte()), Merge: Merge(c.byte()), Unit: Unit(c.byte())}
+	var d Desc
+	if err := d.UnmarshalBinary(r.meta(at, length).rest); err != nil {
+		return err
+	}
+	if r.names[d.Family()] {
+		return fmt.Errorf("metric %s: is defined twice", d.Name)
+	}
+	r.names[d.Family()] = true
+	r.families[len(r.families)-1] = &Family{Desc: d}
+	return nil
+}
+
+// UnmarshalBinary reads what AppendBinary gave, or anybody else. After an error d is of
+// no use. What is behind the definition is not looked at.
+func (d *Desc) UnmarshalBinary(b []byte) error {
+	c := &cursor{rest: b}
+	*d = Desc{Type: Type(c.byte()), Merge: Merge(c.byte()), Unit: Unit(c.byte())}
 	labels, bounds := int(c.byte()), int(c.byte())
 	d.Name, d.Help = c.string(), c.string()
 	for range min(labels, maxLabels+1) {
@@ -101,14 +116,9 @@ func (r *reader) family(at, length int) error {
 	if c.short {
 		return errors.New("a definition is cut")
 	}
-	if err := d.check(); err != nil {
+	if err := d.Check(); err != nil {
 		return fmt.Errorf("metric %.*q: %w", maxName, d.Name, err)
 	}
-	if r.names[d.Family()] {
-		return fmt.Errorf("metric %s: is defined twice", d.Name)
-	}
-	r.names[d.Family()] = true
-	r.families[len(r.families)-1] = &Family{Desc: d}
 	return nil
 }
 
@@ -125,7 +135,7 @@ func (r *reader) oneSeries(at, length int) error {
 	labels := make([]string, 0, len(f.Desc.Labels))
 	for range f.Desc.Labels {
 		v := c.string()
-		if len(v) > maxValue || !utf8.ValidString(v) {
+		if !ValidValue(v) {
 			return fmt.Errorf("metric %s: the value of a label is not valid", f.Desc.Name)
 		}
 		labels = append(labels, v)
@@ -138,6 +148,9 @@ func (r *reader) oneSeries(at, length int) error {
 	f.Series = append(f.Series, f.Desc.read(labels, cells(r.mem, at+length-8*n, n)))
 	return nil
 }
+
+// ValidValue returns whether a label can have this value.
+func ValidValue(v string) bool { return len(v) <= maxValue && utf8.ValidString(v) }
 
 // A cursor takes values off a record. Once there are too few bytes it is short, and
 // all further values are zero.

@@ -39,9 +39,12 @@ func NewRegistry() *Registry {
 	return &Registry{byDesc: make(map[*Desc]*family)}
 }
 
+// UnshownSeries is the name of the metric that every memory file has.
+const UnshownSeries = "holdfast_metrics_unshown_series"
+
 // unshown has its place because it is the first thing that goes into a memory file.
 var unshown = Define(Desc{
-	Name: "holdfast_metrics_unshown_series",
+	Name: UnshownSeries,
 	Help: "Series that are counted but not shown, because the memory file of their generation is full.",
 	Type: TypeGauge,
 })
@@ -83,8 +86,7 @@ func (r *Registry) series(d *Desc, t Type, labels []string) *series {
 	for i, v := range labels {
 		values[i] = clean(v)
 	}
-	// No byte of UTF-8 is 0xff.
-	key := strings.Join(values, "\xff")
+	key := seriesKey(values)
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -174,6 +176,70 @@ func (r *Registry) Families() []Family {
 	}
 	return families
 }
+
+// mostCarried is how many series that the registry does not have are carried over at most.
+const mostCarried = 1 << 10
+
+// Carry adds what a predecessor has counted to what the registry counts: counters and
+// histograms that were registered here before, by their name, with the same labels and
+// bounds, and of those also series that are not here yet. A gauge is what it is now, and
+// is not carried. Where the families are from is not trusted: what is added is bounded.
+func (r *Registry) Carry(families []Family) {
+	if r == nil {
+		return
+	}
+	room := mostCarried
+	for i := range families {
+		from := &families[i]
+		to := r.like(&from.Desc)
+		if to == nil || to.desc.Type == TypeGauge {
+			continue
+		}
+		for _, v := range from.Series {
+			if !r.has(to, v.Labels) {
+				if room == 0 {
+					continue
+				}
+				room--
+			}
+			r.series(to.desc, to.desc.Type, v.Labels).carry(v)
+		}
+	}
+}
+
+// like returns the family whose values can be added to those of d.
+func (r *Registry) like(d *Desc) *family {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.families {
+		same := f.desc.Name == d.Name && f.desc.Type == d.Type && f.desc.Merge == d.Merge
+		if same && slices.Equal(f.desc.Labels, d.Labels) && slices.Equal(f.desc.Bounds, d.Bounds) {
+			return f
+		}
+	}
+	return nil
+}
+
+func (r *Registry) has(f *family, labels []string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return f.byKey[seriesKey(labels)] != nil
+}
+
+// carry adds the values of a series of the same metric.
+func (s *series) carry(v Series) {
+	values := append(slices.Clone(v.Buckets), uint64(max(v.Sum, 0)))
+	if s.histogram == nil {
+		values = []uint64{uint64(max(v.Value, 0))}
+	}
+	for i := range s.cells {
+		now := min(s.cells[i].Load(), math.MaxInt64)
+		s.cells[i].Add(min(values[i], math.MaxInt64-now)) // no value, whoever has written it, makes ours begin again
+	}
+}
+
+// seriesKey is what tells a series from others of its family. No byte of UTF-8 is 0xff.
+func seriesKey(labels []string) string { return strings.Join(labels, "\xff") }
 
 // read returns the values in a series' cells, which may change meanwhile.
 func (d *Desc) read(labels []string, cells []atomic.Uint64) Series {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"holdfast/internal/metrics"
@@ -39,7 +40,7 @@ type series struct {
 	value   int64
 	buckets []uint64 // not cumulative
 	sum     int64
-	ended   time.Time // of the last generation that had it, in the account of the ended
+	ended   time.Duration // of the last generation that had it, by the clock, in the account of the ended
 }
 
 // shape returns the key of a family: values of one shape can be added as they are. The
@@ -144,9 +145,9 @@ func (s *series) raise(v *metrics.Series) {
 
 // fold adds what a generation that has ended has counted, and returns how many series
 // there was no room for.
-func (a *account) fold(from *account, number int, now time.Time) (lost int) {
+func (a *account) fold(from *account, number int, now time.Duration) (lost int) {
 	for _, g := range from.families {
-		if g.desc.Type == metrics.TypeGauge || g.desc.Merge == metrics.PerGeneration {
+		if !outlives(&g.desc) {
 			continue
 		}
 		f, ok := a.family(&g.desc, number)
@@ -170,9 +171,25 @@ func (a *account) fold(from *account, number int, now time.Time) (lost int) {
 	return lost
 }
 
+// clock is the time by which series expire: CLOCK_MONOTONIC, which whoever sets the wall
+// clock does not change, and which a successor reads as its predecessor did, because no
+// memory file outlives the kernel. A variable for tests.
+var clock = func() time.Duration {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		panic(err) // there is no such kernel
+	}
+	return time.Duration(now.Nano())
+}
+
+// outlives says whether what a generation has counted counts when it has ended.
+func outlives(d *metrics.Desc) bool {
+	return d.Type != metrics.TypeGauge && d.Merge != metrics.PerGeneration
+}
+
 // keep says that a generation which had these series has ended now. With other bounds
 // it is the same series.
-func (a *account) keep(ended *family, now time.Time) {
+func (a *account) keep(ended *family, now time.Duration) {
 	for _, f := range a.fitting(&ended.desc) {
 		for key := range ended.series {
 			if s := f.series[key]; s != nil {
@@ -212,7 +229,7 @@ func addCount(a, b uint64) uint64 {
 
 // expire forgets the series that none of the living generations has and whose last one
 // ended long ago.
-func (a *account) expire(living []*generation, now time.Time) {
+func (a *account) expire(living []*generation, now time.Duration) {
 	for shape, f := range a.families {
 		var kept []*family
 		for _, g := range living {
@@ -220,7 +237,7 @@ func (a *account) expire(living []*generation, now time.Time) {
 		}
 		for key, s := range f.series {
 			has := func(l *family) bool { return l.series[key] != nil }
-			if now.Sub(s.ended) > Expiry && !slices.ContainsFunc(kept, has) {
+			if now-s.ended > Expiry && !slices.ContainsFunc(kept, has) {
 				delete(f.series, key)
 				a.size -= seriesCost(key, s)
 			}
@@ -274,6 +291,9 @@ func newLabeler(d *metrics.Desc) *labeler {
 	return l
 }
 
+// separator ends a name or value in a key. No byte of UTF-8 is 0xff.
+var separator = []byte{0xff}
+
 // key returns what tells a series from the others of its family. It is valid until the
 // next call.
 func (l *labeler) key(values []string) []byte {
@@ -282,9 +302,8 @@ func (l *labeler) key(values []string) []byte {
 		if values[i] == "" {
 			continue
 		}
-		// No byte of UTF-8 is 0xff.
-		l.buf = append(append(l.buf, l.names[i]...), 0xff)
-		l.buf = append(append(l.buf, values[i]...), 0xff)
+		l.buf = append(append(l.buf, l.names[i]...), separator...)
+		l.buf = append(append(l.buf, values[i]...), separator...)
 	}
 	return l.buf
 }

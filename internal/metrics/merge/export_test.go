@@ -1,6 +1,14 @@
 package merge
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
+
+// Clock is what the program has series expire by, and SetClock replaces it for all tests.
+var Clock = clock
+
+func SetClock(c func() time.Duration) { clock = c }
 
 // SetRoom makes accounts smaller for a test that runs alone.
 func SetRoom(t *testing.T, bytes int) {

@@ -61,12 +61,12 @@ func (s *scrape) addOwn(families []metrics.Family) {
 func (s *scrape) addLiving(living []*generation, serving int) {
 	for _, g := range living {
 		if g.number == serving {
-			s.add(&g.seen, source{generation: g, serving: true})
+			s.add(g.seen, source{generation: g, serving: true})
 		}
 	}
 	for _, g := range slices.Backward(living) {
 		if g.number != serving {
-			s.add(&g.seen, source{generation: g})
+			s.add(g.seen, source{generation: g})
 		}
 	}
 }

@@ -28,6 +28,15 @@
 // Series that no living generation has any more, because the cluster or the route that
 // they were about is in no living configuration, are forgotten [Expiry] after the last
 // generation that had them has ended. One that comes back before goes on.
+//
+// # Successors
+//
+// What was counted outlives the supervisor as what [Totals.Export] gives and [Restore]
+// takes: of the generations that have ended all, of the living ones what was shown last.
+// These hold their memory files themselves. A successor restores first, adds the files of
+// those that it adopts, and only then has anything merged. What it shows is no less than
+// what was shown before, also where a generation has ended when nobody looked and its file
+// is gone with it, and where one has counted backwards.
 package merge
 
 import (
@@ -65,20 +74,22 @@ var (
 // Totals knows what is counted by the living generations and what was counted by those
 // that have ended. Its methods may be called concurrently.
 type Totals struct {
-	work   sync.Mutex // held by Merge and Settle; protects ended, and of every generation what was read
+	work   sync.Mutex // held by Merge, Settle and Export; protects ended, and of every generation what was read
 	ended  account
-	unsaid []error // of what could not be kept, until Settle says it
+	unsaid []error             // of what could not be kept, until Settle says it
+	save   func(export []byte) // nil: nobody wants to know
 
 	mu      sync.Mutex    // taken after work, for moments only
 	living  []*generation // in the order of their numbers
 	ending  []*generation // that have ended and are not in ended yet
+	folded  []int         // that are in ended, or are about to be; the last ones
 	serving int
 }
 
 type generation struct {
 	number int
-	file   *metrics.File
-	seen   account
+	file   *metrics.File // nil: it is known from a predecessor, and was not added yet
+	seen   *account
 	broken error // what is wrong with the file
 	lost   int   // series that the account has no room for
 }
@@ -86,13 +97,77 @@ type generation struct {
 // New returns Totals that know of nothing.
 func New() *Totals { return new(Totals) }
 
-// Add says that a generation will count in f, which belongs to the Totals from now on.
-// Numbers are never used again. It does not block.
-func (t *Totals) Add(number int, f *metrics.File) {
+// Settled says who is told what [Totals.Export] gives: with each Merge, before it shows it,
+// and when generations have ended, before their files are closed. So once save has put it
+// where a successor finds it, there is no moment at which what was shown is nowhere. A
+// Merge and a Settle wait for save, which must not call the Totals.
+func (t *Totals) Settled(save func(export []byte)) {
+	t.work.Lock()
+	defer t.work.Unlock()
+	t.save = save
+}
+
+// Add says that a generation counts, or will count, in f, which belongs to the Totals
+// from now on. Numbers are never used again: of a generation that is known already, or
+// that has ended and is in the totals, also in those of a predecessor, the file is closed
+// and nothing is counted. It does not block.
+func (t *Totals) Add(number int, f *metrics.File) (taken bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.living = append(t.living, &generation{number: number, file: f})
+	is := func(g *generation) bool { return g.number == number }
+	if i := slices.IndexFunc(t.living, is); i >= 0 && t.living[i].file == nil {
+		t.living[i] = &generation{number: number, file: f, seen: t.living[i].seen}
+		return true
+	}
+	if slices.ContainsFunc(t.living, is) || slices.ContainsFunc(t.ending, is) || slices.Contains(t.folded, number) {
+		f.Close()
+		return false
+	}
+	t.enlist(&generation{number: number, file: f, seen: new(account)})
+	return true
+}
+
+// enlist is called with mu held, or before the Totals are anybody's.
+func (t *Totals) enlist(g *generation) {
+	t.living = append(t.living, g)
 	slices.SortFunc(t.living, func(a, b *generation) int { return a.number - b.number })
+}
+
+// Absent returns the numbers of generations that counted when a predecessor looked last,
+// and that neither were added nor have ended since. What they had counted by then is in
+// the sums. The caller says of those that do not live that they have ended.
+func (t *Totals) Absent() (numbers []int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, g := range t.living {
+		if g.file == nil {
+			numbers = append(numbers, g.number)
+		}
+	}
+	return numbers
+}
+
+// Absorb adds what a predecessor knew, where that is found late: from is what [Restore]
+// has made of it, and must not be used any more. A generation that both know counts once.
+// It waits for a Merge that is under way.
+func (t *Totals) Absorb(from *Totals) {
+	t.work.Lock()
+	defer t.work.Unlock()
+	if lost := t.ended.fold(&from.ended, 0, clock()); lost > 0 {
+		t.unsaid = append(t.unsaid, fmt.Errorf("metrics of a predecessor: no room for %d series", lost))
+	}
+	t.mu.Lock()
+	for _, number := range from.folded {
+		t.remember(number)
+	}
+	for _, g := range from.living {
+		is := func(ours *generation) bool { return ours.number == g.number }
+		if !slices.ContainsFunc(t.living, is) && !slices.ContainsFunc(t.ending, is) && !slices.Contains(t.folded, g.number) {
+			t.enlist(g)
+		}
+	}
+	t.mu.Unlock()
+	t.keep()
 }
 
 // Serve says which generation serves; 0: none. It does not block.
@@ -134,13 +209,24 @@ func (t *Totals) settle() {
 	t.mu.Lock()
 	ending := t.ending
 	t.ending = nil
+	for _, g := range ending {
+		t.remember(g.number)
+	}
 	t.mu.Unlock()
 	for _, g := range ending {
 		g.read()
-		lost := g.lost + t.ended.fold(&g.seen, g.number, time.Now())
-		err := errors.Join(g.broken, g.file.Close())
-		if lost > 0 {
-			err = errors.Join(err, fmt.Errorf("no room for %d series", lost))
+		g.lost += t.ended.fold(g.seen, g.number, clock())
+	}
+	if len(ending) > 0 {
+		t.keep()
+	}
+	for _, g := range ending {
+		err := g.broken
+		if g.file != nil {
+			err = errors.Join(err, g.file.Close())
+		}
+		if g.lost > 0 {
+			err = errors.Join(err, fmt.Errorf("no room for %d series", g.lost))
 		}
 		if err != nil {
 			t.unsaid = append(t.unsaid, fmt.Errorf("metrics of generation %d: %w", g.number, err))
@@ -148,11 +234,28 @@ func (t *Totals) settle() {
 	}
 }
 
+// remember says that a generation is in the totals. Called with mu held, or before the
+// Totals are anybody's.
+func (t *Totals) remember(number int) {
+	t.folded = append(t.folded, number)
+	t.folded = t.folded[max(0, len(t.folded)-mostFolded):]
+}
+
 // read takes over what the generation has counted by now.
 func (g *generation) read() {
+	if g.file == nil {
+		return
+	}
 	families, err := g.file.Families()
 	g.broken = err
 	g.lost = g.seen.note(families, g.number)
+}
+
+// keep tells what a successor has to know. Called with work held.
+func (t *Totals) keep() {
+	if t.save != nil {
+		t.save(t.export())
+	}
 }
 
 // refresh adds up what has ended, reads the files of the living generations, and
@@ -165,7 +268,8 @@ func (t *Totals) refresh() (living []*generation, serving int) {
 	for _, g := range living {
 		g.read()
 	}
-	t.ended.expire(living, time.Now())
+	t.ended.expire(living, clock())
+	t.keep()
 	return living, serving
 }
 
@@ -211,7 +315,9 @@ func (t *Totals) Merge(staleGenerations []int, own []metrics.Family) []*dto.Metr
 func perGeneration(d *metrics.Desc, living []*generation, value func(*generation) int) metrics.Family {
 	f := metrics.Family{Desc: *d}
 	for _, g := range living {
-		f.Series = append(f.Series, metrics.Series{Labels: []string{g.label()}, Value: int64(value(g))})
+		if g.file != nil {
+			f.Series = append(f.Series, metrics.Series{Labels: []string{g.label()}, Value: int64(value(g))})
+		}
 	}
 	return f
 }

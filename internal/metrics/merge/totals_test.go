@@ -718,6 +718,7 @@ func FuzzMerge(f *testing.F) {
 
 func BenchmarkMerge(b *testing.B) {
 	totals := merge.New()
+	totals.Settled(func([]byte) {})
 	for number := 1; number <= 3; number++ {
 		r, _ := start(b, totals, number)
 		for i := range 10_000 {

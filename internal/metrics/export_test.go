@@ -1,4 +1,0 @@
-package metrics
-
-// Check returns what is wrong with a definition.
-func (d *Desc) Check() error { return d.check() }
