@@ -35,6 +35,17 @@ func Inherit(files []*os.File) (*Inherited, error) {
 	return i, nil
 }
 
+// InheritDescriptors takes over what a predecessor's [Inherited.All] were.
+func InheritDescriptors(byName map[string][]int) *Inherited { return &Inherited{byName: byName} }
+
+// All returns the descriptors by name, for a successor: they stay those of i.
+func (i *Inherited) All() map[string][]int {
+	if i == nil {
+		return nil
+	}
+	return i.byName
+}
+
 // duplicateOf leaves the flags of the open file description alone, unlike
 // [os.File.Fd], which may clear O_NONBLOCK.
 func duplicateOf(f *os.File) (fd int, err error) {
