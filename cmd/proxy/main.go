@@ -85,7 +85,7 @@ func consult(stdout, stderr io.Writer, of func(name string, data []byte) ([]byte
 	return exitDone
 }
 
-// serve is the life of a generation. Everything but the end comes over the control
+// serve is the life of a generation. Everything but the end comes over a control
 // channel: of all signals only SIGTERM means anything. SIGPIPE is ignored so that a
 // log reader that goes away takes nothing with it.
 func serve(stderr io.Writer) int {
@@ -106,7 +106,7 @@ func serve(stderr io.Writer) int {
 	level := new(slog.LevelVar)
 	log := slog.New(slog.NewTextHandler(stderr, nil)).With("pid", os.Getpid()) // until the configuration is known
 	err := proxy.Run(context.Background(), proxy.Options{
-		Control: controlFD, Terminate: terminate, Stdout: os.Stdout, Loops: loops,
+		Control: controlFD, Terminate: terminate, Stdout: os.Stdout, Loops: loops, Reunite: control.Reunite,
 		Logger: func(cfg config.Log, generation int) proxy.Logger {
 			level.Set(cfg.Level)
 			log, writer = logs.New(stderr, level, cfg.Format, slog.Int("generation", generation), slog.Int("pid", os.Getpid()))

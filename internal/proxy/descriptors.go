@@ -1,6 +1,123 @@
 package proxy
 
-import "golang.org/x/sys/unix"
+import (
+	"errors"
+	"math"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/config"
+)
+
+// spareDescriptors is how many are kept free at least: as many as a message may bring
+// (control.FilesPerMessage).
+const spareDescriptors = 64
+
+// ownDescriptors is what a generation will have for itself beside what it has when it
+// was built: what it keeps for a supervisor, and what tunnels need for a moment when they
+// move to a loop.
+const ownDescriptors = 32
+
+// descriptors is how those of the process are shared out. Connections have the ones
+// with low numbers. The others are kept free for what the supervisor sends: a message
+// whose descriptors find no room is cut off by the kernel (recvmsg(2), MSG_CTRUNC), and
+// the channel with it.
+//
+// What is kept free nobody can take by counting wrongly: the kernel gives the lowest
+// number that is free (open(2)), so whoever gets one that is not for connections knows
+// that there is none for them, and gives it back. Clients are counted, too, so that it
+// does not come to that: each may want a connection to an endpoint, and whoever comes in
+// a crowd would be accepted first and refused then.
+//
+// All methods may be called concurrently; nil allows everything.
+type descriptors struct {
+	limit   func() uint64 // of the process; 0: not known
+	reserve int           // how many are kept free
+	own     atomic.Int64  // how many connections will not have, of those below most
+	most    atomic.Int64  // numbers below are for connections
+	clients atomic.Int64  // their connections, with those that became tunnels
+}
+
+// newDescriptors keeps as many free as taking over what the configuration names needs
+// for a moment: three for each listening socket, two for each access log.
+func newDescriptors(cfg *config.Config) *descriptors {
+	d := &descriptors{limit: descriptorLimit, reserve: spareDescriptors + 3*len(cfg.Listeners) + 2*len(cfg.AccessLogs)}
+	d.measure()
+	return d
+}
+
+// measure asks how many descriptors there may be. Where they are few, connections have
+// half of them.
+func (d *descriptors) measure() int64 {
+	limit := int64(min(d.limit(), math.MaxInt32))
+	most := max(limit-int64(d.reserve), limit/2)
+	if limit == 0 {
+		most = math.MaxInt32
+	}
+	d.most.Store(most)
+	return most
+}
+
+// built notes what the process has for itself, when nothing is served yet.
+func (d *descriptors) built() {
+	n, _ := openFiles() // not known: what is kept free has to do
+	d.own.Store(n + ownDescriptors)
+}
+
+// allow says whether a connection may have the descriptor fd. The limit is asked for
+// again before it says no: an operator may have raised it (prlimit(1)).
+func (d *descriptors) allow(fd int) bool { return d == nil || d.reaches(int64(fd)+1) }
+
+// room says whether there is a descriptor for another client, and one for each that may
+// want a connection to an endpoint.
+func (d *descriptors) room() bool {
+	return d == nil || d.reaches(d.own.Load()+2*(d.clients.Load()+1))
+}
+
+func (d *descriptors) reaches(n int64) bool { return n <= d.most.Load() || n <= d.measure() }
+
+// count notes that clients have come, or with a negative n that they have gone.
+func (d *descriptors) count(n int64) {
+	if d != nil {
+		d.clients.Add(n)
+	}
+}
+
+// allowConn is allow for the descriptor of conn.
+func (d *descriptors) allowConn(conn net.Conn) bool {
+	sc, ok := conn.(syscall.Conn)
+	if d == nil || !ok {
+		return true
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true
+	}
+	allowed := true
+	_ = raw.Control(func(fd uintptr) { allowed = d.allow(int(fd)) }) // fails for one that is closed
+	return allowed
+}
+
+// duplicate returns the same connection at another descriptor: the lowest that is free.
+// conn is still to be closed.
+func duplicate(conn net.Conn) (net.Conn, error) {
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var dup int
+	outer := raw.Control(func(fd uintptr) { dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(outer, err); err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(dup), "accepted")
+	defer f.Close()
+	return net.FileConn(f)
+}
 
 // descriptorLimit is how many descriptors the process may have.
 func descriptorLimit() uint64 {

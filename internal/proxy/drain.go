@@ -92,7 +92,7 @@ func (g *generation) finished() bool {
 	if g.over {
 		return true
 	}
-	if g.phase < draining || time.Now().Before(g.hold) {
+	if g.phase < draining || time.Now().Before(g.hold) || g.expected() {
 		return false
 	}
 	if slices.ContainsFunc(g.listeners, func(l *listener) bool { return l.connections() > 0 }) {

@@ -4,16 +4,14 @@
 // A generation is a process that the supervisor starts and commands over the
 // control channel ([Run]). It opens no listening socket and reads no file: both
 // come over the channel. One goroutine, the loop in [generation.run], owns its
-// state.
+// state. It outlives its supervisor and is adopted by another one, see adoption.go.
 package proxy
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -23,6 +21,7 @@ import (
 	"holdfast/internal/accesslog"
 	"holdfast/internal/config"
 	"holdfast/internal/control"
+	"holdfast/internal/fence"
 	"holdfast/internal/http1"
 	"holdfast/internal/metrics"
 	"holdfast/internal/route"
@@ -36,12 +35,14 @@ const (
 	sendTimeout = 5 * time.Second
 
 	// endMargin is how long closing takes at the most when the time to stop is
-	// over, abandonTime how long it takes to give up what has not closed then, and
-	// logTime how long the last records of access logs may take to be written.
-	// Together they are shorter than what the supervisor adds before it kills.
+	// over, abandonTime how long it takes to give up what has not closed then,
+	// logTime how long the last records of access logs may take to be written, and
+	// doneTime how long the last word may wait. Together they are shorter than what the
+	// supervisor adds before it kills.
 	endMargin   = 3 * time.Second
 	abandonTime = 250 * time.Millisecond
 	logTime     = time.Second
+	doneTime    = 250 * time.Millisecond
 )
 
 // ErrAbandoned ends a generation that lost the supervisor before it was ever told
@@ -58,6 +59,10 @@ type Options struct {
 	// a P of the Go runtime while it waits: GOMAXPROCS is to be larger by two.
 	Loops int
 
+	// Reunite finds another supervisor at the rendezvous, in one attempt, as
+	// [control.Reunite] does. nil: none is sought.
+	Reunite func(ctx context.Context, path string, key []byte, hello control.Hello) (*control.Conn, error)
+
 	// Logger makes the generation's log when its configuration is known.
 	Logger func(cfg config.Log, generation int) Logger
 }
@@ -73,7 +78,7 @@ type Logger struct {
 type generation struct {
 	cfg      *config.Config
 	number   int
-	conn     *control.Conn
+	started  time.Time
 	stdout   *os.File
 	wanted   int // loops
 	log      *slog.Logger
@@ -89,21 +94,30 @@ type generation struct {
 	manager   *Manager
 	listeners []*listener
 
+	seek     seeking
 	messages chan received
-	built    chan error    // once: whether everything could be made
-	changed  chan struct{} // has room for one: something ended, look again
+	found    chan *control.Conn // to a supervisor that was sought
+	built    chan error         // once: whether everything could be made
+	changed  chan struct{}      // has room for one: something ended, look again
 
 	releaseMemory func() // set once
 
 	profiling atomic.Bool
 	work      sync.WaitGroup // what the loop has others do for it
+	talks     sync.WaitGroup // who receives from channels, and who seeks one
 
 	// Owned by the loop.
+	fence     *fence.Fence // who commands
+	channels  map[fence.Channel]*channel
+	patience  *time.Timer         // with a supervisor that does not command yet while none does
+	lost      time.Time           // when the supervisor went that another one is expected after, or zero
+	kept      map[string]int      // descriptors for whoever adopts, by key
 	sockets   map[string]int      // of the supervisor, by key; taken by serve
 	logFiles  map[string]*os.File // of access logs, by path; taken by the first serve, nil then
 	accessLog *accesslog.Log      // nil: none is configured, or nothing was recorded yet
 	process   process
 	phase     phase
+	served    time.Time // when it began to, last
 	hold      time.Time // do not end before
 	beat      heartbeat
 	memory    memory
@@ -124,8 +138,9 @@ const (
 
 // received is a message, or the end of the channel where m is nil.
 type received struct {
-	m   *control.Message
-	fds []int
+	from *channel
+	m    *control.Message
+	fds  []int
 }
 
 // Run is the life of a generation. It blocks until nothing is left to do, and returns
@@ -136,7 +151,8 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer conn.Close()
-	hello := control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid()}
+	started := time.Now()
+	hello := newHello()
 	if err := conn.Send(&control.Message{Type: control.TypeHello, Hello: &hello}, sendTimeout); err != nil {
 		return err
 	}
@@ -158,13 +174,19 @@ func Run(ctx context.Context, o Options) error {
 		known = bundle.Learnt.Addresses
 	}
 	g := &generation{
-		cfg: cfg, number: bundle.Generation, conn: conn, stdout: o.Stdout, wanted: max(o.Loops, 1),
+		cfg: cfg, number: bundle.Generation, started: started, stdout: o.Stdout, wanted: max(o.Loops, 1),
 		log: logger.Log, level: logger.Level, dropped: logger.Dropped, registry: registry, known: known,
-		messages: make(chan received), built: make(chan error, 1), changed: make(chan struct{}, 1),
+		seek:     seeking{reunite: o.Reunite, path: bundle.Rendezvous, key: bundle.Key},
+		messages: make(chan received), found: make(chan *control.Conn), built: make(chan error, 1), changed: make(chan struct{}, 1),
+		fence: fence.New(bundle.Epoch), channels: make(map[fence.Channel]*channel), kept: make(map[string]int),
 		sockets: make(map[string]int), logFiles: make(map[string]*os.File), process: newProcess(registry),
 		memory: memory{at: time.Now(), wanted: true}, releaseMemory: releaseMemory,
 	}
-	return g.run(ctx, o.Terminate)
+	return g.live(ctx, conn, o.Terminate)
+}
+
+func newHello() control.Hello {
+	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid()}
 }
 
 // receiveBundle waits for what the generation is to run; nothing else means
@@ -201,14 +223,26 @@ func openRegistry(counts int) (*metrics.Registry, error) {
 	return r, nil
 }
 
+// live runs the generation with conn as the channel that commands. Everything else is
+// over when the last word is said, and the channels are closed.
+func (g *generation) live(ctx context.Context, conn *control.Conn, terminate <-chan os.Signal) error {
+	ctx, cancel := context.WithCancel(ctx)
+	g.open(ctx, fence.First, conn)
+	err := g.run(ctx, terminate)
+	cancel()
+	g.work.Wait()
+	if err == nil {
+		g.sayDone()
+	}
+	g.closeChannels()
+	return err
+}
+
 func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error {
-	defer g.work.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	g.limit = time.NewTimer(0)
-	<-g.limit.C
+	g.limit, g.patience = stoppedTimer(), stoppedTimer()
 	g.work.Go(func() { growDescriptorTable(tableSize) })
-	go g.receive(ctx)
 	go g.beat.watch(ctx, g.log, g.pauseAccepting)
 	go func() { g.built <- g.build(ctx) }()
 	defer g.close()
@@ -225,9 +259,13 @@ func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error 
 				return err
 			}
 		case r := <-g.messages:
-			if err := g.onMessage(ctx, r); err != nil {
+			if err := g.onReceived(ctx, r); err != nil {
 				return err
 			}
+		case conn := <-g.found:
+			g.onFound(ctx, conn)
+		case <-g.patience.C:
+			g.losePatience()
 		case <-terminate:
 			g.log.Info("terminated by signal: draining", "timeout", g.cfg.Stop.Timeout)
 			g.stop(g.cfg.Stop.Timeout)
@@ -251,31 +289,17 @@ func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error 
 	}
 }
 
-// receive hands messages to the loop until the channel or the loop ends.
-func (g *generation) receive(ctx context.Context) {
-	for {
-		m, fds, err := g.conn.Receive()
-		if err != nil {
-			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-				g.log.Error("the supervisor's message cannot be read", "err", err)
-			}
-			m = nil
-		}
-		select {
-		case g.messages <- received{m, fds}:
-		case <-ctx.Done():
-			control.CloseAll(fds)
-			return
-		}
-		if m == nil {
-			return
-		}
-	}
+// stoppedTimer returns a timer that fires when it is reset.
+func stoppedTimer() *time.Timer {
+	t := time.NewTimer(0)
+	t.Stop()
+	return t
 }
 
 // build makes everything that the configuration wants: step 4 of a reload.
 func (g *generation) build(ctx context.Context) error {
-	clusters, err := upstream.New(ctx, g.cfg, g.known, g.registry)
+	descriptors := newDescriptors(g.cfg)
+	clusters, err := upstream.New(ctx, g.cfg, g.known, g.registry, descriptors.allow)
 	if err != nil {
 		return err
 	}
@@ -284,7 +308,7 @@ func (g *generation) build(ctx context.Context) error {
 		return err
 	}
 	g.clusters, g.loops = clusters, loops
-	g.tunnels = tunnel.NewSet(tunnel.Options{Log: g.log, OnEnd: g.onTunnelEnd, Metrics: g.registry, Loops: loops.all})
+	g.tunnels = tunnel.NewSet(tunnel.Options{Log: g.log, OnEnd: g.onTunnelEnd, Metrics: g.registry, MayHave: descriptors.allow, Loops: loops.all})
 	loops.run()
 	g.manager = NewManager(ManagerOptions{
 		Routes: route.New(g.cfg), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Tunnels: g, Log: g.log, Metrics: g.registry,
@@ -294,112 +318,109 @@ func (g *generation) build(ctx context.Context) error {
 			Limits: cfg.Limits, Scheme: "http", Handler: g.manager, Log: g.log,
 			Metrics: http1.NewServerMetrics(g.registry, cfg.Name), Refused: g.manager.Refused,
 		})
-		g.listeners = append(g.listeners, newListener(cfg, g.cfg.Listeners[i].Key(), server, g.log, g.registry, g.notice))
+		l := newListener(cfg, g.cfg.Listeners[i].Key(), server, g.log, g.registry, g.notice)
+		l.descriptors = descriptors
+		g.listeners = append(g.listeners, l)
 	}
+	descriptors.built()
 	return nil
 }
 
 func (g *generation) onBuilt(err error) error {
 	g.phase = standby
 	if err != nil {
-		return errors.Join(err, g.conn.Send(&control.Message{Type: control.TypeReady, Error: err.Error()}, sendTimeout))
+		return errors.Join(err, g.commander().Send(&control.Message{Type: control.TypeReady, Error: err.Error()}, sendTimeout))
 	}
 	learnt, err := control.Payload(control.Learnt{Addresses: g.clusters.Addresses()})
 	if err != nil {
 		return err
 	}
 	defer learnt.Close()
-	return g.conn.Send(&control.Message{Type: control.TypeReady}, sendTimeout, int(learnt.Fd()))
+	return g.commander().Send(&control.Message{Type: control.TypeReady}, sendTimeout, int(learnt.Fd()))
 }
 
-// onMessage does what the supervisor says. The error ends the generation.
-func (g *generation) onMessage(ctx context.Context, r received) error {
-	if r.m == nil {
-		return g.onChannelEnd()
+// onReceived has the fence judge what a supervisor says. The error ends the generation.
+func (g *generation) onReceived(ctx context.Context, r received) error {
+	switch {
+	case r.m == nil:
+		return g.onChannelEnd(ctx, r.from)
+	case g.phase < serving && (r.m.Type == control.TypePrepare || r.m.Type == control.TypeAdopt):
+		g.refuse(r, errors.New("who does not serve yet is not adopted"))
+		return nil
 	}
+	switch verdict, err := g.fence.Message(r.from.id, r.m.Type, r.m.Epoch); verdict {
+	case fence.Do:
+		g.do(ctx, r)
+	case fence.Admit:
+		g.prepare(ctx, r)
+	case fence.Commit:
+		g.obey(r)
+	case fence.Refuse:
+		g.refuse(r, err)
+	default: // of a channel that was closed meanwhile
+		control.Discard(r.fds)
+	}
+	return nil
+}
+
+// do does what the supervisor says.
+func (g *generation) do(ctx context.Context, r received) {
 	switch r.m.Type {
 	case control.TypeListeners:
-		g.takeSockets(r)
-		return nil
+		g.confirm(r, replace(g.sockets, r))
+		return
+	case control.TypeKeep:
+		g.confirm(r, replace(g.kept, r))
+		return
 	case control.TypeLogs:
-		g.confirm(r.m, g.takeLogs(r.m, r.fds))
-		return nil
+		g.confirm(r, g.takeLogs(r.m, r.fds))
+		return
 	case control.TypeLevel:
-		g.confirm(r.m, g.setLevel(r.m.Level))
+		g.confirm(r, g.setLevel(r.m.Level))
 	case control.TypeProfile:
-		g.profile(ctx, r.m)
+		g.profile(ctx, r)
 	case control.TypeServe:
-		g.answer(r.m, g.serve(), nil)
+		g.answer(r, control.Message{}, g.serve())
 	case control.TypeDrain:
 		g.drain(r.m.Keys, r.m.Within)
-		g.answer(r.m, nil, nil)
+		g.answer(r, control.Message{}, nil)
 	case control.TypeStatus:
-		g.answer(r.m, nil, g.status())
+		g.answer(r, control.Message{Status: g.status()}, nil)
+	case control.TypeAdopt:
+		g.handBack(r)
 	case control.TypeStop:
 		g.stop(r.m.Within)
 	default:
 		if r.m.ID != 0 {
-			g.answer(r.m, fmt.Errorf("unknown message %q", r.m.Type), nil)
+			g.answer(r, control.Message{}, fmt.Errorf("unknown message %q", r.m.Type))
 		}
 	}
 	control.CloseAll(r.fds)
-	return nil
 }
 
 // confirm answers a message that may want no answer; an error is logged then.
-func (g *generation) confirm(m *control.Message, err error) {
-	if m.ID != 0 {
-		g.answer(m, err, nil)
+func (g *generation) confirm(r received, err error) {
+	if r.m.ID != 0 {
+		g.answer(r, control.Message{}, err)
 	} else if err != nil {
-		g.log.Error("cannot do what the supervisor says", "message", m.Type, "err", err)
-	}
-}
-
-func (g *generation) answer(to *control.Message, err error, st *control.Status, fds ...int) {
-	a := &control.Message{Type: control.TypeAnswer, Re: to.ID, Status: st}
-	if err != nil {
-		a.Error = err.Error()
-	}
-	if err := g.conn.Send(a, sendTimeout, fds...); err != nil {
-		g.log.Error("cannot answer the supervisor", "to", to.Type, "err", err)
-	}
-}
-
-// leave tells the supervisor that we end without its having said so: another must
-// accept in our place.
-func (g *generation) leave() {
-	if g.messages == nil {
-		return // it is gone
-	}
-	if err := g.conn.Send(&control.Message{Type: control.TypeLeaving}, sendTimeout); err != nil {
-		g.log.Error("cannot tell the supervisor", "err", err)
+		g.log.Error("cannot do what the supervisor says", "message", r.m.Type, "err", err)
 	}
 }
 
 // onChannelEnd: clients do not suffer from the supervisor's death. What serves goes
 // on, what drains drains; what never served has nobody to live for.
-func (g *generation) onChannelEnd() error {
-	g.messages = nil
+func (g *generation) onChannelEnd(ctx context.Context, c *channel) error {
+	c.conn.Close()
+	delete(g.channels, c.id)
+	verdict := g.fence.Ended(c.id)
+	if verdict == fence.Ignore {
+		return nil
+	}
 	if g.phase < serving {
 		return ErrAbandoned
 	}
-	g.log.Error("the supervisor is gone; this generation goes on by itself, SIGTERM drains it")
+	g.onLost(ctx, verdict)
 	return nil
-}
-
-// takeSockets keeps the supervisor's sockets until serve.
-func (g *generation) takeSockets(r received) {
-	if len(r.m.Keys) != len(r.fds) {
-		g.log.Error("listeners and descriptors do not match", "listeners", len(r.m.Keys), "descriptors", len(r.fds))
-		control.CloseAll(r.fds)
-		return
-	}
-	for i, key := range r.m.Keys {
-		if old, ok := g.sockets[key]; ok {
-			control.CloseAll([]int{old})
-		}
-		g.sockets[key] = r.fds[i]
-	}
 }
 
 // serve begins to accept, for the first time or again.
@@ -435,18 +456,13 @@ func (g *generation) serve() error {
 	g.dropSockets()
 	g.tunnels.Undrain()
 	g.limit.Stop()
-	g.phase = serving
+	g.phase, g.served = serving, time.Now()
 	g.log.Info("serving")
 	return nil
 }
 
 // dropSockets closes those that no listener wants.
-func (g *generation) dropSockets() {
-	for key, fd := range g.sockets {
-		control.CloseAll([]int{fd})
-		delete(g.sockets, key)
-	}
-}
+func (g *generation) dropSockets() { drop(g.sockets) }
 
 func (g *generation) status() *control.Status {
 	st := &control.Status{RSS: residentBytes(), Draining: g.phase >= draining, LogsDropped: g.dropped()}
@@ -455,6 +471,7 @@ func (g *generation) status() *control.Status {
 		return st
 	}
 	for _, l := range g.listeners {
+		l.queue.sample(l.fd)
 		st.Connections += l.server.Connections()
 		st.Requests += l.server.Requests()
 	}
@@ -496,6 +513,7 @@ func (g *generation) notice() { signal(g.changed) }
 // close lets go of what keeps no client: only the end of the process follows.
 func (g *generation) close() {
 	g.dropSockets()
+	drop(g.kept)
 	if g.phase == building {
 		return // what is being built belongs to another goroutine still
 	}

@@ -37,10 +37,14 @@ type commander struct {
 	lastID    uint64
 	ended     chan error // what the generation's Run has returned
 	leaving   chan struct{}
+	done      chan struct{} // closed: it has said so
 	terminate chan os.Signal
 	log       syncBuffer
 	dropped   atomic.Uint64 // lines of the generation's log
 	received  sync.WaitGroup
+
+	rendezvous string // in the bundle
+	reunite    func(ctx context.Context, path string, key []byte, hello control.Hello) (*control.Conn, error)
 
 	// run starts the generation with its end of the control channel.
 	run func(fd int) (end func())
@@ -71,7 +75,7 @@ func (s *syncBuffer) String() string {
 func command(t *testing.T, limits, more string, options ...func(*commander)) *commander {
 	t.Helper()
 	c := &commander{t: t, conns: make(chan *wire, 16), answers: make(chan *control.Message, 16), payloads: make(chan int, 16),
-		ended: make(chan error, 1), leaving: make(chan struct{}, 1), terminate: make(chan os.Signal, 1)}
+		ended: make(chan error, 1), leaving: make(chan struct{}, 1), done: make(chan struct{}), terminate: make(chan os.Signal, 1)}
 	counts, err := metrics.NewFile()
 	if err != nil {
 		t.Fatal(err)
@@ -134,6 +138,7 @@ func (c *commander) start(file string) {
 		c.t.Fatal(err)
 	}
 	c.conn = ours
+	c.t.Cleanup(func() { ours.Close() })
 	fd, err := unix.FcntlInt(theirs.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	theirs.Close()
 	if err != nil {
@@ -141,12 +146,13 @@ func (c *commander) start(file string) {
 	}
 	end := c.run(fd)
 	c.t.Cleanup(func() {
-		end()
-		c.conn.Close()
+		end() // and with it what we receive
 		c.received.Wait()
 	})
 	c.hear(control.TypeHello)
-	bundle, err := control.Payload(control.Bundle{Path: "a.toml", Config: []byte(file), Generation: 1})
+	bundle, err := control.Payload(control.Bundle{
+		Path: "a.toml", Config: []byte(file), Generation: 1, Epoch: 1, Rendezvous: c.rendezvous, Key: []byte("key"),
+	})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -156,23 +162,30 @@ func (c *commander) start(file string) {
 	c.hear(control.TypeReady)
 	c.received.Go(func() {
 		for {
-			m, fds, err := c.conn.Receive()
+			m, fds, err := ours.Receive()
 			if err != nil {
 				return
 			}
-			if len(fds) == 1 {
-				c.payloads <- fds[0]
-			} else {
-				control.CloseAll(fds)
-			}
-			if m.Type == control.TypeAnswer {
-				c.answers <- m
-			}
-			if m.Type == control.TypeLeaving {
-				c.leaving <- struct{}{}
-			}
+			c.sort(m, fds)
 		}
 	})
+}
+
+// sort has a message wait for whoever wants it.
+func (c *commander) sort(m *control.Message, fds []int) {
+	if len(fds) == 1 {
+		c.payloads <- fds[0]
+	} else {
+		control.CloseAll(fds)
+	}
+	switch m.Type {
+	case control.TypeAnswer:
+		c.answers <- m
+	case control.TypeLeaving:
+		c.leaving <- struct{}{}
+	case control.TypeDone:
+		close(c.done)
+	}
 }
 
 // runHere has the generation run in this process.
@@ -180,7 +193,7 @@ func (c *commander) runHere(fd int) (end func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		c.ended <- proxy.Run(ctx, proxy.Options{Control: fd, Terminate: c.terminate, Logger: func(cfg config.Log, _ int) proxy.Logger {
+		c.ended <- proxy.Run(ctx, proxy.Options{Control: fd, Terminate: c.terminate, Reunite: c.reunite, Logger: func(cfg config.Log, _ int) proxy.Logger {
 			level := new(slog.LevelVar)
 			log := slog.New(slog.NewTextHandler(&c.log, &slog.HandlerOptions{Level: level}))
 			return proxy.Logger{Log: log, Level: level, Dropped: c.dropped.Load}

@@ -29,20 +29,20 @@ func (g *generation) setLevel(name string) error {
 
 // profile answers with a profile, in a goroutine: the loop goes on. One is made at a
 // time.
-func (g *generation) profile(ctx context.Context, m *control.Message) {
+func (g *generation) profile(ctx context.Context, r received) {
 	if g.profiling.Swap(true) {
-		g.answer(m, errors.New("another profile is being made"), nil)
+		g.answer(r, control.Message{}, errors.New("another profile is being made"))
 		return
 	}
 	g.work.Go(func() {
-		file, err := makeProfile(ctx, m.Profile, m.Within)
+		file, err := makeProfile(ctx, r.m.Profile, r.m.Within)
 		g.profiling.Store(false) // before the answer: who has it may ask for the next one
 		if err != nil {
-			g.answer(m, err, nil)
+			_ = g.reply(r, control.Message{Error: err.Error()})
 			return
 		}
 		defer file.Close()
-		g.answer(m, nil, nil, int(file.Fd()))
+		_ = g.reply(r, control.Message{}, int(file.Fd()))
 	})
 }
 

@@ -22,6 +22,9 @@ import (
 // acceptPause is the wait after accept failed for want of descriptors or memory.
 const acceptPause = 200 * time.Millisecond
 
+// errNoDescriptor says that all descriptors are in use that connections may have.
+var errNoDescriptor = errors.New("no descriptor is left for connections: raise the limit of descriptors")
+
 // listener accepts from one of the supervisor's sockets and has its connections
 // served. accept and stop are called by the generation's loop.
 type listener struct {
@@ -31,6 +34,9 @@ type listener struct {
 	log     *slog.Logger
 	notice  func() // tells the loop that a connection has ended
 	metrics acceptMetrics
+	queue   queueMetrics
+
+	descriptors *descriptors // of the process; nil: there are always enough
 
 	failing, full episode // accepting fails; there is no room
 
@@ -52,8 +58,8 @@ type listener struct {
 func newListener(cfg config.Listener, key string, server *http1.Server, log *slog.Logger, r *metrics.Registry, notice func()) *listener {
 	return &listener{
 		cfg: cfg, key: key, server: server, log: log.With("listener", cfg.Name), notice: notice,
-		metrics: newAcceptMetrics(r, cfg.Name),
-		fd:      -1, room: make(chan struct{}, 1), resume: make(chan struct{}, 1),
+		metrics: newAcceptMetrics(r, cfg.Name), queue: newQueueMetrics(r, cfg.Name),
+		fd: -1, room: make(chan struct{}, 1), resume: make(chan struct{}, 1),
 	}
 }
 
@@ -97,6 +103,10 @@ func (l *listener) stop(empty bool) {
 		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNABORTED) {
 			continue
 		}
+		if err == nil && !l.descriptors.allow(fd) {
+			control.CloseAll([]int{fd})
+			err = errNoDescriptor
+		}
 		if err != nil {
 			if !errors.Is(err, unix.EAGAIN) {
 				l.log.Error("connections in the queue are lost", "err", err)
@@ -118,22 +128,47 @@ func (l *listener) acceptLoop(ln net.Listener, stopped <-chan struct{}) {
 		conn, err := ln.Accept()
 		switch {
 		case err == nil:
-			l.serve(conn)
+			l.serve(l.settle(conn, stopped))
 		case errors.Is(err, net.ErrClosed):
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded): // paused
 		case errors.Is(err, unix.ECONNABORTED): // it went away in the queue
 		default:
-			l.metrics.failures.Inc()
-			if l.failing.comesUp(time.Now()) {
-				l.log.Error("cannot accept; connections wait in the queue", "err", err)
-			}
-			select {
-			case <-time.After(acceptPause):
-			case <-stopped:
-			}
+			l.awaitMeans(err, stopped)
 		}
 	}
+}
+
+// awaitMeans waits a moment for what err says is wanting, and says so once. It returns
+// false when the listener stops.
+func (l *listener) awaitMeans(err error, stopped <-chan struct{}) bool {
+	l.metrics.failures.Inc()
+	if l.failing.comesUp(time.Now()) {
+		l.log.Error("cannot accept; connections wait in the queue", "err", err)
+	}
+	select {
+	case <-time.After(acceptPause):
+	case <-l.room: // a connection has ended
+	case <-stopped:
+		return false
+	}
+	return true
+}
+
+// settle brings conn, which was accepted, to a descriptor that connections may have.
+// While there is none it waits, and so does who stands behind conn in the queue. One
+// is then free below: room was made there.
+func (l *listener) settle(conn net.Conn, stopped <-chan struct{}) net.Conn {
+	for !l.descriptors.allowConn(conn) {
+		if !l.awaitMeans(errNoDescriptor, stopped) {
+			break // served where it is: nobody else will
+		}
+		if again, err := duplicate(conn); err == nil {
+			conn.Close()
+			conn = again
+		}
+	}
+	return conn
 }
 
 // awaitTurn blocks while there is no room for a connection or accepting is paused.
@@ -160,6 +195,10 @@ func (l *listener) awaitTurn(stopped <-chan struct{}) bool {
 			select {
 			case <-l.room:
 			case <-stopped:
+				return false
+			}
+		case !l.descriptors.room():
+			if !l.awaitMeans(errNoDescriptor, stopped) {
 				return false
 			}
 		default:
@@ -221,6 +260,7 @@ func (l *listener) serve(conn net.Conn) {
 	l.turns++
 	l.serves++
 	l.mu.Unlock()
+	l.descriptors.count(1)
 	go func() {
 		l.server.Serve(conn, d)
 		l.mu.Lock()
@@ -252,6 +292,7 @@ func (l *listener) enter() {
 	l.open++
 	l.turns++
 	l.mu.Unlock()
+	l.descriptors.count(1)
 }
 
 func (l *listener) leave() {
@@ -259,6 +300,7 @@ func (l *listener) leave() {
 	l.open--
 	l.turns++
 	l.mu.Unlock()
+	l.descriptors.count(-1)
 	signal(l.room)
 }
 

@@ -107,7 +107,7 @@ func newSite(t *testing.T) *site {
 		Clusters: []config.Cluster{{Name: "web", ConnectTimeout: bound, IdleTimeout: bound,
 			Endpoints: []config.Endpoint{{Address: endpoint}}}},
 	}
-	clusters, err := upstream.New(t.Context(), cfg, nil, s.counted)
+	clusters, err := upstream.New(t.Context(), cfg, nil, s.counted, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -348,11 +348,11 @@ func TestTheLevelOfTheLogCanBeChangedWhileItRuns(t *testing.T) {
 }
 
 // question asks for what may be refused.
-func (c *commander) question(m control.Message) *control.Message {
+func (c *commander) question(m control.Message, fds ...int) *control.Message {
 	c.t.Helper()
 	c.lastID++
 	m.ID = c.lastID
-	c.say(&m)
+	c.say(&m, fds...)
 	return await(c.t, string(m.Type), c.answers)
 }
 

@@ -51,6 +51,10 @@ type Options struct {
 
 	Metrics *metrics.Registry // nil: nothing is counted
 
+	// MayHave says of a descriptor whether a tunnel may have it that moves to a loop; one
+	// that may not has goroutines. nil: always.
+	MayHave func(fd int) bool
+
 	// Loops relay the tunnels of which both connections are plain TCP. Whoever
 	// made them runs them, and stops them after the Set is empty. Without one,
 	// all tunnels have goroutines.
@@ -61,6 +65,7 @@ type Options struct {
 // not by a loop, and never wait for a peer.
 type Set struct {
 	log      *slog.Logger
+	mayHave  func(fd int) bool
 	epoch    time.Time // of all moments
 	bounds   bounds
 	metrics  setMetrics
@@ -98,6 +103,7 @@ type carrier interface {
 func NewSet(o Options) *Set {
 	s := &Set{
 		log:     o.Log,
+		mayHave: o.MayHave,
 		epoch:   time.Now().Add(-time.Second),
 		bounds:  defaultBounds,
 		metrics: newSetMetrics(o.Metrics),
@@ -160,7 +166,7 @@ func (s *Set) startOnLoop(a *arrival) bool {
 		if !e.reserve() {
 			continue
 		}
-		if !a.detach(d, u) {
+		if !a.detach(d, u, s.mayHave) {
 			e.unreserve()
 			return false
 		}
@@ -172,7 +178,7 @@ func (s *Set) startOnLoop(a *arrival) bool {
 
 // detach takes both connections out of Go's poller. It fails where there are not enough
 // descriptors; nothing has changed then.
-func (a *arrival) detach(d, u *net.TCPConn) bool {
+func (a *arrival) detach(d, u *net.TCPConn, mayHave func(fd int) bool) bool {
 	var err error
 	k := a.Origin.Limits.KeepAlive
 	if a.fds[down], err = detach(d, k); err != nil {
@@ -180,6 +186,11 @@ func (a *arrival) detach(d, u *net.TCPConn) bool {
 	}
 	if a.fds[up], err = detach(u, k); err != nil {
 		closeFD(a.fds[down])
+		return false
+	}
+	if mayHave != nil && !mayHave(int(max(a.fds[down], a.fds[up]))) {
+		closeFD(a.fds[down])
+		closeFD(a.fds[up])
 		return false
 	}
 	d.Close()

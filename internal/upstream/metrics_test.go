@@ -194,7 +194,7 @@ func TestAnEndpointsRealConnectionsAndBytesAreCounted(t *testing.T) {
 	}
 	serve(t, l)
 	r := metrics.NewRegistry()
-	cs, err := upstream.New(t.Context(), &config.Config{Clusters: []config.Cluster{web(l.Addr().String())}}, nil, r)
+	cs, err := upstream.New(t.Context(), &config.Config{Clusters: []config.Cluster{web(l.Addr().String())}}, nil, r, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

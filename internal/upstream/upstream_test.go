@@ -496,7 +496,7 @@ func TestRealConnections(t *testing.T) {
 			} else {
 				address = strings.Replace(address, "127.0.0.1", "localhost", 1)
 			}
-			cs, err := upstream.New(t.Context(), &config.Config{Clusters: []config.Cluster{web(address)}}, nil, nil)
+			cs, err := upstream.New(t.Context(), &config.Config{Clusters: []config.Cluster{web(address)}}, nil, nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
