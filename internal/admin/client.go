@@ -31,7 +31,8 @@ var ErrUnknown = errors.New("unknown whether it was done")
 // maxAnswer bounds what is read of an answer. A profile may be long.
 const maxAnswer = 64 << 20
 
-// endPoll is how often Stop looks whether the socket is gone.
+// endPoll is how often Stop looks whether the socket is gone, and how soon a command is
+// repeated that met a supervisor which another one has just succeeded.
 const endPoll = 20 * time.Millisecond
 
 // Client commands the supervisor of a runtime directory. Its methods may run
@@ -69,6 +70,12 @@ func (c *Client) Reload(ctx context.Context, wait bool) (*supervisor.ReloadResul
 	return result, c.into(ctx, result, "POST", "/reload", url.Values{"wait": {strconv.FormatBool(wait)}})
 }
 
+// Upgrade is [supervisor.Commands.Upgrade]: a *supervisor.Refusal has changed nothing.
+func (c *Client) Upgrade(ctx context.Context) (*supervisor.UpgradeResult, error) {
+	result := new(supervisor.UpgradeResult)
+	return result, c.into(ctx, result, "POST", "/upgrade", nil)
+}
+
 // Status is [supervisor.Commands.Status].
 func (c *Client) Status(ctx context.Context) (*supervisor.Status, error) {
 	status := new(supervisor.Status)
@@ -86,7 +93,7 @@ func (c *Client) Stop(ctx context.Context, now bool) error {
 	for {
 		_, err := c.do(ctx, "GET", "/healthz", nil)
 		if errors.Is(err, ErrNotRunning) {
-			return nil
+			return fmt.Errorf("%w: the supervisor has ended without a word, and generations may live", ErrUnknown)
 		}
 		select {
 		case <-time.After(endPoll):
@@ -161,8 +168,23 @@ func (c *Client) into(ctx context.Context, value any, method, path string, query
 	return nil
 }
 
-// do returns the body of a 200 and makes an error of everything else.
+// do returns the body of a 200 and makes an error of everything else. A supervisor that
+// another one has succeeded has done nothing, and the other one is asked.
 func (c *Client) do(ctx context.Context, method, path string, query url.Values) ([]byte, error) {
+	for {
+		body, err := c.once(ctx, method, path, query)
+		if !errors.Is(err, supervisor.ErrSucceeded) {
+			return body, err
+		}
+		select {
+		case <-time.After(endPoll):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+func (c *Client) once(ctx context.Context, method, path string, query url.Values) ([]byte, error) {
 	to := url.URL{Scheme: "http", Host: "localhost", Path: path, RawQuery: query.Encode()}
 	request, err := http.NewRequestWithContext(ctx, method, to.String(), nil)
 	if err != nil {
@@ -225,8 +247,10 @@ func said(code int, body []byte) error {
 		}
 	}
 	text := printable(bytes.TrimSpace(body))
-	if code == http.StatusServiceUnavailable && text == supervisor.ErrStopping.Error() {
-		return supervisor.ErrStopping
+	for _, known := range []error{supervisor.ErrStopping, supervisor.ErrSucceeded} {
+		if code == http.StatusServiceUnavailable && text == known.Error() {
+			return known
+		}
 	}
 	return errors.New(text)
 }

@@ -50,9 +50,10 @@ func (s *Server) resources() []resource {
 // socketResources are those of the admin socket alone, whatever the configuration
 // allows over TCP, where nobody is asked who they are. A configuration names every
 // file and every upstream; a profile shows the insides of a process, and taking one
-// costs it time.
+// costs it time; an upgrade runs whatever is on disk.
 func (s *Server) socketResources() []resource {
 	return []resource{
+		{"POST", "/upgrade", "put the supervisor's program, as it is on disk now, in the place of the one that runs", s.upgrade},
 		{"GET", "/config", "the configuration that serves with every default, as TOML; ?file=true that of the file as it is now", s.config},
 		{"GET", pprofPath, "profiles of the supervisor, as net/http/pprof has them; ?generation=N of a generation", s.profile},
 	}
@@ -230,6 +231,16 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// upgrade takes as long as it takes: every step of it has a limit of its own.
+func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) error {
+	result, err := s.cmds.Upgrade(r.Context())
+	if err != nil {
+		return err
+	}
+	answerJSON(w, http.StatusOK, result)
+	return nil
+}
+
 func (s *Server) stop(w http.ResponseWriter, r *http.Request) error {
 	now, err := boolean(r, "now", false)
 	if err != nil {
@@ -246,6 +257,9 @@ func (s *Server) stop(w http.ResponseWriter, r *http.Request) error {
 	}
 	select {
 	case <-s.ending:
+		if s.left.Load() {
+			return supervisor.ErrSucceeded
+		}
 		answerText(w, http.StatusOK, "ended")
 	case <-r.Context().Done(): // nobody is there to be answered
 	}
@@ -380,7 +394,7 @@ func answerError(w http.ResponseWriter, err error) {
 	code := http.StatusInternalServerError
 	if known, ok := errors.AsType[*failure](err); ok {
 		code = known.code
-	} else if errors.Is(err, supervisor.ErrStopping) {
+	} else if errors.Is(err, supervisor.ErrStopping) || errors.Is(err, supervisor.ErrSucceeded) {
 		code = http.StatusServiceUnavailable
 	} else if errors.Is(err, context.DeadlineExceeded) {
 		code, err = http.StatusGatewayTimeout, errors.New("the supervisor does not answer")

@@ -57,7 +57,7 @@ func TestThePeerIsWhoTheKernelSays(t *testing.T) {
 	defer l.Close()
 	var log bytes.Buffer
 	refuse := true
-	g := newGate(l, func(c net.Conn) error {
+	g := newGate(l.(listener), func(c net.Conn) error {
 		if refuse {
 			refuse = false
 			return errors.New("not you")

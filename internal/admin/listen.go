@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -30,7 +31,7 @@ func socketPath(runtimeDir string) (string, error) {
 	return path, nil
 }
 
-func listenUnix(runtimeDir string) (net.Listener, error) {
+func listenUnix(runtimeDir string) (listener, error) {
 	path, err := socketPath(runtimeDir)
 	if err != nil {
 		return nil, err
@@ -43,13 +44,21 @@ func listenUnix(runtimeDir string) (net.Listener, error) {
 	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return control(c, func(fd int) error { return unix.Fchmod(fd, 0o600) })
 	}}
-	return private.Listen(context.Background(), "unix", path)
+	l, err := private.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
 }
 
-func listenTCP(address netip.AddrPort) (net.Listener, error) {
+func listenTCP(address netip.AddrPort) (listener, error) {
 	var plain net.ListenConfig
 	plain.SetMultipathTCP(false) // as every listening socket of this program
-	return plain.Listen(context.Background(), "tcp", address.String())
+	l, err := plain.Listen(context.Background(), "tcp", address.String())
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.TCPListener), nil
 }
 
 // checkPeer lets in who may command: the user of this process, and root. The
@@ -86,13 +95,32 @@ func control(c syscall.RawConn, f func(fd int) error) error {
 	return err
 }
 
+// listener is a listening socket of either kind.
+type listener interface {
+	net.Listener
+	syscall.Conn
+	SetDeadline(time.Time) error
+}
+
+// takeOver makes a listener of a descriptor, which it closes. Unlike one that was
+// opened here, it does not remove the path of a unix socket when it is closed.
+func takeOver(fd int) (listener, error) {
+	f := os.NewFile(uintptr(fd), "admin listener")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	return l.(listener), nil // TCP and unix sockets are
+}
+
 // gate is a listener with a bounded number of connections, which lets in only
 // whom check lets in. Where all places are taken, the connection that has gone the
 // longest without a whole request gives up its own: whoever opens connections and
 // says nothing keeps no health check out. Those that are being answered keep their
-// places. Close also ends an Accept that waits for a place.
+// places. Close also ends an Accept that waits for a place, or while the gate is held.
 type gate struct {
-	net.Listener
+	listener
 	check   func(net.Conn) error // nil lets everybody in
 	log     *slog.Logger
 	closed  chan struct{}
@@ -100,11 +128,12 @@ type gate struct {
 	changed chan struct{} // has an element after a guest has left or come to rest
 
 	mu     sync.Mutex
-	guests []*guest // those that rest in the order in which they came to
+	guests []*guest      // those that rest in the order in which they came to
+	opens  chan struct{} // closed when the gate is held no more; nil: it is not held
 }
 
-func newGate(l net.Listener, check func(net.Conn) error, log *slog.Logger) *gate {
-	g := &gate{Listener: l, check: check, log: log, closed: make(chan struct{}), changed: make(chan struct{}, 1)}
+func newGate(l listener, check func(net.Conn) error, log *slog.Logger) *gate {
+	g := &gate{listener: l, check: check, log: log, closed: make(chan struct{}), changed: make(chan struct{}, 1)}
 	g.close = sync.OnceValue(func() error {
 		close(g.closed)
 		return l.Close()
@@ -114,10 +143,49 @@ func newGate(l net.Listener, check func(net.Conn) error, log *slog.Logger) *gate
 
 func (g *gate) Close() error { return g.close() }
 
+// hold leaves whoever comes in the kernel's queue until open.
+func (g *gate) hold() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.opens == nil {
+		g.opens = make(chan struct{})
+		_ = g.SetDeadline(time.Unix(1, 0)) // fails for a closed one only
+	}
+}
+
+func (g *gate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.opens != nil {
+		_ = g.SetDeadline(time.Time{}) // fails for a closed one only
+		close(g.opens)
+		g.opens = nil
+	}
+}
+
+// awaitOpen says false if the gate is closed before it is open.
+func (g *gate) awaitOpen() bool {
+	g.mu.Lock()
+	opens := g.opens
+	g.mu.Unlock()
+	if opens == nil {
+		return true
+	}
+	select {
+	case <-opens:
+		return true
+	case <-g.closed:
+		return false
+	}
+}
+
 // Accept is called by one goroutine, that of http.Server.
 func (g *gate) Accept() (net.Conn, error) {
 	for {
-		conn, err := g.Listener.Accept()
+		conn, err := g.listener.Accept()
+		if errors.Is(err, os.ErrDeadlineExceeded) && g.awaitOpen() {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

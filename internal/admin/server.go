@@ -11,6 +11,10 @@
 //	… sup.Run(ctx) …
 //	surface.CloseListeners()
 //	surface.Close()
+//
+// A surface that is to take the place of another process's has its listening sockets
+// ([Server.Inherit]) and accepts nothing from them before [Server.Open]; the other one
+// gives them up by [Server.Leave]. Whoever connects in between waits.
 package admin
 
 import (
@@ -70,9 +74,13 @@ type Server struct {
 	unix   *endpoint
 	scrape http.Handler
 
-	mu     sync.Mutex
-	tcp    *endpoint // nil: off
-	closed bool      // no endpoint comes any more
+	left atomic.Bool // another process has the sockets
+
+	mu        sync.Mutex
+	tcp       *endpoint      // nil: off
+	inherited map[string]int // descriptors by key that nothing has used yet
+	held      bool           // nothing is accepted
+	closed    bool           // no endpoint comes any more
 }
 
 // endpoint is a listening socket and the HTTP server on it.
@@ -95,11 +103,16 @@ func New(log *slog.Logger) *Server {
 // listens is taken for a dead supervisor's and replaced. After an error nothing is
 // left to close.
 func (s *Server) Start(runtimeDir string, cmds supervisor.Commands) error {
-	listener, err := listenUnix(runtimeDir)
+	listener, err := s.takeInherited(keyUnix)
+	if listener == nil && err == nil {
+		listener, err = listenUnix(runtimeDir)
+	}
 	if err != nil {
 		return fmt.Errorf("admin socket: %w", err)
 	}
 	s.cmds, s.scrape = cmds, scrapeHandler(cmds, s.log)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.unix = &endpoint{listener: newGate(listener, checkPeer, s.log)}
 	s.serve(s.unix)
 	return nil
@@ -129,7 +142,10 @@ func (s *Server) Prepare(cfg config.Admin) (commit, abort func(), err error) {
 }
 
 func (s *Server) listen(cfg config.Admin) (*endpoint, error) {
-	listener, err := listenTCP(cfg.HTTP)
+	listener, err := s.takeInherited(keyTCP(cfg.HTTP))
+	if listener == nil && err == nil {
+		listener, err = listenTCP(cfg.HTTP)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +198,11 @@ func (s *Server) swap(next *endpoint) {
 	}
 }
 
+// serve is called with mu held.
 func (s *Server) serve(e *endpoint) {
+	if s.held {
+		e.listener.hold()
+	}
 	e.http = &http.Server{
 		Handler:                      s.handler(e),
 		ReadHeaderTimeout:            headTimeout,
@@ -219,6 +239,14 @@ func (s *Server) CloseListeners() {
 	if s.tcp != nil {
 		s.tcp.listener.Close()
 	}
+}
+
+// Leave is CloseListeners where another process has the same sockets and goes on: the
+// path stays, and whoever waits for the end of the service learns that it has not come.
+func (s *Server) Leave() {
+	s.left.Store(true)
+	setRemovesPath(s.unix.listener, false)
+	s.CloseListeners()
 }
 
 // Close tells those who wait for the end of the service that it has come, and

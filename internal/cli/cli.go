@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/admin"
+	"holdfast/internal/supervisor"
 	"holdfast/internal/version"
 )
 
@@ -97,7 +98,7 @@ func (c *commands) root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&c.runtimeDir, "runtime-dir", "",
 		"where the supervisor is found (default $HOLDFAST_RUNTIME_DIR, $RUNTIME_DIRECTORY, "+systemRuntimeDir+" or $XDG_RUNTIME_DIR/holdfast)")
-	root.AddCommand(c.run(), c.check(), c.reload(), c.status(), c.stop(), c.ready(), c.kill(),
+	root.AddCommand(c.run(), c.check(), c.reload(), c.upgrade(), c.status(), c.stop(), c.ready(), c.kill(),
 		c.config(), c.diff(), c.metrics(), c.logLevel(), c.reopenLogs(), c.profile(), versionCommand())
 	root.AddCommand(c.program.Tools...)
 	return root
@@ -144,7 +145,11 @@ func (c *commands) run() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := c.program.Run(path, dir, cmd.ErrOrStderr()); err != nil {
+			err = c.program.Run(path, dir, cmd.ErrOrStderr())
+			switch {
+			case errors.Is(err, supervisor.ErrSucceeded):
+				return &commandError{"this process ends, and the service needs another one", err}
+			case err != nil:
 				return &commandError{"the service did not start", err}
 			}
 			return nil
@@ -172,25 +177,36 @@ func (c *commands) check() *cobra.Command {
 }
 
 func (c *commands) stop() *cobra.Command {
-	var now bool
+	var now, orphans bool
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "stop",
 		Short: "End the service and wait until it has ended",
 		Long: "Ends the service as [stop] in its configuration says and waits until it has ended.\n" +
-			"When the timeout is over only the waiting ends.",
+			"When the timeout is over only the waiting ends.\n\n" +
+			"With --orphans it ends what a supervisor has left behind that was killed, where none is to come:\n" +
+			"its generations drain, and those that take longer than the timeout (30s) are killed.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if orphans {
+				if !cmd.Flags().Changed("timeout") {
+					timeout = orphansTimeout
+				}
+				return c.stopOrphans(cmd, timeout, now)
+			}
 			return c.ask(cmd, timeout, func(ctx context.Context, client *admin.Client) error {
+				process := supervisorOf(ctx, client)
 				if err := client.Stop(ctx, now); err != nil {
 					return &commandError{notDone(err, "the service was not stopped", "the service was told to stop and its end was not seen"), err}
 				}
+				awaitGone(process)
 				fmt.Fprintln(cmd.OutOrStdout(), "the service has ended")
 				return nil
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&now, "now", false, "cut what still runs")
+	cmd.Flags().BoolVar(&orphans, "orphans", false, "end generations that no supervisor commands")
 	timeoutFlag(cmd, &timeout)
 	return cmd
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,7 +25,11 @@ import (
 	"holdfast/internal/supervisor"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if !playRole() {
+		goleak.VerifyTestMain(m)
+	}
+}
 
 // result is what a command has done.
 type result struct {
@@ -335,6 +340,31 @@ func TestStopWaitsForTheEnd(t *testing.T) {
 		end()
 	}()
 	execute(&cli.Program{}, "stop --now --runtime-dir "+dir).want(t, 0, "the service has ended\n", "")
+}
+
+// Whoever is told that the service has ended finds its process gone.
+func TestStopWaitsForTheEndOfTheProcess(t *testing.T) {
+	t.Parallel()
+	process := orphan(t, 1, "orphan")
+	told := make(chan struct{})
+	fake := &admintest.Supervisor{
+		OnStatus: func(context.Context) (*supervisor.Status, error) { return &supervisor.Status{PID: process.PID}, nil },
+		OnStop:   func() { close(told) },
+	}
+	dir, end := serve(t, fake)
+	stopped := make(chan result, 1)
+	go func() { stopped <- execute(&cli.Program{}, "stop --runtime-dir "+dir) }()
+	<-told
+	end()
+	select {
+	case got := <-stopped:
+		t.Fatalf("it has not waited: %+v", got)
+	case <-time.After(100 * time.Millisecond): // it has no reason to go on
+	}
+	if err := syscall.Kill(process.PID, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	(<-stopped).want(t, 0, "the service has ended\n", "")
 }
 
 func TestRun(t *testing.T) {

@@ -94,6 +94,8 @@ func hintFor(err error) string {
 		return "--runtime-dir DIR, with a directory that only you can write to"
 	case errors.Is(err, admin.ErrNotRunning):
 		return "`holdfast run -c FILE` starts one; --runtime-dir DIR finds one that runs elsewhere"
+	case errors.Is(err, errSupervised):
+		return "`holdfast stop`, which ends it with all generations"
 	case crashed:
 		return "the log of the service, which says how it ended; `holdfast status` shows what serves"
 	case errors.Is(err, admin.ErrUnknown):

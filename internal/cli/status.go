@@ -81,7 +81,10 @@ func showStatus(w io.Writer, s *supervisor.Status, now time.Time) {
 }
 
 func generationRow(g supervisor.GenerationStatus, now time.Time) []string {
-	state, oldest := g.State, "-"
+	state, oldest, old := g.State, "-", "-"
+	if !g.Started.IsZero() { // otherwise it is not known yet
+		old = age(now.Sub(g.Started))
+	}
 	if g.NotAnswering {
 		state += ", not answering"
 	}
@@ -89,7 +92,7 @@ func generationRow(g supervisor.GenerationStatus, now time.Time) []string {
 		oldest = age(now.Sub(g.OldestTunnel))
 	}
 	return []string{
-		fmt.Sprint(g.Number), state, g.Version, short(g.ConfigHash), fmt.Sprint(g.PID), age(now.Sub(g.Started)),
+		fmt.Sprint(g.Number), state, g.Version, short(g.ConfigHash), fmt.Sprint(g.PID), old,
 		number(g.Requests), number(g.Tunnels), oldest, size(g.RSS),
 	}
 }

@@ -8,6 +8,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,7 +19,6 @@ import (
 	"syscall"
 	"time"
 
-	"holdfast/internal/admin"
 	"holdfast/internal/config"
 	"holdfast/internal/logs"
 	"holdfast/internal/socket"
@@ -38,20 +38,43 @@ type Options struct {
 }
 
 // Run serves until the service is told to stop, by SIGTERM, SIGINT or a command,
-// and has ended. The error is a *supervisor.Refusal if the first generation could
-// not be put into service. It takes over the signals of the process and must run
-// once only.
+// and has ended, or until another process has taken its place in an upgrade. The error
+// is a *supervisor.Refusal if the first generation could not be put into service. It
+// takes over the signals of the process and must run once only.
 func Run(o Options) error {
 	// A log reader that has gone away must not end the service.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
-	inherited, err := socket.Inherit(systemd.Files())
+	sockets, stored := systemd.Files() // before anything else is opened
+	inherited, err := socket.Inherit(sockets)
 	if err != nil {
 		return err
 	}
-	return run(o, signals, inherited, func(options supervisor.Options) service { return supervisor.New(options) })
+	up, err := newFlip()
+	if err != nil {
+		return err
+	}
+	defer up.Stop()
+	p, err := meet(up)
+	if err != nil {
+		return err
+	}
+	if p != nil {
+		inherited = takeSystemd(p)
+	}
+	from := origin{signals: signals, inherited: inherited, stored: stored, flip: up, predecessor: p}
+	return run(o, from, func(options supervisor.Options) service { return supervisor.New(options) })
+}
+
+// origin is what a process of the service has from the one that has started it.
+type origin struct {
+	signals     <-chan os.Signal
+	inherited   *socket.Inherited
+	stored      map[string]int // by systemd, in an earlier life
+	flip        flip
+	predecessor *predecessor // nil: nobody else runs the service
 }
 
 // Check does what Run does with the file before it touches anything.
@@ -69,83 +92,84 @@ type service interface {
 	Run(context.Context) error
 }
 
-func run(o Options, signals <-chan os.Signal, inherited *socket.Inherited, start func(supervisor.Options) service) (err error) {
+func run(o Options, from origin, start func(supervisor.Options) service) (err error) {
+	if from.predecessor != nil {
+		defer func() { from.predecessor.end(err) }()
+	}
 	proxy, err := defaultProxy()
 	if err != nil {
 		return err
 	}
-	if err := prepare(o.RuntimeDir); err != nil {
-		return err
-	}
-	lock, err := acquire(o.RuntimeDir)
+	h, err := occupy(o.RuntimeDir, from)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	options := supervisor.Options{
+		ConfigPath: o.ConfigPath, DefaultProxy: proxy,
+		Inherited: from.inherited, Stored: from.stored,
+		Directory: h.dir, Secret: h.secret, Fresh: h.fresh, Rendezvous: h.rendezvous,
+	}
+	log, writer := openLog(o, &options)
+	defer writer.Close(flushTimeout) // an error is that nobody reads
+	log.Info("supervisor starts", "version", version.String(), "config", o.ConfigPath, "runtime_dir", o.RuntimeDir)
+	if names := from.inherited.Names(); len(names) > 0 {
+		log.Info("systemd has passed listening sockets", "names", names)
+	}
 
+	h.settle(log, &options)
+	tell := newHerald(h.notifier)
+	defer func() { tell.end(err) }()
+	tell.instruct(&options, systemd.WatchdogInterval())
+	sup := start(options)
+	if err := h.surface.Start(o.RuntimeDir, sup); err != nil {
+		return errors.Join(err, h.rendezvous.Close(h.ours(err)), h.lock.Close())
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	var beside sync.WaitGroup
+	beside.Go(func() { obey(ctx, sup, from.signals, log) })
+	beside.Go(func() { tell.report(ctx, sup) })
+	// The supervisor ends first, since while it does the surface shows how far it is;
+	// the log is last, since all of them write to it.
+	err = sup.Run(context.Background())
+	cancel()
+	beside.Wait()
+	if err := h.close(h.ours(err)); err != nil {
+		log.Error("not everything could be given up in order", "err", err)
+	}
+	log.Info("supervisor ended")
+	if errors.Is(err, supervisor.ErrSucceeded) {
+		return h.parting()
+	}
+	return err
+}
+
+// openLog opens the log as the configuration wants it, and completes options by it.
+func openLog(o Options, options *supervisor.Options) (*slog.Logger, *logs.Writer) {
 	settings := logSettings(o.ConfigPath)
 	level := new(slog.LevelVar)
 	level.Set(settings.Level)
 	log, writer := logs.New(o.Log, level, settings.Format, slog.Int("pid", os.Getpid()))
-	defer writer.Close(flushTimeout) // an error is that nobody reads
-	log.Info("supervisor starts", "version", version.String(), "config", o.ConfigPath, "runtime_dir", o.RuntimeDir)
-
-	if names := inherited.Names(); len(names) > 0 {
-		log.Info("systemd has passed listening sockets", "names", names)
+	options.Log, options.LogsDropped = log, writer.Dropped
+	options.ApplyLog = func(now config.Log) {
+		level.Set(now.Level)
+		if now.Format != settings.Format {
+			log.Warn("log.format is read at the start of the service", "now", settings.Format, "file", now.Format)
+		}
 	}
-
-	surface := admin.New(log)
-	h := newHerald(systemd.NewNotifier(log))
-	defer func() { h.end(err) }()
-	options := supervisor.Options{
-		ConfigPath:   o.ConfigPath,
-		DefaultProxy: proxy,
-		Log:          log,
-		ApplyLog: func(now config.Log) {
-			level.Set(now.Level)
-			if now.Format != settings.Format {
-				log.Warn("log.format is read at the start of the service", "now", settings.Format, "file", now.Format)
-			}
-		},
-		LogsDropped: writer.Dropped,
-		Admin:       surface,
-		Inherited:   inherited,
-	}
-	h.instruct(&options, systemd.WatchdogInterval())
-	sup := start(options)
-	if err := surface.Start(o.RuntimeDir, sup); err != nil {
-		return err
-	}
-	// The order of the end. The supervisor first: while it ends, the surface shows
-	// how far it is. Then the socket's path, and only then the lock, so that a
-	// successor never meets a path that is about to be removed. Whoever waits for the
-	// end hears of it after that, and can start a successor at once. The log is last,
-	// because all of them write to it.
-	defer func() {
-		surface.CloseListeners()
-		lock.Close()
-		surface.Close()
-		log.Info("supervisor ended")
-	}()
-
-	ctx, cancel := context.WithCancel(context.Background())
-	var beside sync.WaitGroup
-	beside.Go(func() { obey(ctx, sup, signals, log) })
-	beside.Go(func() { h.report(ctx, sup) })
-	err = sup.Run(context.Background())
-	cancel()
-	beside.Wait()
-	return err
+	return log, writer
 }
 
 // obey does what signals ask for until ctx ends. A stop never waits for anything else
 // that was asked for.
 func obey(ctx context.Context, sup supervisor.Commands, signals <-chan os.Signal, log *slog.Logger) {
-	// The supervisor logs how both went.
+	// The supervisor logs how they went.
 	reload, reloaded := errand(func() { sup.Reload(ctx, false) })
 	defer reloaded()
 	reopen, reopened := errand(func() { sup.ReopenLogs(ctx) })
 	defer reopened()
+	upgrade, upgraded := errand(func() { sup.Upgrade(ctx) })
+	defer upgraded()
 	for {
 		select {
 		case s := <-signals:
@@ -155,6 +179,8 @@ func obey(ctx context.Context, sup supervisor.Commands, signals <-chan os.Signal
 				reload()
 			case syscall.SIGUSR1:
 				reopen()
+			case syscall.SIGUSR2:
+				upgrade()
 			default:
 				sup.Stop()
 			}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +19,6 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"holdfast/internal/admin"
 	"holdfast/internal/admin/admintest"
@@ -26,7 +26,16 @@ import (
 	"holdfast/internal/supervisor"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(roleEnv) != "" {
+		if err := dynasty(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const limit = 20 * time.Second
 
@@ -70,7 +79,7 @@ func begin(t *testing.T, dir, configuration string) *instance {
 		t.Fatal(err)
 	}
 	go func() {
-		i.done <- run(Options{ConfigPath: path, RuntimeDir: dir, Log: i.log}, i.signals, nil, func(o supervisor.Options) service {
+		i.done <- run(Options{ConfigPath: path, RuntimeDir: dir, Log: i.log}, origin{signals: i.signals, flip: new(fakeFlip)}, func(o supervisor.Options) service {
 			i.options = o
 			return i
 		})
@@ -159,6 +168,11 @@ func TestSignals(t *testing.T) {
 		i.signals <- syscall.SIGUSR1
 		i.wantCalls(t, "reload", "reopen logs")
 	})
+	t.Run("SIGUSR2 upgrades", func(t *testing.T) {
+		i := begin(t, shortDir(t), "")
+		i.signals <- syscall.SIGUSR2
+		i.wantCalls(t, "upgrade")
+	})
 	t.Run("any number of SIGHUPs during a reload are one more reload", func(t *testing.T) {
 		i := begin(t, shortDir(t), "")
 		release := make(chan struct{})
@@ -186,7 +200,7 @@ func TestAStartThatIsRefused(t *testing.T) {
 	refusal := &supervisor.Refusal{Step: "configuration", Problems: []string{"h.toml:1: no"}}
 	dir := shortDir(t)
 	fake := &fakeSupervisor{running: make(chan struct{}), err: refusal}
-	err := run(Options{ConfigPath: "h.toml", RuntimeDir: dir, Log: new(lockedBuffer)}, nil, nil, func(supervisor.Options) service { return fake })
+	err := run(Options{ConfigPath: "h.toml", RuntimeDir: dir, Log: new(lockedBuffer)}, origin{}, func(supervisor.Options) service { return fake })
 	if got, ok := errors.AsType[*supervisor.Refusal](err); !ok || got != refusal {
 		t.Errorf("error is %v", err)
 	}
@@ -201,7 +215,7 @@ func TestOneSupervisorPerRuntimeDirectory(t *testing.T) {
 	first := begin(t, dir, "")
 	second := func() error {
 		fake := &fakeSupervisor{running: make(chan struct{}), err: os.ErrExist}
-		return run(Options{ConfigPath: "h.toml", RuntimeDir: dir, Log: new(lockedBuffer)}, nil, nil, func(supervisor.Options) service { return fake })
+		return run(Options{ConfigPath: "h.toml", RuntimeDir: dir, Log: new(lockedBuffer)}, origin{}, func(supervisor.Options) service { return fake })
 	}
 	err := second()
 	if err == nil || !strings.Contains(err.Error(), "another supervisor (pid ") || !strings.Contains(err.Error(), dir) {
@@ -218,80 +232,6 @@ func TestOneSupervisorPerRuntimeDirectory(t *testing.T) {
 		t.Errorf("the second did not get as far as its supervisor: %v", err)
 	}
 	first.wantEnd(t, nil)
-}
-
-func TestTheLockIsNotInherited(t *testing.T) {
-	t.Parallel()
-	dir := shortDir(t)
-	lock, err := acquire(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	raw, err := lock.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw.Control(func(fd uintptr) {
-		if flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
-			t.Errorf("flags %#x, %v", flags, err)
-		}
-	})
-}
-
-func TestTheRuntimeDirectory(t *testing.T) {
-	t.Parallel()
-	t.Run("is made for its user only", func(t *testing.T) {
-		dir := filepath.Join(t.TempDir(), "a", "b")
-		if err := prepare(dir); err != nil {
-			t.Fatal(err)
-		}
-		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
-			t.Errorf("got %v, %v", info.Mode(), err)
-		}
-	})
-	t.Run("may be a link, as systemd makes them", func(t *testing.T) {
-		dir := t.TempDir()
-		if err := os.Symlink(t.TempDir(), dir+"/link"); err != nil {
-			t.Fatal(err)
-		}
-		if err := prepare(dir + "/link"); err != nil {
-			t.Error(err)
-		}
-	})
-	for name, mode := range map[string]os.FileMode{"its group": 0o770, "everybody": 0o707} {
-		t.Run("is refused where "+name+" can write", func(t *testing.T) {
-			dir := t.TempDir()
-			if err := os.Chmod(dir, mode); err != nil {
-				t.Fatal(err)
-			}
-			wantError(t, prepare(dir), "lets others write")
-		})
-	}
-	t.Run("is refused where it belongs to somebody else", func(t *testing.T) {
-		dir := "/usr" // root's
-		if os.Geteuid() == 0 {
-			dir = t.TempDir()
-			if err := os.Chown(dir, 65534, -1); err != nil {
-				t.Fatal(err)
-			}
-		}
-		wantError(t, prepare(dir), "belongs to user")
-	})
-	t.Run("is refused where it is a file", func(t *testing.T) {
-		file := filepath.Join(t.TempDir(), "file")
-		if err := os.WriteFile(file, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		wantError(t, prepare(file), "not a directory")
-	})
-}
-
-func wantError(t *testing.T, err error, text string) {
-	t.Helper()
-	if err == nil || !strings.Contains(err.Error(), text) {
-		t.Errorf("got %v, want %q", err, text)
-	}
 }
 
 func TestTheLogIsAsTheFileSays(t *testing.T) {

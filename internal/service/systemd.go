@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -100,10 +101,10 @@ func (h *herald) report(ctx context.Context, sup supervisor.Commands) {
 	}
 }
 
-// end says why the service could not start, unless err is nil, which is the last that
-// systemd hears: report must have ended.
+// end says why the service could not start, unless err is nil or another supervisor
+// commands, which is the last that systemd hears: report must have ended.
 func (h *herald) end(err error) {
-	if err != nil {
+	if err != nil && !errors.Is(err, supervisor.ErrSucceeded) {
 		h.notifier.Status("cannot start: " + err.Error())
 	}
 	h.notifier.Close(notifyTimeout)

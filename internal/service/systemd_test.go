@@ -82,7 +82,7 @@ func TestSystemdIsLeftWithTheReasonWhyAStartFailed(t *testing.T) {
 	refusal := &supervisor.Refusal{Step: "configuration", Problems: []string{"h.toml:1: no", "h.toml:2: neither"}}
 	fake := &fakeSupervisor{running: make(chan struct{}), err: refusal}
 	fake.setStatus(&supervisor.Status{Stopping: true})
-	err = run(Options{ConfigPath: "h.toml", RuntimeDir: shortDir(t), Log: new(lockedBuffer)}, nil, nil, func(supervisor.Options) service { return fake })
+	err = run(Options{ConfigPath: "h.toml", RuntimeDir: shortDir(t), Log: new(lockedBuffer)}, origin{}, func(supervisor.Options) service { return fake })
 	if !errors.Is(err, refusal) {
 		t.Errorf("error is %v", err)
 	}

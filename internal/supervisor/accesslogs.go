@@ -109,6 +109,16 @@ func closeFiles(files map[string]*os.File) error {
 	return errors.Join(errs...)
 }
 
+// add puts a descriptor that came back under its path.
+func (a *accessLogs) add(path string, fd int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.files == nil {
+		a.files = make(map[string]*os.File)
+	}
+	a.files[path] = os.NewFile(uintptr(fd), path)
+}
+
 // reopen opens every path again. One that cannot be opened keeps its old file.
 func (a *accessLogs) reopen() error {
 	var paths []string
@@ -173,13 +183,20 @@ func (g *generation) handLogs(send sender) error {
 		return err
 	}
 	defer closeDescriptors(fds)
-	return handOver(control.TypeLogs, fds, send)
+	if err := control.SendFiles(control.TypeLogs, fds, send); err != nil {
+		return err
+	}
+	kept := make(map[string]int)
+	for path, fd := range fds {
+		kept[control.KeptLog+path] = fd
+	}
+	return control.SendFiles(control.TypeKeep, kept, g.send)
 }
 
 // ReopenLogs implements [Commands].
 func (s *Supervisor) ReopenLogs(ctx context.Context) error {
 	var releases []*release
-	if err := s.try(ctx, func() {
+	if err := s.change(ctx, func() {
 		for _, g := range s.living {
 			releases = append(releases, g.release)
 		}

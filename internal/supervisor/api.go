@@ -17,7 +17,7 @@ var ErrStopping = errors.New("the service is stopping")
 
 // Refusal is the error of a reload that has changed nothing.
 type Refusal struct {
-	Step     string   // what was attempted: "configuration", "proxy binary", "generations", "access logs", "listeners", "admin", "start" or "serve"
+	Step     string   // what was attempted: "configuration", "proxy binary", "generations", "descriptors", "access logs", "listeners", "admin", "start", "serve" or "upgrade"
 	Problems []string // each a sentence or a configuration problem; never empty
 }
 
@@ -64,6 +64,8 @@ type Status struct {
 	LogLevel    string             `json:"log_level,omitempty"`  // that was set by command
 	Stopping    bool               `json:"stopping"`
 	Reloading   bool               `json:"reloading"`
+	Upgrading   bool               `json:"upgrading,omitempty"`
+	Epoch       uint64             `json:"epoch"` // of this supervisor: each that commands has a higher one than those before
 	LastReload  *LastReload        `json:"last_reload,omitempty"`
 	Crashes     int                `json:"crashes,omitempty"`    // of serving generations in a row, failed replacements included; 0 when one has served for a while
 	LastCrash   string             `json:"last_crash,omitempty"` // how the last of them came about
@@ -115,6 +117,11 @@ type Commands interface {
 	// Status asks every generation what it holds, and waits a moment only for one
 	// that does not answer.
 	Status(ctx context.Context) (*Status, error)
+
+	// Upgrade has a new process of the supervisor's program, as it is on the disk now,
+	// take this one's place. The error is a *Refusal if nothing was changed. If it is
+	// nil, this supervisor commands no more and Run returns.
+	Upgrade(ctx context.Context) (*UpgradeResult, error)
 
 	// Stop begins the end of the service and returns at once; a second call ends
 	// it without waiting for anything.

@@ -21,14 +21,18 @@ const (
 	backOffFirst = 100 * time.Millisecond
 	backOffMost  = 10 * time.Second
 
-	// cutOffGrace is how long a process may outlive its control channel: at its
-	// end the kernel closes descriptors one by one.
-	cutOffGrace = 2 * time.Second
+	// cutOffGrace is how long a process may live without a control channel: at its
+	// end the kernel closes descriptors one by one, and one that lives looks for its
+	// supervisor at the rendezvous.
+	cutOffGrace = 3 * time.Second
 )
 
 // onDeath notes that g's process is gone, and lost with it. Called in the loop.
 func (s *Supervisor) onDeath(g *generation, how string, lost losses) {
 	was := g.state
+	if g.done.Load() {
+		how = endedWell // of a process that is not our child nobody tells us how it ended
+	}
 	if g.cutOff != nil {
 		how = fmt.Sprintf("%s, after it was cut off: %v", how, g.cutOff)
 	}
@@ -48,7 +52,11 @@ func (s *Supervisor) onDeath(g *generation, how string, lost losses) {
 	}
 	s.discount(g, "the serving generation has died: "+how)
 	s.closeUnused(g.release)
+	s.note()
 }
+
+// endedWell is how a generation ends that has nothing left to do.
+const endedWell = "exit status 0"
 
 // diedEarly says of a process that is gone whether it had more to do in the state that
 // it was in. What drains or stops may end by itself, and then says so by its exit
@@ -56,9 +64,9 @@ func (s *Supervisor) onDeath(g *generation, how string, lost losses) {
 func (g *generation) diedEarly(was state) bool {
 	switch was {
 	case draining:
-		return g.how != "exit status 0"
+		return g.how != endedWell
 	case stopping:
-		return g.how != "exit status 0" && !g.killed.Load()
+		return g.how != endedWell && !g.killed.Load()
 	}
 	return true
 }
@@ -118,6 +126,9 @@ func (s *Supervisor) lost(g *generation, why string) {
 	}
 	s.crashes++
 	s.lastCrash = why
+	if s.upgrading != nil { // it comes first that something serves
+		s.upgrading.cancel(errors.New(why))
+	}
 	g.log.Error(why+"; new connections wait in the listen queues", "in_a_row", s.crashes, "tunnels_lost", g.lost.tunnels)
 	s.ensureServing()
 }
@@ -125,7 +136,7 @@ func (s *Supervisor) lost(g *generation, why string) {
 // ensureServing has something serve again, unless that is under way. Called in the
 // loop.
 func (s *Supervisor) ensureServing() {
-	if s.serving != nil || s.switching || s.restoring || s.stopping || s.pinned == nil {
+	if s.serving != nil || s.switching || s.restoring || s.stopping || s.upgrading != nil || s.pinned == nil {
 		return
 	}
 	s.restoring = true
@@ -133,7 +144,7 @@ func (s *Supervisor) ensureServing() {
 		s.restore(s.work)
 		s.do(func() {
 			s.restoring = false
-			s.ensureServing()
+			s.settled()
 		})
 	})
 }
@@ -176,7 +187,7 @@ var errServes = errors.New("another generation serves meanwhile")
 
 // restoreOnce has old serve again, or a new generation of r where old is nil.
 func (s *Supervisor) restoreOnce(ctx context.Context, old *generation, r *release) error {
-	p := s.restorePlan(r)
+	p := s.restorePlan(r, func(string) bool { return true })
 	var err error
 	if old != nil {
 		err = s.reinstate(ctx, old, p)
@@ -220,13 +231,16 @@ func (s *Supervisor) replaceCrashed(ctx context.Context, p *plan) error {
 	return nil
 }
 
-// restorePlan opens again what a crashed configuration had given up. What cannot be
-// opened is reported and left out: the rest is better than nothing.
-func (s *Supervisor) restorePlan(r *release) *plan {
+// restorePlan opens again what a crashed configuration had given up, as far as it is
+// wanted, by key. What cannot be opened is reported and left out: the rest is better
+// than nothing.
+func (s *Supervisor) restorePlan(r *release, wanted func(key string) bool) *plan {
 	p := &plan{release: r, sockets: make(map[string]*socket.Socket)}
 	s.do(func() {
 		for _, l := range r.config.Listeners {
-			if err := s.hold(p, l); err != nil {
+			if !wanted(l.Key()) {
+				s.log.Error("a listener of the configuration has no socket", "listener", l.Name, "key", l.Key())
+			} else if err := s.hold(p, l); err != nil {
 				s.log.Error("a listener of the reinstated configuration is lost", "err", err)
 			}
 		}

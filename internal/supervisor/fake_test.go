@@ -120,10 +120,17 @@ func fakeGeneration(conn *control.Conn) int {
 			f.Close()
 		}
 	}
+	own := newBelongings(&b)
 	for {
 		m, fds, err := conn.Receive()
 		if err != nil {
-			return 0
+			if conn = own.another(); conn == nil {
+				return 0
+			}
+			continue
+		}
+		if own.take(conn, m, &fds) {
+			continue
 		}
 		answer := func() {
 			holds := &control.Status{Tunnels: 3}
@@ -201,6 +208,7 @@ func fakeGeneration(conn *control.Conn) int {
 				conn.Send(&control.Message{Type: control.TypeReady}, time.Second, 2) // no payload at all
 			}
 		case control.TypeServe:
+			own.phase = control.PhaseServing
 			if told(b, "refuses to serve") {
 				conn.Send(&control.Message{Type: control.TypeAnswer, Re: m.ID, Error: "will not"}, time.Second)
 				break
@@ -210,6 +218,10 @@ func fakeGeneration(conn *control.Conn) int {
 				time.AfterFunc(300*time.Millisecond, func() { os.Exit(11) })
 			}
 		case control.TypeDrain:
+			note("drains", "%d", b.Generation)
+			if !told(b, "does not drain") {
+				own.drain()
+			}
 			answer()
 			if m.Within == 0 && !told(b, "holds tunnels") {
 				return 0
@@ -251,6 +263,9 @@ type world struct {
 	s    *Supervisor
 	dir  string
 	done chan error
+
+	runtime    string // directory, of one that lasts
+	rendezvous *control.Rendezvous
 }
 
 type noAdmin struct{}
@@ -295,21 +310,26 @@ func prepare(t *testing.T, file string) *world {
 	if err := os.Symlink(me, proxy); err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	w.s = New(Options{
-		ConfigPath: filepath.Join(dir, "a.toml"), DefaultProxy: proxy, Log: log, Admin: noAdmin{},
-		ApplyLog: func(config.Log) {}, LogsDropped: func() uint64 { return 0 },
-	})
+	w.s = New(w.options())
 	return w
 }
 
+func (w *world) options() Options {
+	return Options{
+		ConfigPath: filepath.Join(w.dir, "a.toml"), DefaultProxy: filepath.Join(w.dir, "proxy"), Admin: noAdmin{},
+		Log:      slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		ApplyLog: func(config.Log) {}, LogsDropped: func() uint64 { return 0 },
+	}
+}
+
 func (w *world) run() {
-	go func() { w.done <- w.s.Run(context.Background()) }()
+	s := w.s
+	go func() { w.done <- s.Run(context.Background()) }()
 	w.t.Cleanup(func() {
-		w.s.Stop()
-		w.s.Stop() // at once
+		s.Stop()
+		s.Stop() // at once
 		select {
-		case <-w.s.ended:
+		case <-s.ended:
 		case <-time.After(patience):
 			w.t.Error("the supervisor has not stopped")
 		}

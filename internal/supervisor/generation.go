@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -14,6 +15,8 @@ import (
 	"unicode"
 
 	"holdfast/internal/control"
+	"holdfast/internal/metrics"
+	"holdfast/internal/pidfd"
 )
 
 // sendTimeout bounds how long a message may wait in front of a full queue: the
@@ -27,33 +30,36 @@ type caller interface {
 
 // generation is one proxy process.
 type generation struct {
-	number  int
-	release *release
-	proc    process
-	ch      channel
-	started time.Time
-	log     *slog.Logger
-	counts  int // the memory file that it is to count in, until it has it
+	number   int
+	proc     process
+	identity pidfd.Identity
+	log      *slog.Logger
 
 	hello chan *control.Hello // what it said first
 	ready chan error          // nil, or why it cannot serve
-	heard chan struct{}       // closed when all that it said was taken
 	died  chan struct{}       // closed when the process is gone; how is set then
 	how   string
 
 	killed atomic.Bool // by us
+	done   atomic.Bool // it said that nothing is left to do
 
 	leaves func() // called when it says that it leaves; set before it is heard
 
-	// Owned by the supervisor's loop.
+	// Owned by the supervisor's loop. The release is set once for one that was started,
+	// and when it is adopted for one that was found.
+	release  *release
+	started  time.Time
 	state    state
 	served   time.Time // when it began to serve
 	cutOff   error     // why its channel was closed
 	lost     losses    // what went with it
 	silent   bool      // did not answer the last question
 	lastSeen control.Status
+	counts   *metrics.File // that it counts in, which belongs to the totals; nil: not known
 
 	mu      sync.Mutex // guards what follows
+	ch      channel
+	heard   chan struct{} // closed when all that came over ch was taken
 	version string
 	lastID  uint64
 	waiting map[uint64]chan answer
@@ -75,11 +81,38 @@ func newGeneration(number int, r *release, proc process, ch channel, log *slog.L
 	}
 }
 
-// receive takes what the generation says until its channel breaks. It returns nil
+// channel returns what the generation is spoken to over, and a channel that is closed
+// when all that came over it was taken.
+func (g *generation) channel() (channel, chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.ch, g.heard
+}
+
+// attach has the generation spoken to over ch from now on. It returns the channel until
+// now, which is the caller's to close.
+func (g *generation) attach(ch channel) (old channel) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	old, g.ch, g.heard = g.ch, ch, make(chan struct{})
+	g.unanswered = 0
+	return old
+}
+
+// unattached is the channel of a generation that has none at present.
+type unattached struct{}
+
+var errUnattached = errors.New("it has no control channel at present")
+
+func (unattached) Send(*control.Message, time.Duration, ...int) error { return errUnattached }
+func (unattached) Receive() (*control.Message, []int, error)          { return nil, nil, io.EOF }
+func (unattached) Close() error                                       { return nil }
+
+// receive takes what the generation says over ch until that breaks. It returns nil
 // at the proper end, otherwise why the channel had to be closed.
-func (g *generation) receive() error {
+func (g *generation) receive(ch channel) error {
 	for {
-		m, fds, err := g.ch.Receive()
+		m, fds, err := ch.Receive()
 		if err != nil {
 			if errors.Is(err, control.ErrProtocol) {
 				return err
@@ -94,7 +127,10 @@ func (g *generation) receive() error {
 
 // closeChannel does not wait: what the generation has sent and nobody has received is
 // closed with the channel; see [control.Discard].
-func (g *generation) closeChannel() { go g.ch.Close() }
+func (g *generation) closeChannel() {
+	ch, _ := g.channel()
+	go ch.Close()
+}
 
 // versionNow is what it said it is, "" before.
 func (g *generation) versionNow() string {
@@ -141,6 +177,8 @@ func (g *generation) take(m *control.Message, fds []int) error {
 		g.mu.Unlock()
 	case control.TypeLeaving:
 		g.leaves()
+	case control.TypeDone:
+		g.done.Store(true)
 	default:
 		g.log.Debug("message of an unknown type", "type", m.Type)
 	}
@@ -205,6 +243,7 @@ func (g *generation) question(ctx context.Context, m control.Message, within tim
 	g.lastID++
 	m.ID = g.lastID
 	g.waiting[m.ID] = answers
+	ch := g.ch
 	g.mu.Unlock()
 	defer func() {
 		g.mu.Lock()
@@ -216,7 +255,7 @@ func (g *generation) question(ctx context.Context, m control.Message, within tim
 		default:
 		}
 	}()
-	if err := g.ch.Send(&m, min(within, sendTimeout), fds...); err != nil {
+	if err := ch.Send(&m, min(within, sendTimeout), fds...); err != nil {
 		g.mu.Lock()
 		g.unanswered = max(g.unanswered-1, 0) // it was not sent
 		g.mu.Unlock()
@@ -241,8 +280,7 @@ func (g *generation) question(ctx context.Context, m control.Message, within tim
 }
 
 // prepare brings a started process to ready: hello, bundle, listeners.
-func (g *generation) prepare(ctx context.Context, listeners map[string]int) error {
-	defer control.CloseAll([]int{g.counts})
+func (g *generation) prepare(ctx context.Context, listeners map[string]int, start control.Bundle) error {
 	hello, err := await(ctx, g, g.hello, "did not say hello")
 	if err != nil {
 		return err
@@ -250,12 +288,12 @@ func (g *generation) prepare(ctx context.Context, listeners map[string]int) erro
 	if !hello.Meets(control.Core, control.CoreMin) {
 		return fmt.Errorf("speaks control protocol %d to %d, this supervisor %d to %d", hello.CoreMin, hello.Core, control.CoreMin, control.Core)
 	}
-	bundle, err := g.release.bundle(g.number)
+	bundle, err := g.release.bundle(start)
 	if err != nil {
 		return err
 	}
 	defer bundle.Close()
-	err = g.send(&control.Message{Type: control.TypeBundle}, int(bundle.Fd()), g.counts)
+	err = g.send(&control.Message{Type: control.TypeBundle}, int(bundle.Fd()), g.counts.FD())
 	if err == nil {
 		err = g.handLogs(g.send)
 	}
@@ -271,15 +309,16 @@ func (g *generation) prepare(ctx context.Context, listeners map[string]int) erro
 
 // sendListeners hands over duplicates of the listening sockets, by key.
 func (g *generation) sendListeners(listeners map[string]int) error {
-	return handOver(control.TypeListeners, listeners, g.send)
+	return control.SendFiles(control.TypeListeners, listeners, g.send)
 }
 
 // A sender sends a message with duplicates of descriptors.
-type sender func(m *control.Message, fds ...int) error
+type sender = func(m *control.Message, fds ...int) error
 
 // send is the sender that awaits no answer.
 func (g *generation) send(m *control.Message, fds ...int) error {
-	return g.ch.Send(m, sendTimeout, fds...)
+	ch, _ := g.channel()
+	return ch.Send(m, sendTimeout, fds...)
 }
 
 // asking is the sender that awaits the answer to each message.
@@ -288,26 +327,6 @@ func (g *generation) asking(ctx context.Context) sender {
 		_, err := g.ask(ctx, *m, answerTimeout, fds...)
 		return err
 	}
-}
-
-// handOver sends duplicates of descriptors with their keys, in as many messages as
-// that takes, of which the last one is sent even if there are none.
-func handOver(t control.Type, named map[string]int, send sender) error {
-	m := &control.Message{Type: t}
-	var fds []int
-	size := 0
-	for key, fd := range named {
-		if len(fds) == control.FilesPerMessage || len(fds) > 0 && size+len(key) > control.KeysPerMessage {
-			m.More = true
-			if err := send(m, fds...); err != nil {
-				return err
-			}
-			m, fds, size = &control.Message{Type: t}, nil, 0
-		}
-		m.Keys, fds = append(m.Keys, key), append(fds, fd)
-		size += len(key)
-	}
-	return send(m, fds...)
 }
 
 // await waits for what a starting generation says next.

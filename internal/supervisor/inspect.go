@@ -52,6 +52,14 @@ func (s *Supervisor) releaseToShow(ctx context.Context, file bool) (*release, er
 	return shown, err
 }
 
+// levelName is what a level is called, "" where none is set.
+func levelName(l *slog.Level) string {
+	if l == nil {
+		return ""
+	}
+	return strings.ToLower(l.String())
+}
+
 // SetLogLevel implements [Commands].
 func (s *Supervisor) SetLogLevel(ctx context.Context, level string) error {
 	var set *slog.Level
@@ -62,8 +70,9 @@ func (s *Supervisor) SetLogLevel(ctx context.Context, level string) error {
 		}
 		set = &known
 	}
-	if err := s.try(ctx, func() {
+	if err := s.change(ctx, func() {
 		s.level = set
+		s.note()
 		if s.serving != nil {
 			s.opts.ApplyLog(s.logOf(s.serving.release))
 		}
@@ -82,6 +91,9 @@ func (s *Supervisor) tellAll(ctx context.Context, what string, tell func(*genera
 	by := make(map[*generation]sender)
 	if err := s.try(ctx, func() {
 		for _, g := range s.living {
+			if ch, _ := g.channel(); ch == (unattached{}) {
+				continue // it is told when it is adopted
+			}
 			by[g] = g.asking(ctx)
 			if g.state == starting {
 				by[g] = g.send

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"math"
 	"runtime"
 	"slices"
 	"strconv"
@@ -81,6 +82,22 @@ var (
 		Name: "holdfast_generation_cut_offs_total", Type: metrics.TypeCounter,
 		Help: "Generations whose control channel was closed because they broke its protocol.",
 	})
+	generationsAdopted = metrics.Define(metrics.Desc{
+		Name: "holdfast_generations_adopted_total", Type: metrics.TypeCounter,
+		Help: "Times that a generation was taken over, from an earlier supervisor or because its control channel had broken.",
+	})
+	supervisorUpgrades = metrics.Define(metrics.Desc{
+		Name: "holdfast_supervisor_upgrades_total", Type: metrics.TypeCounter, Labels: []string{"result"},
+		Help: "Upgrades of the supervisor by result: done or refused.",
+	})
+	supervisorEpoch = metrics.Define(metrics.Desc{
+		Name: "holdfast_supervisor_epoch", Type: metrics.TypeGauge,
+		Help: "The number by which generations know which supervisor to obey. It rises with each one that takes over.",
+	})
+	rendezvousRefused = metrics.Define(metrics.Desc{
+		Name: "holdfast_rendezvous_refused_total", Type: metrics.TypeCounter,
+		Help: "Connections to the rendezvous socket that were refused: of another user, without a proof, too slow or too many at a time.",
+	})
 	generationsByState = metrics.Define(metrics.Desc{
 		Name: "holdfast_generations", Type: metrics.TypeGauge, Labels: []string{"state"},
 		Help: "Living generations by state.",
@@ -132,11 +149,12 @@ var (
 )
 
 // steps are what a Refusal may name; "stop" is the end of the service.
-var steps = []string{"configuration", "proxy binary", "generations", "access logs", "listeners", "admin", "start", "serve", "stop"}
+var steps = []string{"configuration", "proxy binary", "generations", "descriptors", "access logs", "listeners", "admin", "start", "serve", "stop"}
 
 // stats are the supervisor's own counters. They may be used concurrently.
 type stats struct {
 	registry *metrics.Registry
+	file     *metrics.File // that they are in, for a successor
 
 	done, refused                    *metrics.Counter
 	refusals                         map[string]*metrics.Counter // by step
@@ -150,13 +168,20 @@ type stats struct {
 	replacementFailures              *metrics.Counter
 	listenersAdded, listenersRemoved *metrics.Counter
 	reopened, reopenFailures         *metrics.Counter
+	adopted                          *metrics.Counter
+	upgradesDone, upgradesRefused    *metrics.Counter
+	logLinesDropped, strangers       follower // owned by the supervisor's loop
 }
 
-func newStats() *stats {
-	r := metrics.NewRegistry()
+// newStats returns stats that go on from what a predecessor has counted.
+func newStats(previous []metrics.Family) (*stats, error) {
+	file, r, err := metrics.NewOwnFile()
+	if err != nil {
+		return nil, err
+	}
 	st := &stats{
-		registry: r,
-		done:     r.Counter(reloads, "done"), refused: r.Counter(reloads, "refused"),
+		registry: r, file: file,
+		done: r.Counter(reloads, "done"), refused: r.Counter(reloads, "refused"),
 		refusals: make(map[string]*metrics.Counter),
 		duration: r.Histogram(reloadDuration),
 		last:     r.Gauge(lastReload), lastDone: r.Gauge(lastReloadDone), lastOK: r.Gauge(lastReloadOK),
@@ -170,6 +195,10 @@ func newStats() *stats {
 		replacementFailures: r.Counter(replacementFailures),
 		listenersAdded:      r.Counter(listenersAdded), listenersRemoved: r.Counter(listenersRemoved),
 		reopened: r.Counter(logsReopened, "done"), reopenFailures: r.Counter(logsReopened, "failed"),
+		adopted:      r.Counter(generationsAdopted),
+		upgradesDone: r.Counter(supervisorUpgrades, "done"), upgradesRefused: r.Counter(supervisorUpgrades, "refused"),
+		logLinesDropped: follower{counter: r.Counter(logLinesDropped)},
+		strangers:       follower{counter: r.Counter(rendezvousRefused)},
 	}
 	for _, step := range steps {
 		st.refusals[step] = r.Counter(reloadRefusals, step)
@@ -180,7 +209,43 @@ func newStats() *stats {
 	for _, s := range []state{starting, ready, serving, draining, stopping} {
 		st.deaths[s] = r.Counter(generationDeaths, s.String())
 	}
-	return st
+	st.carry(previous)
+	return st, nil
+}
+
+// carry goes on from what a predecessor has counted, and from what it knew of the last
+// reload, unless there was one since.
+func (st *stats) carry(previous []metrics.Family) {
+	st.registry.Carry(previous)
+	if st.last.Value() != 0 {
+		return
+	}
+	for _, f := range previous {
+		for d, g := range map[*metrics.Desc]*metrics.Gauge{lastReload: st.last, lastReloadDone: st.lastDone, lastReloadOK: st.lastOK} {
+			if f.Desc.Name == d.Name && f.Desc.Type == d.Type && len(f.Series) == 1 {
+				g.Set(f.Series[0].Value)
+			}
+		}
+	}
+}
+
+// families are the values now. The metric that a memory file brings along is not among
+// them: with it, that of the generations would not be shown.
+func (st *stats) families() []metrics.Family {
+	return slices.DeleteFunc(st.registry.Families(), func(f metrics.Family) bool { return f.Desc.Name == metrics.UnshownSeries })
+}
+
+// A follower counts what something else counts that begins at 0 with the process.
+type follower struct {
+	counter *metrics.Counter
+	seen    uint64
+}
+
+func (f *follower) follow(total uint64) {
+	if total > f.seen {
+		f.counter.Add(total - f.seen)
+		f.seen = total
+	}
 }
 
 // reloaded counts a reload that has ended.
@@ -212,23 +277,35 @@ func stepOf(err error) string {
 // measure what it only knows by looking; what one that does not answer has measured
 // last still stands, and is marked as stale.
 func (s *Supervisor) Metrics(ctx context.Context) ([]*dto.MetricFamily, error) {
+	if err := s.awaitBegin(ctx); err != nil { // what was counted before us is not known yet
+		return nil, err
+	}
 	s.refresh(ctx)
 	var stale []int
 	var serves string
-	own := s.stats.registry.Families()
+	var own []metrics.Family
 	if err := s.try(ctx, func() {
 		for _, g := range s.living {
 			if g.silent {
 				stale = append(stale, g.number)
 			}
 		}
-		own, serves = append(own, s.gauges()...), s.hash()
+		s.followOthers()
+		own, serves = append(s.stats.families(), s.gauges()...), s.hash()
 	}); err != nil {
 		return nil, err
 	}
 	differs, err := s.fileDiffers(serves)
 	own = append(own, one(configDiffers, truth(differs || err != nil)))
 	return s.totals.Merge(stale, own), nil
+}
+
+// followOthers counts what has happened outside of the loop. Called in the loop.
+func (s *Supervisor) followOthers() {
+	s.stats.logLinesDropped.follow(s.opts.LogsDropped())
+	if s.opts.Rendezvous != nil {
+		s.stats.strangers.follow(s.opts.Rendezvous.Refused())
+	}
 }
 
 // gauges are what stands rather than being counted. Called in the loop.
@@ -252,7 +329,7 @@ func (s *Supervisor) gauges() []metrics.Family {
 		one(listenersOpen, int64(len(s.sockets))),
 		one(readiness, truth(s.Ready())),
 		one(started, s.started.UnixNano()),
-		one(logLinesDropped, int64(s.opts.LogsDropped())),
+		one(supervisorEpoch, int64(min(s.epoch, math.MaxInt64))),
 		one(buildInfo, 1, version.String(), runtime.Version()),
 	}
 	if hash := s.hash(); hash != "" {
@@ -274,6 +351,9 @@ type losses struct {
 
 // lossesIn returns what was there according to the memory that a generation counted in.
 func lossesIn(f *metrics.File) (l losses) {
+	if f == nil {
+		return l // it is not known
+	}
 	families, _ := f.Families() // what is wrong there is logged when it is added up
 	for i := range families {
 		switch families[i].Desc.Name {

@@ -35,7 +35,7 @@ func TestTheOldGenerationHearsWhichListenersAreGone(t *testing.T) {
 	addr := freeAddress(t)
 	w := prepare(t, base+fmt.Sprintf("[[listeners]]\nname = \"b\"\naddress = %q\n", addr))
 	spies := make(chan *spy, 2)
-	w.s.startGeneration = func(r *release) (process, channel, error) {
+	w.s.kernel.start = func(r *release) (process, channel, error) {
 		p, ch, err := startChild(r)
 		s := &spy{channel: ch}
 		spies <- s
@@ -170,7 +170,7 @@ func (d deaf) Signal(sig os.Signal) error {
 
 func TestWhatIsCutOffIsReplacedWhileItDrains(t *testing.T) {
 	w := prepare(t, base)
-	w.s.startGeneration = func(r *release) (process, channel, error) {
+	w.s.kernel.start = func(r *release) (process, channel, error) {
 		p, ch, err := startChild(r)
 		return deaf{p}, ch, err
 	}

@@ -28,6 +28,7 @@ type release struct {
 	hash   string // of bytes
 	binary *os.File
 	logs   accessLogs
+	closed atomic.Bool
 
 	// learnt is what the first generation of the release has found out: nil before
 	// it is ready.
@@ -61,13 +62,22 @@ func loadRelease(ctx context.Context, path, defaultProxy string) (*release, erro
 	return &release{config: cfg, bytes: data, path: path, hash: hashOf(data), binary: binary}, nil
 }
 
-// close closes what the release holds open. No generation can be started from it
+// close closes what the release holds open, once. No generation can be started from it
 // any more.
-func (r *release) close() error { return errors.Join(r.binary.Close(), r.logs.close()) }
+func (r *release) close() error {
+	if r.closed.Swap(true) {
+		return nil
+	}
+	if r.binary == nil {
+		return r.logs.close()
+	}
+	return errors.Join(r.binary.Close(), r.logs.close())
+}
 
-// bundle is what a generation gets to read.
-func (r *release) bundle(generation int) (*os.File, error) {
-	return control.Payload(control.Bundle{Path: r.path, Config: r.bytes, Generation: generation, Learnt: r.learnt.Load()})
+// bundle is what a generation gets to read: b, filled in with what the release is.
+func (r *release) bundle(b control.Bundle) (*os.File, error) {
+	b.Path, b.Config, b.Learnt = r.path, r.bytes, r.learnt.Load()
+	return control.Payload(b)
 }
 
 // command runs the very binary that is open, not what its path names by now. It
@@ -95,7 +105,7 @@ func (r *release) effective(ctx context.Context) (string, error) { return r.cons
 // consult runs a command of the proxy binary on the bundle and returns what it
 // prints. The error is a *Refusal.
 func (r *release) consult(ctx context.Context, command string) (string, error) {
-	bundle, err := r.bundle(0)
+	bundle, err := r.bundle(control.Bundle{})
 	if err != nil {
 		return "", refuse("configuration", err)
 	}

@@ -20,6 +20,9 @@ type reloadOutcome struct {
 // shares the next one, so that each answer is from a reload that has read the file
 // after it was asked for.
 func (s *Supervisor) Reload(ctx context.Context, wait bool) (*ReloadResult, error) {
+	if err := s.awaitBegin(ctx); err != nil {
+		return nil, err
+	}
 	outcome := make(chan reloadOutcome, 1)
 	if err := s.try(ctx, func() {
 		if s.stopping {
@@ -53,27 +56,31 @@ func (s *Supervisor) refuseReload(asked chan reloadOutcome) {
 
 // nextReload starts a reload for all who wait, unless one runs. Called in the loop.
 func (s *Supervisor) nextReload() {
-	if s.reloading || s.stopping || len(s.waiting) == 0 {
+	if s.reloading || s.stopping || s.upgrading != nil || s.upgradeAsked || len(s.waiting) == 0 {
 		return
 	}
 	callers := s.waiting
 	s.waiting, s.reloading = nil, true
-	if s.pinned != nil { // otherwise the service is starting
+	if s.phase == Serving { // otherwise the service is starting
 		s.enter(Reloading)
 	}
 	s.workers.Go(func() {
 		o := s.reload(s.work)
 		s.do(func() {
 			s.reloading, s.planned = false, nil
-			s.stats.reloaded(o)
-			s.last = &LastReload{Time: time.Now()}
-			if o.err != nil {
-				s.last.Error = o.err.Error()
+			if o.err == nil || !s.needless() {
+				s.stats.reloaded(o)
+				s.last = &LastReload{Time: time.Now()}
+				if o.err != nil {
+					s.last.Error = o.err.Error()
+				}
 			}
+			s.beginning = false
 			if s.pinned != nil && !s.stopping {
 				s.enter(Serving)
 			}
-			s.nextReload()
+			s.note()
+			s.settled()
 		})
 		for _, c := range callers {
 			c <- o
@@ -103,7 +110,9 @@ func (s *Supervisor) reload(ctx context.Context) reloadOutcome {
 		err = ErrStopping
 	}
 	what, log := "reload refused; nothing has changed", s.log
+	needless := false
 	s.do(func() {
+		needless = s.needless()
 		if s.serving == nil && s.pinned == nil {
 			what = "the service cannot start"
 		}
@@ -111,9 +120,17 @@ func (s *Supervisor) reload(ctx context.Context) reloadOutcome {
 			log = log.With("serving", s.serving.number, "serving_pid", s.serving.proc.PID())
 		}
 	})
-	log.Error(what, "err", err)
+	if needless {
+		log.Info("a generation that served has come back: none is started")
+	} else {
+		log.Error(what, "err", err)
+	}
 	return reloadOutcome{err: err}
 }
+
+// needless says whether the reload under way is the start of the service, and something
+// that another supervisor has left serves by now. Called in the loop.
+func (s *Supervisor) needless() bool { return s.beginning && s.serving != nil }
 
 // A plan is what a reload needs before it starts a generation.
 type plan struct {
@@ -121,7 +138,7 @@ type plan struct {
 	sockets       map[string]*socket.Socket // of the new configuration, by key
 	commit, abort func()                    // exactly one is called, abort not in the loop
 
-	// Set when the plan is adopted.
+	// Set when the plan is installed.
 	added     []string // keys of the sockets that were not served before
 	removed   []string // of those that it does not want any more
 	probation *probation
@@ -134,7 +151,7 @@ func (s *Supervisor) plan(ctx context.Context) (*plan, error) {
 		return nil, err
 	}
 	p := &plan{release: r}
-	if err = r.check(ctx); err == nil {
+	if err = s.kernel.check(ctx, r); err == nil {
 		s.do(func() { s.planned = r }) // logs that are rotated meanwhile are opened again
 		err = r.logs.open(r.config.AccessLogs)
 	}
@@ -167,6 +184,9 @@ func (s *Supervisor) plan(ctx context.Context) (*plan, error) {
 
 // admit refuses what no reload can do. Called in the loop.
 func (s *Supervisor) admit(r *release) error {
+	if s.needless() {
+		return refuse("start", errServes)
+	}
 	if s.serving == nil && s.pinned == nil {
 		s.process = r.config.Process // the start
 	}
@@ -181,7 +201,7 @@ func (s *Supervisor) admit(r *release) error {
 		}
 		return &Refusal{Step: "generations", Problems: append([]string{fmt.Sprintf("%d generations live, reload.max_generations is %d", len(s.living), most)}, holders...)}
 	}
-	return nil
+	return s.headroom(r)
 }
 
 // openSockets fills p.sockets: those that stay, and new ones. Called in the loop.
@@ -228,7 +248,7 @@ func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restor
 	useless := false
 	s.do(func() {
 		s.switching = true
-		if restored && s.serving != nil {
+		if restored && s.serving != nil || s.needless() {
 			err = errServes
 		}
 	})
@@ -245,7 +265,7 @@ func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restor
 			g.served = time.Now()
 			s.move(g, evServe)
 			s.totals.Serve(g.number)
-			s.adopt(p, restored)
+			s.install(p, restored)
 			return
 		}
 		s.ensureServing()
@@ -260,11 +280,17 @@ func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restor
 	return old, err
 }
 
-// adopt makes p what is served. Called in the loop.
-func (s *Supervisor) adopt(p *plan, restored bool) {
+// install makes p what is served. Called in the loop.
+func (s *Supervisor) install(p *plan, restored bool) {
 	before := s.sockets
 	s.sockets = p.sockets
 	p.added, p.removed = missing(before, p.sockets), missing(p.sockets, before)
+	for key := range p.sockets {
+		if h := s.open[key]; h != nil {
+			h.left = false
+		}
+	}
+	s.depositSockets(p)
 	s.giveBack(before)
 	s.stats.listenersAdded.Add(uint64(len(p.added)))
 	s.stats.listenersRemoved.Add(uint64(len(p.removed)))
@@ -281,6 +307,7 @@ func (s *Supervisor) adopt(p *plan, restored bool) {
 		s.pass(s.serving) // nothing better is known
 		return
 	}
+	s.forgetLeft() // no configuration that can come back names it
 	p.probation = s.beginProbation()
 }
 
@@ -292,7 +319,8 @@ func (s *Supervisor) drain(g *generation, removed []string) error {
 	alive := false
 	s.do(func() {
 		m.Within = s.holdOf(g)
-		alive = (g.state == serving || g.state == draining) && s.move(g, evDrain)
+		// One that serves has been reinstated since somebody wanted it to drain.
+		alive = g != s.serving && (g.state == serving || g.state == draining) && s.move(g, evDrain)
 	})
 	if !alive {
 		return nil // it has ended, or the service ends

@@ -14,6 +14,7 @@ import (
 type held struct {
 	*socket.Socket
 	holders int
+	left    bool // somebody has left it to us, and it has not served since
 }
 
 // hold gives p the socket that l describes: the one that is open, or a new one.
@@ -22,15 +23,11 @@ func (s *Supervisor) hold(p *plan, l config.Socket) error {
 	key := l.Key()
 	h := s.open[key]
 	if h == nil {
-		var ours []*socket.Socket
-		for _, o := range s.open {
-			ours = append(ours, o.Socket)
-		}
-		opened, err := socket.Open(l, ours, s.opts.Inherited)
+		opened, left, err := s.openSocket(l)
 		if err != nil {
 			return err
 		}
-		h = &held{Socket: opened}
+		h = &held{Socket: opened, left: left}
 		s.open[key] = h
 	} else if err := h.CanBecome(l); err != nil {
 		return err
@@ -42,6 +39,57 @@ func (s *Supervisor) hold(p *plan, l config.Socket) error {
 	return nil
 }
 
+// openSocket returns the socket that l describes: the one that was left to us, or a new
+// one. Called in the loop.
+func (s *Supervisor) openSocket(l config.Socket) (_ *socket.Socket, left bool, err error) {
+	if fd, ok := s.left[l.Key()]; ok {
+		delete(s.left, l.Key())
+		adopted, err := socket.Adopt(l, fd)
+		if err == nil {
+			return adopted, true, nil
+		}
+		s.withdraw(storedListener + l.Key()) // nobody could have the address otherwise
+		s.log.Error("a listening socket that was left is of no use", "err", err)
+	}
+	var ours []*socket.Socket
+	for _, o := range s.open {
+		ours = append(ours, o.Socket)
+	}
+	opened, err := socket.Open(l, ours, s.opts.Inherited)
+	return opened, false, err
+}
+
+// leave takes over listening sockets, by key, that somebody has left to us, as far as
+// there is none like it yet. It returns the keys of all. Called in the loop.
+func (s *Supervisor) leave(fds map[string]int) (keys map[string]bool) {
+	keys = make(map[string]bool)
+	for key, fd := range fds {
+		keys[key] = true
+		if _, ok := s.left[key]; !ok && s.open[key] == nil {
+			s.left[key] = fd
+			delete(fds, key)
+		}
+	}
+	return keys
+}
+
+// withdrawListener is for a socket that nobody wants any more. What a start that failed
+// has found waits for the next one. Called in the loop.
+func (s *Supervisor) withdrawListener(key string) {
+	if !s.failed {
+		s.withdraw(storedListener + key)
+	}
+}
+
+// forgetLeft closes what was left to us and no configuration names. Called in the loop.
+func (s *Supervisor) forgetLeft() {
+	for key := range s.left {
+		s.withdrawListener(key)
+	}
+	dropAll(s.left)
+	clear(s.left)
+}
+
 // giveBack closes those of the sockets that nobody else holds. Called in the loop.
 func (s *Supervisor) giveBack(sockets map[string]*socket.Socket) {
 	for key, o := range sockets {
@@ -51,6 +99,10 @@ func (s *Supervisor) giveBack(sockets map[string]*socket.Socket) {
 		}
 		if h.holders--; h.holders == 0 {
 			delete(s.open, key)
+			if h.left { // it waits for another plan
+				s.left[key] = o.FD()
+				continue
+			}
 			s.closeSocket(key, o)
 		}
 	}
@@ -59,10 +111,25 @@ func (s *Supervisor) giveBack(sockets map[string]*socket.Socket) {
 // closeSockets closes all, whoever holds them. Called in the loop.
 func (s *Supervisor) closeSockets() {
 	for key, h := range s.open {
+		s.withdrawListener(key)
 		s.closeSocket(key, h.Socket)
 	}
 	clear(s.open)
 	clear(s.sockets)
+	s.forgetLeft()
+}
+
+// depositSockets has the service manager keep what p serves, and no others. What it has
+// made itself it keeps anyway. Called in the loop.
+func (s *Supervisor) depositSockets(p *plan) {
+	for _, key := range p.removed {
+		s.withdraw(storedListener + key)
+	}
+	for _, key := range p.added {
+		if o := p.sockets[key]; o.Config().Address.Network != "systemd" {
+			s.deposit(storedListener+key, o.FD())
+		}
+	}
 }
 
 func (s *Supervisor) closeSocket(key string, o *socket.Socket) {

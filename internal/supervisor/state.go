@@ -67,3 +67,14 @@ func (s state) next(e event) (_ state, ok bool) {
 	to := transitions[s][e]
 	return to, to != 0
 }
+
+// stateNamed returns the state that is called so; one that nobody knows is draining,
+// which promises nothing.
+func stateNamed(name string) state {
+	for s := starting; s < ended; s++ {
+		if stateNames[s] == name {
+			return s
+		}
+	}
+	return draining
+}

@@ -3,10 +3,8 @@ package supervisor
 import (
 	"cmp"
 	"context"
-	"errors"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -90,7 +88,7 @@ func (s *Supervisor) askAll() {
 		asked.Go(func() {
 			a, err := g.ask(ctx, control.Message{Type: control.TypeStatus}, statusTimeout)
 			s.do(func() {
-				g.silent = g.cutOff != nil || errors.Is(err, errSilent) || errors.Is(err, os.ErrDeadlineExceeded)
+				g.silent = g.cutOff != nil || err != nil
 				if err == nil && a.Status != nil {
 					g.lastSeen = *a.Status
 				}
@@ -103,11 +101,10 @@ func (s *Supervisor) askAll() {
 // fill adds what the loop knows. Called in the loop.
 func (s *Supervisor) fill(st *Status) {
 	st.ConfigHash = s.hash()
+	st.Listeners, st.Generations = []ListenerStatus{}, []GenerationStatus{}
 	st.Ready, st.ReadyOff = s.Ready(), s.readyOff
 	st.Stopping, st.Reloading, st.LastReload = s.stopping, s.reloading, s.last
-	if s.level != nil {
-		st.LogLevel = strings.ToLower(s.level.String())
-	}
+	st.LogLevel, st.Epoch, st.Upgrading = levelName(s.level), s.epoch, s.upgrading != nil
 	if st.Crashes = s.crashesNow(); st.Crashes > 0 {
 		st.LastCrash = s.lastCrash
 	}

@@ -2,8 +2,11 @@ package supervisor
 
 import (
 	"context"
+	"errors"
+	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"holdfast/internal/config"
@@ -23,6 +26,9 @@ func (s *Supervisor) Stop() {
 			s.enter(Stopping)
 			s.noteReadiness()
 			s.stopWork(ErrStopping)
+			if s.upgrading != nil {
+				s.upgrading.cancel(ErrStopping)
+			}
 			for _, c := range s.waiting {
 				s.refuseReload(c)
 			}
@@ -44,6 +50,9 @@ func (s *Supervisor) Stop() {
 // our copies of the sockets go before the generations empty the queues, so that no
 // connection can arrive behind their backs.
 func (s *Supervisor) shutdown() {
+	if s.awaitBegin(context.Background()) != nil || s.awaitUpgrade() != nil {
+		return // another supervisor commands
+	}
 	var limits config.Stop
 	unserved := make(chan struct{}) // closed when there is no reason for a delay
 	s.do(func() {
@@ -84,7 +93,24 @@ func (s *Supervisor) shutdown() {
 		s.pin(nil)
 	})
 	s.log.Info("stopped")
-	s.inbox <- nil
+	s.endLoop()
+}
+
+// awaitUpgrade waits until no upgrade is under way.
+func (s *Supervisor) awaitUpgrade() error {
+	var u *upgrading
+	if !s.do(func() { u = s.upgrading }) {
+		return ErrSucceeded
+	}
+	if u != nil {
+		<-u.over
+	}
+	succeeded := true // also if the loop has ended
+	s.do(func() { succeeded = s.succeeded })
+	if succeeded {
+		return ErrSucceeded
+	}
+	return nil
 }
 
 // awaitWorkers waits for what was going on, within bounds: a worker may be in a call of
@@ -106,7 +132,12 @@ func (s *Supervisor) awaitWorkers() {
 // end has g end in time, or kills it.
 func (s *Supervisor) end(g *generation, within time.Duration) {
 	stop := &control.Message{Type: control.TypeStop, Within: within}
-	if err := g.ch.Send(stop, sendTimeout); err != nil {
+	err := g.send(stop)
+	// Whose channel has broken may find us again, or not: a signal reaches it.
+	if errors.Is(err, errUnattached) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed) {
+		err = g.signal(syscall.SIGTERM)
+	}
+	if err != nil {
 		g.log.Warn("cannot be told to stop; killing it", "err", err)
 		_ = g.kill(context.Background()) // logs what goes wrong
 		return

@@ -19,10 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/internal/config"
-	"holdfast/internal/control"
 	"holdfast/internal/metrics"
 	"holdfast/internal/metrics/merge"
 	"holdfast/internal/socket"
@@ -41,6 +38,25 @@ type Options struct {
 	LogsDropped  func() uint64
 	Admin        AdminSurface
 	Inherited    *socket.Inherited // for listeners at "systemd:NAME"; nil: none
+
+	// Directory is where the supervisor notes what a successor must know that meets
+	// nobody, Secret what the keys of its generations are made of, and Rendezvous where
+	// they come that have lost their supervisor.
+	Directory  Directory
+	Fresh      bool // nobody has used it before
+	Secret     []byte
+	Rendezvous Rendezvous
+
+	// Store is where descriptors outlive every process of the service, and Stored what
+	// was there at the start, by key. nil: there is no such place.
+	Store  Store
+	Stored map[string]int
+
+	// Successor starts the process that is to take this one's place. nil: there is none.
+	Successor func(context.Context) (Successor, error)
+
+	// Predecessor is that of a candidate, nil for every other supervisor.
+	Predecessor Predecessor
 
 	// Phase is told what a service manager should know, Pulse is called every
 	// PulseEvery. Both are called in the loop, so neither may block, and Pulse stops
@@ -81,33 +97,54 @@ type Supervisor struct {
 	switchTurn chan struct{}
 
 	// Set once.
-	startGeneration func(*release) (process, channel, error)
-	stats           *stats
-	totals          *merge.Totals // of what generations count
-	rounds          rounds
-	process         config.Process // as it was at the start
+	kernel kernel
+	rounds rounds
+
+	begun    chan struct{} // closed when what was found at the start is adopted
+	arrivals chan *visitor // until then
+
+	// Set before begun is closed, and not changed afterwards.
+	stats   *stats
+	totals  *merge.Totals  // of what generations count
+	process config.Process // as it was at the start
+
+	estate estate // what is kept for a successor
 
 	// What follows is owned by the loop.
-	numbers   int // the last one given
-	living    map[int]*generation
-	serving   *generation
-	sockets   map[string]*socket.Socket // of what serves, by key
-	open      map[string]*held          // all that are open, by key
-	passed    *generation               // passed probation last; nil when it is gone
-	pinned    *release                  // its release; what a crash is mended with
-	planned   *release                  // of the reload under way, once it was read
-	probation *probation                // nil: nobody is on probation
-	switching bool                      // a ready generation is about to become the serving one
-	restoring bool                      // a crash is being mended
-	crashes   int                       // of serving generations in a row
-	lastCrash string                    // how the last of them came about
-	level     *slog.Level               // set by command; nil: as the configuration says
-	readyOff  bool
-	stopping  bool
-	stopNow   chan struct{} // closed by the second stop, in the loop
-	reloading bool
-	waiting   []chan reloadOutcome // for the next reload
-	last      *LastReload
+	epoch        uint64
+	first        uint64          // epoch of ours
+	inherited    uint64          // epoch of the supervisor whose counters we go on with; 0: none was found
+	succeeded    bool            // another supervisor commands
+	upgrading    *upgrading      // nil: no upgrade is under way
+	phase        Phase           // "": the service is starting
+	upgradeAsked bool            // one waits
+	quiet        []chan struct{} // closed when a change is over
+	unnoted      bool            // what a successor has to know could not be written down
+	left         map[string]int  // listening sockets that somebody has left, by key
+	numbers      int             // the last one given
+	living       map[int]*generation
+	serving      *generation
+	sockets      map[string]*socket.Socket // of what serves, by key
+	open         map[string]*held          // all that are open, by key
+	passed       *generation               // passed probation last; nil when it is gone
+	pinned       *release                  // its release; what a crash is mended with
+	planned      *release                  // of the reload under way, once it was read
+	probation    *probation                // nil: nobody is on probation
+	switching    bool                      // a ready generation is about to become the serving one
+	restoring    bool                      // a crash is being mended
+	crashes      int                       // of serving generations in a row
+	lastCrash    string                    // how the last of them came about
+	level        *slog.Level               // set by command; nil: as the configuration says
+	readyOff     bool
+	stopping     bool
+	failed       bool          // the start did not work
+	beginning    bool          // the reload under way is the start of the service
+	visiting     map[int]bool  // generations that are being met at the rendezvous
+	stopNow      chan struct{} // closed by the second stop, in the loop
+	reloading    bool
+	waiting      []chan reloadOutcome // for the next reload
+	last         *LastReload
+	oom          oomRanks
 }
 
 // New returns a supervisor that Run starts.
@@ -115,32 +152,50 @@ func New(opts Options) *Supervisor {
 	work, stopWork := context.WithCancelCause(context.Background())
 	return &Supervisor{
 		opts: opts, log: opts.Log, started: time.Now(),
-		inbox: make(chan func()), ended: make(chan struct{}),
+		inbox: make(chan func()), ended: make(chan struct{}), begun: make(chan struct{}),
 		work: work, stopWork: stopWork,
-		startGeneration: startChild,
-		stats:           newStats(),
-		totals:          merge.New(),
-		living:          make(map[int]*generation),
-		sockets:         make(map[string]*socket.Socket),
-		open:            make(map[string]*held),
-		stopNow:         make(chan struct{}),
-		switchTurn:      make(chan struct{}, 1),
+		kernel:     realKernel(),
+		arrivals:   make(chan *visitor),
+		living:     make(map[int]*generation),
+		sockets:    make(map[string]*socket.Socket),
+		open:       make(map[string]*held),
+		left:       make(map[string]int),
+		visiting:   make(map[int]bool),
+		stopNow:    make(chan struct{}),
+		switchTurn: make(chan struct{}, 1),
 	}
 }
 
-// Run starts the first generation and serves until [Supervisor.Stop] or the end of
-// ctx, which is a Stop too. When it returns, no generation lives. The error is a
-// *Refusal if the first generation could not be put into service.
+// Run adopts the generations that another supervisor has left, or starts the first one,
+// and serves until [Supervisor.Stop] or the end of ctx, which is a Stop too. When it
+// returns, no generation lives. The error is a *Refusal if no generation could be put
+// into service. It is [ErrSucceeded] where another supervisor commands the generations,
+// which live on then.
 func (s *Supervisor) Run(ctx context.Context) error {
+	var err error
+	if s.stats, err = newStats(nil); err != nil {
+		return err
+	}
+	if s.estate, err = newEstate(); err != nil {
+		return err
+	}
+	defer s.estate.close()
 	go s.loop()
 	s.alive.Store(true)
 	defer context.AfterFunc(ctx, s.Stop)()
-	_, err := s.Reload(ctx, false)
-	if err != nil && !errors.Is(err, ErrStopping) {
+	err = s.begin(ctx)
+	switch {
+	case errors.Is(err, ErrSucceeded):
+		s.resign()
+	case err != nil && !errors.Is(err, ErrStopping):
+		s.do(func() { s.failed = true })
 		s.Stop()
 	}
 	<-s.ended
-	if errors.Is(err, ErrStopping) {
+	switch {
+	case s.succeeded:
+		return ErrSucceeded
+	case errors.Is(err, ErrStopping):
 		return nil // it was told to stop while it started
 	}
 	return err
@@ -169,6 +224,7 @@ func (s *Supervisor) loop() {
 
 // enter tells what the service as a whole is doing. Called in the loop.
 func (s *Supervisor) enter(p Phase) {
+	s.phase = p
 	if s.opts.Phase != nil {
 		s.opts.Phase(p)
 	}
@@ -193,6 +249,26 @@ func (s *Supervisor) try(ctx context.Context, f func()) error {
 	}
 }
 
+// change runs f, which changes something by command, in the loop. It fails while nobody
+// may change anything, and then f has not run.
+func (s *Supervisor) change(ctx context.Context, f func()) error {
+	if err := s.awaitBegin(ctx); err != nil {
+		return err
+	}
+	var refused error
+	err := s.try(ctx, func() {
+		switch {
+		case s.stopping:
+			refused = ErrStopping
+		case s.upgrading != nil:
+			refused = errUpgrading
+		default:
+			f()
+		}
+	})
+	return errors.Join(err, refused)
+}
+
 // move changes g's state as the table says. Called in the loop.
 func (s *Supervisor) move(g *generation, e event) bool {
 	to, ok := g.state.next(e)
@@ -205,6 +281,8 @@ func (s *Supervisor) move(g *generation, e event) bool {
 	}
 	g.state = to
 	s.noteReadiness()
+	s.note()
+	s.rankForOOM()
 	return true
 }
 
@@ -228,8 +306,8 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = g.prepare(ctx, descriptors(p)); err == nil {
-		err = s.handLevel(g, g.send)
+	if err = g.prepare(ctx, descriptors(p), s.startOf(g)); err == nil {
+		err = errors.Join(s.handLevel(g, g.send), s.handEstate(g))
 	}
 	s.do(func() {
 		switch {
@@ -256,56 +334,116 @@ func (s *Supervisor) spawn(r *release) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.FcntlInt(uintptr(counts.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	proc, ch, err := s.kernel.start(r)
 	if err != nil {
-		return nil, errors.Join(err, counts.Close())
-	}
-	proc, ch, err := s.startGeneration(r)
-	if err != nil {
-		control.CloseAll([]int{fd})
 		return nil, errors.Join(err, counts.Close())
 	}
 	s.numbers++
 	g := newGeneration(s.numbers, r, proc, ch, s.log)
-	g.counts = fd
-	s.living[g.number] = g
-	s.totals.Add(g.number, counts)
+	g.identity = s.identityOf(proc)
 	s.stats.started.Inc()
+	s.enlist(g, counts)
 	g.log.Info("generation is starting", "config", r.hash)
-	g.leaves = func() { s.do(func() { s.onLeaving(g) }) }
-	s.workers.Go(func() { s.listen(g) })
-	s.workers.Go(func() {
-		how := proc.Wait()
-		lost := lossesIn(counts) // nobody counts there any more
-		select {
-		case <-g.heard: // its last words too
-		case <-time.After(cutOffGrace): // another process has its end of the channel
-		}
-		s.do(func() { s.onDeath(g, how, lost) })
-		if err := s.totals.Settle(); err != nil {
-			s.log.Error("what ended generations have counted cannot all be read", "err", err)
-		}
-	})
+	s.hear(g)
 	return g, nil
 }
 
-// listen takes what g says. A generation that breaks the protocol is cut off and
-// asked by signal to finish what it has; whatever it served is served by another.
-func (s *Supervisor) listen(g *generation) {
-	err := g.receive()
-	close(g.heard)
-	if err == nil {
+// enlist makes g, which counts in counts, one of the living. Called in the loop.
+func (s *Supervisor) enlist(g *generation, counts *metrics.File) {
+	s.living[g.number] = g
+	s.numbers = max(s.numbers, g.number)
+	s.countIn(g, counts)
+	g.leaves = func() { s.do(func() { s.onLeaving(g) }) }
+	s.note()
+	s.rankForOOM()
+	s.workers.Go(func() { s.watch(g) })
+}
+
+// countIn has what g counts added up, from now on. nil: it is not known where. Called in
+// the loop.
+func (s *Supervisor) countIn(g *generation, counts *metrics.File) {
+	if counts == nil || g.counts != nil {
+		return
+	}
+	if !s.totals.Add(g.number, counts) {
+		return // closed: what it has counted is in the totals already
+	}
+	g.counts = counts
+	s.deposit(storedCounts(g.number), counts.FD())
+}
+
+// watch waits for g's process to end.
+func (s *Supervisor) watch(g *generation) {
+	how := g.proc.Wait()
+	closeProcess(g.proc)
+	_, heard := g.channel()
+	select {
+	case <-heard: // its last words too
+	case <-time.After(cutOffGrace): // another process has its end of the channel
+	}
+	var counts *metrics.File
+	s.do(func() { counts = g.counts })
+	lost := lossesIn(counts) // nobody counts there any more
+	s.do(func() { s.onDeath(g, how, lost) })
+	if err := s.totals.Settle(); err != nil {
+		s.log.Error("what ended generations have counted cannot all be read", "err", err)
+	}
+	s.do(func() { s.withdraw(storedCounts(g.number)) }) // after it has become part of the totals
+}
+
+// hear takes what g says over its channel, beside its caller.
+func (s *Supervisor) hear(g *generation) {
+	ch, heard := g.channel()
+	s.workers.Go(func() {
+		err := g.receive(ch)
+		close(heard)
+		s.do(func() { s.onChannelEnd(g, ch, err) })
+	})
+}
+
+// onChannelEnd: a generation that breaks the protocol is cut off and asked by signal to
+// finish what it has; whatever it served is served by another. One of which only the
+// channel is gone has a moment to come back. Called in the loop.
+func (s *Supervisor) onChannelEnd(g *generation, ch channel, violation error) {
+	if now, _ := g.channel(); now != ch || g.state == ended || s.succeeded {
+		return
+	}
+	if violation != nil {
+		s.cutOff(g, violation)
+		return
+	}
+	g.silent = true
+	if s.upgrading == nil { // otherwise the end of the upgrade expects it
+		s.expect(g)
+	}
+}
+
+// expect cuts g off if it has no channel in a while. Called in the loop.
+func (s *Supervisor) expect(g *generation) {
+	gone, _ := g.channel()
+	s.workers.Go(func() {
 		select {
 		case <-g.died:
 			return
+		case <-s.work.Done():
+			return
 		case <-time.After(cutOffGrace):
-			err = errors.New("it has closed its control channel")
 		}
-	}
+		s.do(func() {
+			if s.visiting[g.number] {
+				s.expect(g) // it is there, and about to be let in
+			} else if now, _ := g.channel(); now == gone && g.state != ended && s.upgrading == nil && !s.succeeded {
+				s.cutOff(g, errors.New("it has closed its control channel"))
+			}
+		})
+	})
+}
+
+func (s *Supervisor) cutOff(g *generation, why error) {
 	g.closeChannel()
 	s.stats.cutOffs.Inc()
-	g.log.Error("generation cut off", "err", err)
-	s.do(func() { s.onCutOff(g, err) })
+	g.log.Error("generation cut off", "err", why)
+	s.onCutOff(g, why)
 }
 
 // Ready says whether new connections are welcome.
@@ -316,17 +454,11 @@ func (s *Supervisor) Alive() bool { return s.alive.Load() }
 
 // SetReady overrides what Ready says.
 func (s *Supervisor) SetReady(ctx context.Context, ready bool) error {
-	stopping := false
-	err := s.try(ctx, func() {
-		if stopping = s.stopping; !stopping {
-			s.readyOff = !ready
-			s.noteReadiness()
-		}
-	})
-	if stopping {
-		err = ErrStopping
-	}
-	if err != nil {
+	if err := s.change(ctx, func() {
+		s.readyOff = !ready
+		s.noteReadiness()
+		s.note()
+	}); err != nil {
 		return err
 	}
 	s.log.Info("readiness was set", "ready", ready)
@@ -336,7 +468,7 @@ func (s *Supervisor) SetReady(ctx context.Context, ready bool) error {
 // Kill ends a generation at once.
 func (s *Supervisor) Kill(ctx context.Context, number int) error {
 	var g *generation
-	if err := s.try(ctx, func() { g = s.living[number] }); err != nil {
+	if err := s.change(ctx, func() { g = s.living[number] }); err != nil {
 		return err
 	}
 	if g == nil {

@@ -19,20 +19,24 @@ import (
 // maxStatus bounds a status in bytes: it is one line of `systemctl status`.
 const maxStatus = 300
 
-// A Notifier tells systemd how the service is, by sd_notify(3). Its methods may be
-// called concurrently, and work on a nil one.
+// A Notifier tells systemd how the service is, by sd_notify(3), and leaves descriptors
+// with it. Its methods may be called concurrently, and work on a nil one.
 //
-// None of them blocks, although systemd may be stuck: they only note what is to be
-// said, and one goroutine says it. What was not said yet when something newer comes
-// is not said at all, so that systemd hears how things are, and nothing piles up.
+// None of them but Relieve blocks, although systemd may be stuck: they only note what
+// is to be said, and one goroutine says it. What was not said yet when something newer
+// comes is not said at all, so that systemd hears how things are, and nothing piles up.
 type Notifier struct {
 	log  *slog.Logger
+	line line          // the goroutine's
 	wake chan struct{} // has a value when there may be something to say
 	stop chan struct{}
 	done chan struct{}
 
 	mu     sync.Mutex
+	silent bool // nothing is to be said: not yet, or never more
 	unsaid message
+	store  store
+	relief *relief // asked for, and not begun
 }
 
 // A message is what there is to say, "" where that is nothing.
@@ -54,12 +58,33 @@ func (m message) String() string {
 
 // NewNotifier returns a Notifier, or nil where nobody wants to hear anything.
 func NewNotifier(log *slog.Logger) *Notifier {
-	if os.Getenv("NOTIFY_SOCKET") == "" {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
 		return nil
 	}
-	n := &Notifier{log: log, wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
+	n := &Notifier{
+		log: log, line: line{path: path}, store: newStore(),
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+	}
 	go n.run()
 	return n
+}
+
+// Hold keeps back what is to be said, until Release. For a process that systemd does
+// not believe yet: what it said would be thrown away (NotifyAccess=main).
+func (n *Notifier) Hold() { n.hold(true) }
+
+// Release says what Hold has kept back.
+func (n *Notifier) Release() { n.hold(false) }
+
+func (n *Notifier) hold(on bool) {
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	n.silent = on
+	n.mu.Unlock()
+	n.nudge()
 }
 
 // Ready says that the service serves: after its start, and after each reload.
@@ -95,6 +120,10 @@ func (n *Notifier) note(m message) {
 	n.mu.Lock()
 	n.unsaid = m.over(n.unsaid)
 	n.mu.Unlock()
+	n.nudge()
+}
+
+func (n *Notifier) nudge() {
 	select {
 	case n.wake <- struct{}{}:
 	default:
@@ -116,6 +145,7 @@ func (n *Notifier) Close(within time.Duration) {
 
 func (n *Notifier) run() {
 	defer close(n.done)
+	defer n.line.close()
 	failing := false
 	for {
 		ending := false
@@ -130,14 +160,32 @@ func (n *Notifier) run() {
 		}
 		failing = err != nil
 		if ending {
+			n.store.forget()
 			return
 		}
 	}
 }
 
-// say blocks while systemd is stuck, without a limit: sd_notify has none. Only run
-// waits for it. What it cannot say is said with what comes next.
+// say blocks while systemd is stuck, without a limit: only run waits for it. What it
+// cannot say is said with what comes next.
 func (n *Notifier) say() error {
+	n.mu.Lock()
+	silent := n.silent
+	n.mu.Unlock()
+	if silent {
+		return nil
+	}
+	if err := n.sayState(); err != nil {
+		return err
+	}
+	if err := n.makeDeposits(); err != nil {
+		return err
+	}
+	n.hand()
+	return nil
+}
+
+func (n *Notifier) sayState() error {
 	n.mu.Lock()
 	m := n.unsaid
 	n.unsaid = message{}
@@ -145,7 +193,7 @@ func (n *Notifier) say() error {
 	if m == (message{}) {
 		return nil
 	}
-	_, err := daemon.SdNotify(false, m.String())
+	err := n.line.send(m.String())
 	if err != nil {
 		n.mu.Lock()
 		n.unsaid = n.unsaid.over(m)

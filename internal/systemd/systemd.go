@@ -1,6 +1,7 @@
 // Package systemd is what the service and systemd say to each other: that it
-// serves, reloads or stops, that it lives, and which listening sockets systemd
-// passes on. Without systemd nothing is said.
+// serves, reloads or stops, that it lives, which process it is, which listening sockets
+// systemd passes on, and which descriptors it keeps for a time when no process of the
+// service lives. Without systemd nothing is said.
 package systemd
 
 import (
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
 )
 
 // WatchdogInterval returns within which time systemd wants to hear that the service
@@ -25,8 +27,44 @@ func WatchdogInterval() time.Duration {
 	return time.Duration(usec) * time.Microsecond
 }
 
-// Files returns the descriptors that systemd has passed to this process, with the
-// names of their socket units (sd_listen_fds(3)), and takes that out of the
-// environment. The caller owns them. It must be called once, before anything else
-// can have opened or closed one of these descriptors.
-func Files() []*os.File { return activation.Files(true) }
+// Files returns the descriptors that systemd has passed to this process, and takes that
+// out of the environment: the sockets of socket units, with the units' names
+// (sd_listen_fds(3)), and by key what [Notifier.Store] has left in its descriptor store,
+// in a process that is dead by now. The caller owns them. It must be called once, before
+// anything else can have opened or closed one of these descriptors.
+func Files() (sockets []*os.File, stored map[string]int) {
+	stored = make(map[string]int)
+	for _, f := range activation.Files(true) {
+		key, ours := storedKey(f.Name())
+		if !ours {
+			sockets = append(sockets, f)
+			continue
+		}
+		// systemd passes the newest of a name first. There is another only if it was
+		// stored by somebody else, or a message was lost.
+		if _, another := stored[key]; !another {
+			if fd, err := duplicateOf(f); err == nil { // fails without free descriptors only, with which nothing starts
+				stored[key] = fd
+			}
+		}
+		_ = f.Close() // nothing was written to it
+	}
+	return sockets, stored
+}
+
+// duplicateOf leaves the flags of the open file description alone, unlike
+// [os.File.Fd], which may clear O_NONBLOCK.
+func duplicateOf(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	if outer := raw.Control(func(old uintptr) { fd, err = duplicate(int(old)) }); outer != nil {
+		return -1, outer
+	}
+	return fd, err
+}
+
+func duplicate(fd int) (int, error) {
+	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+}

@@ -26,6 +26,7 @@ type Supervisor struct {
 	OnConfig  func(file bool) (string, error)
 	OnLevel   func(level string) error
 	OnReopen  func() error
+	OnUpgrade func(ctx context.Context) (*supervisor.UpgradeResult, error)
 	OnProfile func(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error)
 	Dead      bool
 	NotReady  bool
@@ -35,7 +36,7 @@ type Supervisor struct {
 }
 
 // Calls returns what it was told to do, in order: "stop", "kill 3", "ready false",
-// "reload", "reload and wait", "log level debug", "reopen logs".
+// "reload", "reload and wait", "upgrade", "log level debug", "reopen logs".
 func (s *Supervisor) Calls() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -58,6 +59,14 @@ func (s *Supervisor) Reload(ctx context.Context, wait bool) (*supervisor.ReloadR
 		return &supervisor.ReloadResult{}, nil
 	}
 	return s.OnReload(ctx, wait)
+}
+
+func (s *Supervisor) Upgrade(ctx context.Context) (*supervisor.UpgradeResult, error) {
+	s.note("upgrade")
+	if s.OnUpgrade == nil {
+		return &supervisor.UpgradeResult{}, nil
+	}
+	return s.OnUpgrade(ctx)
 }
 
 func (s *Supervisor) Status(ctx context.Context) (*supervisor.Status, error) {
