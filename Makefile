@@ -9,7 +9,7 @@ STATICCHECK = $(GO) tool -modfile=tools.mod staticcheck
 # A test that misses a tool of the machine skips by default; here it fails.
 export HOLDFAST_TEST_REQUIRE_TOOLS ?= 1
 
-.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-smoke fuzz mutations clean
+.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-smoke soak drill drill-long fuzz mutations clean
 
 build:
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/supervisor
@@ -50,6 +50,20 @@ bench:
 # Shows that the tool still works. Its figures mean nothing.
 bench-smoke:
 	$(GO) run ./bench -smoke -proxies holdfast,httputil
+
+# Some thousand reloads, and nothing may be left of them. Takes some minutes.
+SOAK_RELOADS ?= 5000
+soak:
+	HOLDFAST_SOAK_RELOADS=$(SOAK_RELOADS) $(GO) test -race -count=1 -timeout 2h -v -run TestReloadsWithoutEnd ./test/e2e
+
+# Reloads, upgrades and kills an instance under load and counts what clients notice; every
+# kind of round twice. The unit tests have each once.
+drill: build
+	bin/holdfast drill --rounds 22
+
+# What is to be all zeros before a release. Takes some eight minutes.
+drill-long: build
+	bin/holdfast drill --rounds 500 --verbose
 
 # Every fuzz target for a while: make fuzz FUZZTIME=1m
 FUZZTIME ?= 10s

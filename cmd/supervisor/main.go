@@ -8,6 +8,7 @@ import (
 
 	"holdfast/internal/cli"
 	"holdfast/internal/demo"
+	"holdfast/internal/drill"
 	"holdfast/internal/service"
 )
 
@@ -17,7 +18,7 @@ func main() {
 			return service.Run(service.Options{ConfigPath: configPath, RuntimeDir: runtimeDir, Log: log})
 		},
 		Check: service.Check,
-		Tools: demo.Commands(),
+		Tools: append(demo.Commands(), drill.Commands()...),
 	}
 	os.Exit(program.Main(os.Args[1:], os.Stdout, os.Stderr))
 }

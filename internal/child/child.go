@@ -49,6 +49,12 @@ func (c *Child) Ended() <-chan struct{} { return c.ended }
 // Outcome says how it ended. It is for when Ended is closed.
 func (c *Child) Outcome() *os.ProcessState { return c.cmd.ProcessState }
 
+// Kill ends it at once and waits until it is gone.
+func (c *Child) Kill() {
+	c.cmd.Process.Kill() // an error is that it has ended
+	<-c.ended
+}
+
 // Stop asks it to end, waits until it is gone, and kills it if that takes more than 10
 // seconds, which is an error.
 func (c *Child) Stop() error {
@@ -57,8 +63,7 @@ func (c *Child) Stop() error {
 	case <-c.ended:
 		return nil
 	case <-time.After(stopTimeout):
-		c.cmd.Process.Kill()
-		<-c.ended
+		c.Kill()
 		return fmt.Errorf("%v (pid %d) did not end within %s and was killed", c.cmd.Args, c.PID(), stopTimeout)
 	}
 }

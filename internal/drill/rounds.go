@@ -1,0 +1,241 @@
+package drill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"holdfast/internal/supervisor"
+)
+
+// A kind of round is something that befalls the instance.
+type kind struct {
+	name string
+	do   func(*stage, context.Context) error
+
+	// mend: it may leave a file that does not serve, because the reload, or the
+	// generation that served it, was killed.
+	mend bool
+}
+
+var kinds = []kind{
+	{name: "reload", do: (*stage).reload},
+	{name: "reload refused", do: (*stage).reloadRefused},
+	{name: "upgrade", do: (*stage).upgrade},
+	{name: "reload during an upgrade", do: (*stage).reloadDuringUpgrade, mend: true},
+	{name: "supervisor killed", do: (*stage).killSupervisor},
+	{name: "supervisor killed, and its successor", do: (*stage).killSuccessor},
+	{name: "supervisor killed during a reload", do: (*stage).killDuringReload, mend: true},
+	{name: "supervisor killed during an upgrade", do: (*stage).killDuringUpgrade},
+	{name: "supervisor stopped for a moment", do: (*stage).stopSupervisor},
+	{name: "serving generation killed after a reload", do: (*stage).killServing, mend: true},
+	{name: "draining generation killed", do: (*stage).killDraining},
+}
+
+// between is the longest time between two rounds.
+const between = 300 * time.Millisecond
+
+// deck gives each kind once, in random order, before any comes again.
+type deck struct {
+	random *rand.Rand
+	left   []int
+}
+
+func (d *deck) next() int {
+	if len(d.left) == 0 {
+		d.left = d.random.Perm(len(kinds))
+	}
+	k := d.left[0]
+	d.left = d.left[1:]
+	return k
+}
+
+// within is a random time, so that what happens hits others at all kinds of moments.
+func (s *stage) within(most time.Duration) { time.Sleep(time.Duration(s.random.Int64N(int64(most)))) }
+
+// reload puts another configuration into service.
+func (s *stage) reload(ctx context.Context) error {
+	s.config.change(s.random)
+	if err := s.writeConfig(s.config.String()); err != nil {
+		return err
+	}
+	if code, said := s.holdfast(ctx, "reload"); code != 0 {
+		return fmt.Errorf("reload: exit code %d: %s", code, said)
+	}
+	return s.checkMark(ctx)
+}
+
+// reloadRefused tries to put a broken file into service.
+func (s *stage) reloadRefused(ctx context.Context) error {
+	before, err := s.status(ctx)
+	if err != nil {
+		return err
+	}
+	broken := s.config.broken()
+	if err := s.writeConfig(broken[s.random.IntN(len(broken))]); err != nil {
+		return err
+	}
+	code, said := s.holdfast(ctx, "reload")
+	if code != 1 && code != 2 {
+		return fmt.Errorf("reload of a broken file: exit code %d: %s", code, said)
+	}
+	if err := s.writeConfig(s.config.String()); err != nil {
+		return err
+	}
+	after, err := s.status(ctx)
+	if err != nil {
+		return err
+	}
+	if a, b := servingOf(before), servingOf(after); a.PID != b.PID {
+		return fmt.Errorf("generation %d served before a refused reload, and %d after it", a.Number, b.Number)
+	}
+	return nil
+}
+
+// upgrade replaces the supervisor.
+func (s *stage) upgrade(ctx context.Context) error {
+	before := s.supervisor.PID
+	if code, said := s.holdfast(ctx, "upgrade"); code != 0 {
+		return fmt.Errorf("upgrade: exit code %d: %s", code, said)
+	}
+	if err := s.awaitEnd(ctx, before); err != nil {
+		return err
+	}
+	after, err := s.status(ctx)
+	if err == nil && after.PID == before {
+		err = errors.New("the old supervisor commands after an upgrade")
+	}
+	return err
+}
+
+// killSupervisor kills it and starts another, as systemd does.
+func (s *stage) killSupervisor(ctx context.Context) error {
+	if err := s.kill(ctx, s.supervisor.PID); err != nil {
+		return err
+	}
+	s.within(400 * time.Millisecond)
+	return s.launch()
+}
+
+// killSuccessor also kills the one that comes next, while it finds out what there is.
+func (s *stage) killSuccessor(ctx context.Context) error {
+	if err := s.killSupervisor(ctx); err != nil {
+		return err
+	}
+	s.within(200 * time.Millisecond)
+	s.launched.Kill()
+	return s.launch()
+}
+
+// killDuringReload kills the supervisor at any moment of a reload.
+func (s *stage) killDuringReload(ctx context.Context) error {
+	s.config.change(s.random)
+	if err := s.writeConfig(s.config.String()); err != nil {
+		return err
+	}
+	said := s.begun(ctx, "reload")
+	s.within(100 * time.Millisecond)
+	return errors.Join(s.killSupervisor(ctx), <-said)
+}
+
+// killDuringUpgrade kills the old supervisor at any moment of an upgrade. Whether there
+// is a new one afterwards, that commands, depends on the moment.
+func (s *stage) killDuringUpgrade(ctx context.Context) error {
+	said := s.begun(ctx, "upgrade")
+	s.within(150 * time.Millisecond)
+	err := s.kill(ctx, s.supervisor.PID)
+	if errors.Is(err, os.ErrProcessDone) { // it was relieved before
+		err = nil
+	}
+	return errors.Join(err, <-said)
+}
+
+// reloadDuringUpgrade commands both at once. Each may be refused.
+func (s *stage) reloadDuringUpgrade(ctx context.Context) error {
+	s.config.change(s.random)
+	if err := s.writeConfig(s.config.String()); err != nil {
+		return err
+	}
+	first, second := "reload", "upgrade"
+	if s.random.IntN(2) == 0 {
+		first, second = second, first
+	}
+	said := s.begun(ctx, first)
+	s.within(100 * time.Millisecond)
+	return errors.Join(<-s.begun(ctx, second), <-said)
+}
+
+// begun begins a command that may be done, refused or cut short. The error is that it
+// was something else.
+func (s *stage) begun(ctx context.Context, command string) <-chan error {
+	said := make(chan error, 1)
+	go func() {
+		code, text := s.holdfast(ctx, command)
+		if code != 0 && code != 1 && code != 3 {
+			said <- fmt.Errorf("%s: exit code %d: %s", command, code, text)
+		}
+		close(said)
+	}()
+	return said
+}
+
+// stopSupervisor has it stand still. A reload that comes meanwhile waits.
+func (s *stage) stopSupervisor(ctx context.Context) error {
+	pid := s.supervisor.PID
+	if err := s.signal(pid, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	said := make(chan error, 1)
+	go func() { said <- s.reload(ctx) }()
+	time.Sleep(300 * time.Millisecond)
+	return errors.Join(s.signal(pid, syscall.SIGCONT), <-said)
+}
+
+// killServing kills the generation that has just come into service. The tunnels of
+// before live on in the one that drains.
+func (s *stage) killServing(ctx context.Context) error {
+	if err := s.reload(ctx); err != nil {
+		return err
+	}
+	s.within(400 * time.Millisecond)
+	status, err := s.status(ctx)
+	if err != nil {
+		return err
+	}
+	return s.killGeneration(ctx, servingOf(status).PID)
+}
+
+// killDraining kills one of the generations that drain.
+func (s *stage) killDraining(ctx context.Context) error {
+	if err := s.reload(ctx); err != nil { // so that there is one
+		return err
+	}
+	status, err := s.status(ctx)
+	if err != nil {
+		return err
+	}
+	draining := slices.DeleteFunc(status.Generations, func(g supervisor.GenerationStatus) bool { return g.State != "draining" })
+	if len(draining) == 0 {
+		return nil // its last tunnel has just ended
+	}
+	err = s.killGeneration(ctx, draining[s.random.IntN(len(draining))].PID)
+	if errors.Is(err, os.ErrProcessDone) { // likewise
+		err = nil
+	}
+	return err
+}
+
+// servingOf returns the generation that serves, or an empty one.
+func servingOf(s *supervisor.Status) supervisor.GenerationStatus {
+	for _, g := range s.Generations {
+		if g.State == "serving" {
+			return g
+		}
+	}
+	return supervisor.GenerationStatus{}
+}

@@ -1,0 +1,37 @@
+package drill
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"holdfast/internal/drill/canary"
+)
+
+// sabotages break the promise, in the first round. What the drill then says shows that
+// it can see.
+var sabotages = map[string]func(*stage, context.Context) error{
+	"listener": (*stage).closeListener,
+	"byte":     func(s *stage, _ context.Context) error { return s.spoil("byte") },
+	"tunnel":   func(s *stage, _ context.Context) error { return s.spoil("tunnel") },
+}
+
+// closeListener closes the listening sockets in the only way that there is: whoever
+// holds one is killed, first the supervisor, which would start others.
+func (s *stage) closeListener(ctx context.Context) error {
+	if err := s.kill(ctx, s.supervisor.PID); err != nil {
+		return err
+	}
+	for _, pid := range s.living() {
+		if err := s.kill(ctx, pid); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return err
+		}
+	}
+	return s.launch()
+}
+
+// spoil has a tunnel of the canary spoiled on its way.
+func (s *stage) spoil(how string) error {
+	_, err := s.canary.Do(canary.Command{Do: "spoil", How: how})
+	return err
+}

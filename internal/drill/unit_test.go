@@ -1,0 +1,228 @@
+package drill
+
+import (
+	"bytes"
+	"encoding/json"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"holdfast/internal/config"
+	"holdfast/internal/drill/canary"
+)
+
+func TestEachKindComesBeforeAnyComesAgain(t *testing.T) {
+	t.Parallel()
+	play := func(seed uint64) (order []int) {
+		d := deck{random: rand.New(rand.NewPCG(seed, 0))}
+		for range 3 * len(kinds) {
+			order = append(order, d.next())
+		}
+		return order
+	}
+	order := play(1)
+	for turn := range slices.Chunk(order, len(kinds)) {
+		if turn = slices.Sorted(slices.Values(turn)); len(slices.Compact(turn)) != len(kinds) {
+			t.Errorf("a turn is %v", turn)
+		}
+	}
+	if !slices.Equal(order, play(1)) || slices.Equal(order, play(2)) {
+		t.Error("the order is not what the seed decides")
+	}
+}
+
+func TestEveryConfigurationIsGoodAndAnother(t *testing.T) {
+	t.Parallel()
+	c := configuration{dir: "/tmp/drill", upstream: "127.0.0.1:4711", probation: "0s"}
+	random := rand.New(rand.NewPCG(1, 0))
+	known := make(map[string]bool)
+	listeners := make(map[int]bool)
+	for range 100 {
+		text := c.String()
+		parsed, err := config.Parse("holdfast.toml", []byte(text))
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		if known[text] {
+			t.Fatalf("there was this one before:\n%s", text)
+		}
+		known[text] = true
+		listeners[len(parsed.Listeners)] = true
+		c.change(random)
+	}
+	if len(listeners) != extras+1 {
+		t.Errorf("there were %v listeners", listeners)
+	}
+}
+
+func TestBrokenConfigurationsAreBroken(t *testing.T) {
+	t.Parallel()
+	c := configuration{dir: "/tmp/drill", upstream: "127.0.0.1:4711", probation: "0s"}
+	broken := c.broken()
+	for _, text := range broken[:len(broken)-1] { // the last one is, where somebody has the address
+		if _, err := config.Parse("holdfast.toml", []byte(text)); err == nil {
+			t.Errorf("this is good:\n%s", text)
+		}
+	}
+}
+
+func TestCountersThatDecrease(t *testing.T) {
+	t.Parallel()
+	read := func(text string) counters {
+		c, err := readCounters(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	before := read(`
+# TYPE holdfast_requests_total counter
+holdfast_requests_total{a="1",b="2"} 5
+holdfast_requests_total{a="2",b="2"} 5
+# TYPE holdfast_open gauge
+holdfast_open 5
+# TYPE holdfast_seconds histogram
+holdfast_seconds_bucket{le="1"} 2
+holdfast_seconds_bucket{le="+Inf"} 3
+holdfast_seconds_sum 4
+holdfast_seconds_count 3
+# TYPE process_cpu_seconds_total counter
+process_cpu_seconds_total 5
+`)
+	if len(before) != 6 {
+		t.Errorf("counters are %v", before)
+	}
+	if all := before.decreased(before); len(all) > 0 {
+		t.Errorf("decreased: %q", all)
+	}
+	after := read(`
+# TYPE holdfast_requests_total counter
+holdfast_requests_total{a="1",b="2"} 4
+holdfast_requests_total{a="3",b="2"} 1
+# TYPE holdfast_seconds histogram
+holdfast_seconds_bucket{le="1"} 1
+holdfast_seconds_bucket{le="+Inf"} 4
+holdfast_seconds_sum 3
+holdfast_seconds_count 4
+`)
+	want := []string{
+		`holdfast_requests_total{a="1",b="2"} was 5 and is 4`,
+		`holdfast_requests_total{a="2",b="2"} was 5 and is not there any more`,
+		`holdfast_seconds_bucket up to 1 was 2 and is 1`,
+		`holdfast_seconds_sum was 4 and is 3`,
+	}
+	if all := before.decreased(after); !slices.Equal(all, want) {
+		t.Errorf("decreased:\n%s\nwant:\n%s", strings.Join(all, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestSocketsOfAProcess(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	ours, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	theirs, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	all, err := socketsOf(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []net.Conn{ours, theirs} {
+		if want := c.LocalAddr().String() + " " + c.RemoteAddr().String(); !slices.Contains(all, want) {
+			t.Errorf("%q is missing in %q", want, all)
+		}
+	}
+	for _, s := range all {
+		if strings.HasPrefix(s, listener.Addr().String()+" 0.0.0.0:") {
+			t.Error("the listening socket is among them")
+		}
+	}
+}
+
+func TestAProcessThatStandsStill(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command("cat")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	if children := childrenOf(os.Getpid()); !slices.Contains(children, cmd.Process.Pid) {
+		t.Errorf("children are %v, and %d is not among them", children, cmd.Process.Pid)
+	}
+	if children := childrenOf(cmd.Process.Pid); len(children) > 0 {
+		t.Errorf("it has children: %v", children)
+	}
+	if stopped(cmd.Process.Pid) {
+		t.Error("it runs")
+	}
+	cmd.Process.Signal(syscall.SIGSTOP)
+	defer cmd.Process.Signal(syscall.SIGCONT)
+	for deadline := time.Now().Add(time.Minute); !stopped(cmd.Process.Pid); time.Sleep(look) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not stand still")
+		}
+	}
+}
+
+func TestAResultSaysWhatWasBroken(t *testing.T) {
+	t.Parallel()
+	held := newResult(7)
+	held.Rounds, held.Duration = 3, 1500*time.Millisecond
+	held.Kinds[0].Rounds = 3
+	held.Kinds[0].Pauses = canary.Pauses{Connection: 31 * time.Millisecond}
+	held.see("round 1", &canary.Report{Connections: 100, KilledRequests: 2, KilledTunnels: 5})
+	broken := newResult(8)
+	broken.see("round 1", &canary.Report{Connections: 100})
+	broken.see("round 2", &canary.Report{Connections: 200, Refused: 6, Failures: slices.Repeat([]string{"connect: refused"}, 6)})
+	broken.wrong("round 3")
+	if !held.Held || broken.Held || len(broken.Broken) != mostAtOnce+1 {
+		t.Errorf("held: %t and %t; broken: %q", held.Held, broken.Held, broken.Broken)
+	}
+	for _, want := range []struct {
+		result *Result
+		lines  []string
+	}{
+		{held, []string{"3 rounds in 2s, seed 7", "reload 3 31ms 0s 0s", "connections refused 0 100", "2 requests and 5 tunnels", "The promise held."}},
+		{broken, []string{"connections refused 6 200", "The promise did not hold:", "round 2: connect: refused", "round 2: and 2 more of this"}},
+	} {
+		var table bytes.Buffer
+		if err := want.result.WriteTable(&table); err != nil {
+			t.Fatal(err)
+		}
+		text := strings.Join(strings.Fields(table.String()), " ")
+		for _, line := range want.lines {
+			if !strings.Contains(text, line) {
+				t.Errorf("%q is missing in\n%s", line, table.String())
+			}
+		}
+		var written bytes.Buffer
+		back := new(Result)
+		if err := want.result.WriteJSON(&written); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(written.Bytes(), back); err != nil || back.Held != want.result.Held || back.Seen.Refused != want.result.Seen.Refused {
+			t.Errorf("as JSON it is %s, %v", written.Bytes(), err)
+		}
+	}
+}
