@@ -191,14 +191,14 @@ func helpOf(t *testing.T, command string) string {
 	return out.String()
 }
 
-// The operations page tells how to end generations whose supervisor was killed. Its
+// The operations page tells how to look for generations whose supervisor was killed. Its
 // command was of no use once: the kernel called them "3", by the descriptor that the
 // supervisor executes.
 func TestGenerationsHaveTheNameThatTheOperatorLooksFor(t *testing.T) {
 	t.Parallel()
-	m := regexp.MustCompile(`(?m)^pkill -TERM -x (\S+) `).FindStringSubmatch(fenced(t, docPage(t, "operations.md"), "### The supervisor was killed", "sh"))
+	m := regexp.MustCompile(`(?m)^pgrep -a -x (\S+) `).FindStringSubmatch(fenced(t, docPage(t, "operations.md"), "### The supervisor was killed", "sh"))
 	if m == nil {
-		t.Fatal("the page does not say how to end an orphan")
+		t.Fatal("the page does not say how to find an orphan")
 	}
 	i := serve(t, "[[listeners]]\nname = \"public\"\naddress = \"127.0.0.1:0\"\n")
 	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", i.pids()[0]))

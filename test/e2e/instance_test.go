@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,17 +27,24 @@ type instance struct {
 	t   *testing.T
 	dir string // of the configuration, the runtime directory and unix sockets
 	cmd *exec.Cmd
+	pid int // of the supervisor that commands
 	log *lockedBuffer
+
+	program string   // that is started; set before start; "": holdfast
+	command string   // that commands it; "": holdfast
+	env     []string // what its environment has besides ours; set before start
 
 	stdout io.Writer // of the service; set before start; nil: nobody's
 
 	ended chan struct{}
-	err   error // how the supervisor ended, when ended is closed
+	err   error         // how the supervisor ended, when ended is closed
+	said  chan struct{} // closed when nobody can write to the log any more
 }
 
 // status is what `holdfast status --json` says, as far as the tests look.
 type status struct {
 	PID         int    `json:"pid"`
+	Version     string `json:"version"`
 	ConfigHash  string `json:"config_hash"`
 	FileDiffers bool   `json:"file_differs"`
 	Ready       bool   `json:"ready"`
@@ -50,6 +58,7 @@ type status struct {
 type generation struct {
 	Number       int    `json:"generation"`
 	State        string `json:"state"`
+	Version      string `json:"version"`
 	NotAnswering bool   `json:"not_answering"`
 	PID          int    `json:"pid"`
 	Requests     int    `json:"requests"`
@@ -100,17 +109,29 @@ func (i *instance) start(stderr *os.File) {
 
 func (i *instance) launch(stderr *os.File) {
 	i.t.Helper()
-	i.cmd = exec.Command(program("holdfast"), "run", "-c", i.config(), "--runtime-dir", i.runtime())
-	i.cmd.Stdout, i.cmd.Stderr = i.stdout, i.log
-	if stderr != nil {
-		i.cmd.Stderr = stderr
+	i.cmd = exec.Command(cmp.Or(i.program, program("holdfast")), "run", "-c", i.config(), "--runtime-dir", i.runtime())
+	i.cmd.Stdout, i.cmd.Stderr = i.stdout, stderr
+	i.cmd.Env = append(os.Environ(), i.env...)
+	i.said = make(chan struct{})
+	if stderr == nil {
+		// A pipe of our own: with one of os/exec's, the end of the supervisor would wait
+		// for that of its generations.
+		r, w, err := os.Pipe()
+		if err != nil {
+			i.t.Fatal(err)
+		}
+		defer w.Close()
+		i.cmd.Stderr = w
+		go func(said chan struct{}) { io.Copy(i.log, r); r.Close(); close(said) }(i.said)
+	} else {
+		close(i.said)
 	}
 	i.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := i.cmd.Start(); err != nil {
 		i.t.Fatal(err)
 	}
-	i.ended = make(chan struct{})
-	go func() { i.err = i.cmd.Wait(); close(i.ended) }()
+	i.pid, i.ended = i.cmd.Process.Pid, make(chan struct{})
+	go func(cmd *exec.Cmd, ended chan struct{}) { i.err = cmd.Wait(); close(ended) }(i.cmd, i.ended)
 	i.t.Cleanup(i.stopAtTheEnd)
 }
 
@@ -141,8 +162,14 @@ func (i *instance) stopAtTheEnd() {
 	for _, pid := range pids {
 		if !i.gone(pid) {
 			i.t.Errorf("process %d has survived the supervisor", pid)
-			syscall.Kill(pid, syscall.SIGKILL)
+			if runs(pid) {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
 		}
+	}
+	select {
+	case <-i.said:
+	case <-time.After(5 * time.Second): // somebody has survived, which is said elsewhere
 	}
 	if strings.Contains(i.log.String(), "DATA RACE") {
 		i.t.Error("a data race in the service")
@@ -183,10 +210,11 @@ func (i *instance) pids() []int {
 	return all
 }
 
-// gone waits a moment for the kernel to take a process away.
+// gone waits a moment for a process to end. Whoever it is a child of when its own
+// parent has ended may never wait for it.
 func (i *instance) gone(pid int) bool {
 	for range 200 {
-		if syscall.Kill(pid, 0) == syscall.ESRCH {
+		if state, _ := processState(pid); state == "" || state == "Z" {
 			return true
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -194,14 +222,26 @@ func (i *instance) gone(pid int) bool {
 	return false
 }
 
-func (i *instance) signal(sig syscall.Signal) { syscall.Kill(i.cmd.Process.Pid, sig) }
+func (i *instance) signal(sig syscall.Signal) { syscall.Kill(i.pid, sig) }
+
+// processState is a letter as in /proc/PID/stat, "" if there is no process, and its
+// process group.
+func processState(pid int) (state string, group int) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", 0
+	}
+	var parent int
+	fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &parent, &group)
+	return state, group
+}
 
 // holdfast runs a command against the service.
 func (i *instance) holdfast(args ...string) (code int, stdout, stderr string) {
 	i.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program("holdfast"), append([]string{"--runtime-dir", i.runtime()}, args...)...)
+	cmd := exec.CommandContext(ctx, cmp.Or(i.command, program("holdfast")), append([]string{"--runtime-dir", i.runtime()}, args...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

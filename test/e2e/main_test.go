@@ -47,14 +47,26 @@ func runTests() (int, error) {
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(bin, 0o755), os.Mkdir(tmp, 0o755)); err != nil {
 		return 0, err
 	}
-	for _, p := range []struct{ name, pkg, race string }{
-		{"holdfast", "holdfast/cmd/supervisor", "-race=true"},
-		{"holdfast-proxy", "holdfast/cmd/proxy", "-race=true"},
-		{"badproxy", "holdfast/test/e2e/badproxy", "-race=true"},
-		{"plain/holdfast", "holdfast/cmd/supervisor", "-race=false"},
-		{"plain/holdfast-proxy", "holdfast/cmd/proxy", "-race=false"},
+	const version, core, pause = "holdfast/internal/version.override=", "holdfast/internal/control.override=", "holdfast/internal/service.pauseVariable="
+	for _, p := range []struct{ name, pkg, race, set string }{
+		{"holdfast", "holdfast/cmd/supervisor", "-race=true", ""},
+		{"holdfast-proxy", "holdfast/cmd/proxy", "-race=true", ""},
+		{"badproxy", "holdfast/test/e2e/badproxy", "-race=true", ""},
+		{"plain/holdfast", "holdfast/cmd/supervisor", "-race=false", ""},
+		{"plain/holdfast-proxy", "holdfast/cmd/proxy", "-race=false", ""},
+		// Of upgrades: other versions, one that has little in common, and one that pauses.
+		{"1.1/holdfast", "holdfast/cmd/supervisor", "-race=false", version + "1.1.0"},
+		{"1.1/holdfast-proxy", "holdfast/cmd/proxy", "-race=false", version + "1.1.0"},
+		{"1.3/holdfast", "holdfast/cmd/supervisor", "-race=false", version + "1.3.0"},
+		{"1.3/holdfast-proxy", "holdfast/cmd/proxy", "-race=false", version + "1.3.0"},
+		{"strange/holdfast", "holdfast/cmd/supervisor", "-race=false", core + "8-9"},
+		{"plain/pausing", "holdfast/cmd/supervisor", "-race=false", pause + pauseEnv},
 	} {
-		build := exec.Command("go", "build", p.race, "-o", filepath.Join(bin, p.name), p.pkg)
+		args := []string{"build", p.race, "-o", filepath.Join(bin, p.name)}
+		if p.set != "" {
+			args = append(args, "-ldflags", "-X "+p.set)
+		}
+		build := exec.Command("go", append(args, p.pkg)...)
 		if out, err := build.CombinedOutput(); err != nil {
 			return 0, fmt.Errorf("build %s: %w\n%s", p.pkg, err, out)
 		}

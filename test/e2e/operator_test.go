@@ -213,7 +213,11 @@ func TestAGenerationOutlivesAKilledSupervisor(t *testing.T) {
 	s := &stage{T: t, service: i, addresses: i.addresses(), host: "a.test", up: up}
 	client, server, _ := s.tunnel("/ws")
 	orphan := i.pids()[0]
-	t.Cleanup(func() { syscall.Kill(orphan, syscall.SIGKILL) })
+	t.Cleanup(func() {
+		if runs(orphan) { // the number may be somebody else's by now
+			syscall.Kill(orphan, syscall.SIGKILL)
+		}
+	})
 	i.signal(syscall.SIGKILL)
 	i.awaitEnd()
 	wantTunnel(client, server)
@@ -235,7 +239,7 @@ func TestAGenerationOutlivesAKilledSupervisor(t *testing.T) {
 		return errors.Is(err, syscall.ECONNREFUSED)
 	}, func() string { return "the orphan's listener to be closed" })
 	i.start(nil)
-	i.wantStates("1 serving")
+	i.wantStates("2 serving") // numbers are never given again
 }
 
 // A listener that becomes another one on the same port: who waits in the old queue is

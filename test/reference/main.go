@@ -40,6 +40,7 @@ var sections = []section{
 	{"Clusters and endpoints", "", []string{"cluster_", "endpoint_"}},
 	{"Tunnels", "", []string{"tunnel", "loop_"}},
 	{"Generations", "", []string{"generation"}},
+	{"Successions of supervisors", "", []string{"supervisor_epoch", "supervisor_upgrades", "rendezvous_"}},
 	{"Configuration and reloads", "", []string{"reload", "probation", "config", "listeners"}},
 	{"Access log and log", "", []string{"access_log", "log_", "supervisor_log"}},
 	{"The service", "`process_…`, `go_…` and `promhttp_metric_handler_errors_total`, which the Prometheus client library defines, are about the supervisor's own process and its answers to scrapes.", []string{""}},
@@ -47,7 +48,7 @@ var sections = []section{
 
 func reference() []byte {
 	var out bytes.Buffer
-	fmt.Fprintf(&out, intro, int(merge.Expiry.Minutes()))
+	fmt.Fprintf(&out, intro, int(merge.Expiry.Minutes()), int(merge.Grace.Minutes()))
 	left := metrics.Catalogue()
 	for _, s := range sections {
 		var rest, mine []*metrics.Desc
@@ -115,7 +116,13 @@ Prometheus:
     curl --unix-socket /run/holdfast/admin.sock http://localhost/metrics
 
 Each generation counts in a memory file that the supervisor has made and reads. So nothing is lost when one crashes, and **no counter ever
-decreases** while the supervisor lives: what ended generations have counted stays in the sums.
+decreases**: what ended generations have counted stays in the sums.
+
+That holds over upgrades of the supervisor and when it is killed, too. It counts in a memory file itself, and what ended generations have counted, and
+the living ones by the last scrape, is in another one. The generations hold both, and so does systemd's descriptor store, so a successor goes on
+from there. Counters begin at 0 only where nothing is left that holds them: when the supervisor and all generations are gone at the same time and there is no
+descriptor store, and after a start of the machine. Gauges are about what is now; those about the last reload are handed on. ` + "`process_…`" + ` and
+` + "`go_…`" + ` are about one process, and begin again with each supervisor.
 
 How the figures of several generations become one stands beside each metric:
 
@@ -130,7 +137,8 @@ A generation that does not answer within 250 ms is shown with what it counts (wh
 	"`holdfast_generation_stale`" + ` is 1 for it then.
 
 No label has a value that a client chooses. Series of a listener, route, cluster or endpoint that no living generation's configuration names any more are
-shown for another %d minutes after the last of those generations has ended, and are then forgotten. Where they come back later they begin at 0.
+shown for another %d minutes after the last of those generations has ended, and are then forgotten. Where they come back later they begin at 0. A successor of the
+supervisor goes on with these minutes, but forgets nothing in its first %d: generations come back to it one after the other.
 
 Generations may be of different versions. Where two define a metric in different ways, the definition of the supervisor holds, then that of the serving
 generation; what cannot be added up is left out and counted in ` + "`holdfast_metrics_conflicts`" + `, which says where

@@ -62,7 +62,7 @@ var model = []comparison{
 	{"server.parent_connections, total_connections", []string{"generation_connections", "generation_tunnels"}, "of each generation; the sums are those of the listeners"},
 	{"server.concurrency, server.state", []string{"proxy_goroutines", "generation_info"}, ""},
 	{"server.memory_allocated, memory_heap_size, memory_physical_size", []string{"proxy_heap_bytes", "proxy_resident_memory_bytes", "generation_resident_memory_bytes"}, ""},
-	{"server.hot_restart_epoch, hot_restart_generation", []string{"generation_info", "generations_started_total"}, ""},
+	{"server.hot_restart_epoch, hot_restart_generation", []string{"supervisor_epoch", "generation_info", "generations_started_total"}, ""},
 	{"server.days_until_first_cert_expiring", nil, "with TLS"},
 	{"server.initialization_time_ms", []string{"reload_duration_seconds"}, ""},
 	{"filesystem.flushed_by_timer", nil, "records are written at once"},

@@ -318,14 +318,25 @@ func (b *box) client() *http.Client {
 }
 
 // get returns the body of a response, or why there is none.
-func (b *box) get(url string) (string, error) {
-	response, err := b.client().Get(url)
+func (b *box) get(url string) (string, error) { return body(b.client(), url) }
+
+// getAt does it over a unix socket.
+func (b *box) getAt(path string) (string, error) {
+	c := b.client()
+	c.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", b.path(path))
+	}
+	return body(c, "http://local")
+}
+
+func body(c *http.Client, url string) (string, error) {
+	response, err := c.Get(url)
 	if err != nil {
 		return "", err
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	return string(bytes.TrimSpace(body)), err
+	text, err := io.ReadAll(response.Body)
+	return string(bytes.TrimSpace(text)), err
 }
 
 // serves wants the service to answer with text.

@@ -17,6 +17,10 @@ import (
 // bin has the programs under test.
 var bin string
 
+// pauseVariable is the environment variable that names the file with the point of an
+// upgrade at which a process pauses; see points.go in package service.
+const pauseVariable = "HOLDFAST_TEST_PAUSE"
+
 func TestMain(m *testing.M) {
 	code, err := runTests(m)
 	if err != nil {
@@ -45,7 +49,8 @@ func runTests(m *testing.M) (int, error) {
 	defer os.RemoveAll(dir)
 	bin = dir
 	for name, pkg := range map[string]string{"holdfast": "holdfast/cmd/supervisor", "holdfast-proxy": "holdfast/cmd/proxy"} {
-		if out, err := exec.Command("go", "build", "-o", filepath.Join(bin, name), pkg).CombinedOutput(); err != nil {
+		flags := "-X holdfast/internal/service.pauseVariable=" + pauseVariable
+		if out, err := exec.Command("go", "build", "-o", filepath.Join(bin, name), "-ldflags", flags, pkg).CombinedOutput(); err != nil {
 			return 0, fmt.Errorf("build %s: %w\n%s", pkg, err, out)
 		}
 	}

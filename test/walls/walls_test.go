@@ -56,7 +56,9 @@ var wallsOf = []struct{ from, to, why string }{
 	{"internal/route", "holdfast/internal/exchange", "routing is a pure function over a table"},
 	{"internal/tunnel", "holdfast/internal/http1", "a tunnel is bytes"},
 	{"internal/tunnel", "holdfast/internal/config", "a tunnel is told its limits"},
-	{"internal/control", "holdfast/internal/config", "the control channel imports nothing of ours"},
+	{"cmd/proxy", "holdfast/internal/runtimedir", "what a generation needs of the runtime directory it is told"},
+	{"cmd/proxy", "holdfast/internal/pidfd", "a generation is concerned with no other process"},
+	{"internal/service", "holdfast/internal/drill", "what serves does not carry a drill"},
 	{"cmd/proxy", "holdfast/internal/metrics/merge", "a generation counts; the supervisor adds up"},
 	{"cmd/proxy", "google.golang.org/protobuf/proto", "what is exposed to Prometheus is the supervisor's business"},
 	{"cmd/proxy", "holdfast/internal/systemd", "only the supervisor speaks to the service manager"},
@@ -81,6 +83,30 @@ func TestNobodyClimbsOverAWall(t *testing.T) {
 		for _, d := range p.Deps {
 			if d == w.to {
 				t.Errorf("%s reaches %s: %s", w.from, w.to, w.why)
+			}
+		}
+	}
+}
+
+// What stands at the bottom, and what each may stand on.
+var bottom = map[string]struct{ on, why string }{
+	"internal/control":    {"", "both sides speak it, of whatever build they are"},
+	"internal/pidfd":      {"", "a process is a process"},
+	"internal/runtimedir": {"holdfast/internal/pidfd", "supervisors and commands meet there, of whatever build they are"},
+	"internal/fence":      {"holdfast/internal/control", "it decides and does nothing"},
+	"internal/ledger":     {"", "it is bytes in a memory file"},
+}
+
+func TestWhatStandsAtTheBottomStandsOnLittle(t *testing.T) {
+	all := packages(t)
+	for from, may := range bottom {
+		p, ok := all[from]
+		if !ok {
+			t.Errorf("a rule is about %s, which is not there", from)
+		}
+		for _, d := range p.Deps {
+			if strings.HasPrefix(d, "holdfast/") && d != may.on {
+				t.Errorf("%s reaches %s: %s", from, d, may.why)
 			}
 		}
 	}
