@@ -104,47 +104,56 @@ type Supervisor struct {
 	arrivals chan *visitor // until then
 
 	// Set before begun is closed, and not changed afterwards.
-	stats   *stats
-	totals  *merge.Totals  // of what generations count
-	process config.Process // as it was at the start
-
-	estate estate // what is kept for a successor
+	stats  *stats
+	totals *merge.Totals // of what generations count
+	estate estate        // what is kept for a successor
 
 	// What follows is owned by the loop.
+
+	// Among supervisors.
 	epoch        uint64
-	first        uint64          // epoch of ours
-	inherited    uint64          // epoch of the supervisor whose counters we go on with; 0: none was found
-	succeeded    bool            // another supervisor commands
-	upgrading    *upgrading      // nil: no upgrade is under way
-	phase        Phase           // "": the service is starting
-	upgradeAsked bool            // one waits
-	quiet        []chan struct{} // closed when a change is over
-	unnoted      bool            // what a successor has to know could not be written down
-	left         map[string]int  // listening sockets that somebody has left, by key
-	numbers      int             // the last one given
-	living       map[int]*generation
-	serving      *generation
-	sockets      map[string]*socket.Socket // of what serves, by key
-	open         map[string]*held          // all that are open, by key
-	passed       *generation               // passed probation last; nil when it is gone
-	pinned       *release                  // its release; what a crash is mended with
-	planned      *release                  // of the reload under way, once it was read
-	probation    *probation                // nil: nobody is on probation
-	switching    bool                      // a ready generation is about to become the serving one
-	restoring    bool                      // a crash is being mended
-	crashes      int                       // of serving generations in a row
-	lastCrash    string                    // how the last of them came about
-	level        *slog.Level               // set by command; nil: as the configuration says
-	readyOff     bool
-	stopping     bool
-	failed       bool          // the start did not work
-	beginning    bool          // the reload under way is the start of the service
-	visiting     map[int]bool  // generations that are being met at the rendezvous
-	stopNow      chan struct{} // closed by the second stop, in the loop
-	reloading    bool
-	waiting      []chan reloadOutcome // for the next reload
-	last         *LastReload
-	oom          oomRanks
+	first        uint64     // epoch, of ours
+	inherited    uint64     // epoch of the supervisor whose counters we go on with; 0: none was found
+	succeeded    bool       // another supervisor commands
+	upgrading    *upgrading // nil: no upgrade is under way
+	upgradeAsked bool       // one waits
+	unnoted      bool       // what a successor has to know could not be written down
+
+	// The generations.
+	numbers  int // the last one given
+	living   map[int]*generation
+	visiting map[int]bool // those that are being met at the rendezvous
+	serving  *generation
+	passed   *generation // passed probation last; nil when it is gone
+	pinned   *release    // its release; what a crash is mended with
+	oom      oomRanks
+
+	// The listening sockets, by key.
+	sockets map[string]*socket.Socket // of what serves
+	open    map[string]*held          // all that are open
+	left    map[string]int            // descriptors that somebody has left, and nobody has wanted yet
+
+	// What is under way.
+	phase     Phase                // "": the service is starting
+	process   config.Process       // as it was at the start
+	reloading bool                 // one runs
+	waiting   []chan reloadOutcome // for the next reload
+	planned   *release             // of the reload under way, once it was read
+	beginning bool                 // the reload under way is the start of the service
+	failed    bool                 // the start did not work
+	probation *probation           // nil: nobody is on probation
+	switching bool                 // a ready generation is about to become the serving one
+	restoring bool                 // a crash is being mended
+	quiet     []chan struct{}      // closed when a change is over
+	stopping  bool
+	stopNow   chan struct{} // closed by the second stop, in the loop
+
+	// What the status shows, and what was set by command.
+	crashes   int    // of serving generations in a row
+	lastCrash string // how the last of them came about
+	last      *LastReload
+	level     *slog.Level // nil: as the configuration says
+	readyOff  bool
 }
 
 // New returns a supervisor that Run starts.
