@@ -88,7 +88,7 @@ func (s *Supervisor) askAll() {
 		asked.Go(func() {
 			a, err := g.ask(ctx, control.Message{Type: control.TypeStatus}, statusTimeout)
 			s.do(func() {
-				g.silent = g.cutOff != nil || err != nil
+				g.silent = g.cutOff != nil || err != nil && !g.done.Load() // one that is about to end need not
 				if err == nil && a.Status != nil {
 					g.lastSeen = *a.Status
 				}

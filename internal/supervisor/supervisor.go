@@ -421,7 +421,7 @@ func (s *Supervisor) onChannelEnd(g *generation, ch channel, violation error) {
 		s.cutOff(g, violation)
 		return
 	}
-	g.silent = true
+	g.silent = !g.done.Load()
 	if s.upgrading == nil { // otherwise the end of the upgrade expects it
 		s.expect(g)
 	}

@@ -817,7 +817,7 @@ var all = []group{
 			name:    "hang-not-seen",
 			promise: "the status says that a generation does not answer",
 			file:    "supervisor/status.go",
-			old:     "|| err != nil",
+			old:     "|| err != nil && !g.done.Load()",
 			new:     "",
 			tests:   "TestAHungGenerationIsSeenAndCanBeKilled",
 		},
