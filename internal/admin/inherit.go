@@ -5,7 +5,7 @@ import (
 	"net"
 	"net/netip"
 
-	"golang.org/x/sys/unix"
+	"holdfast/internal/control"
 )
 
 // KeyPrefix begins the keys of the listening sockets of a surface.
@@ -26,27 +26,14 @@ func (s *Server) Listeners() (map[string]int, error) {
 	}
 	fds := make(map[string]int, len(all))
 	for key, e := range all {
-		fd, err := duplicate(e.listener)
+		fd, err := control.DuplicateOf(e.listener)
 		if err != nil {
-			closeAll(fds)
+			control.CloseNamed(fds)
 			return nil, fmt.Errorf("%s: %w", key, err)
 		}
 		fds[key] = fd
 	}
 	return fds, nil
-}
-
-// duplicate leaves the flags of the socket alone, which all processes share that have it.
-func duplicate(l listener) (fd int, err error) {
-	raw, err := l.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	err = control(raw, func(old int) (err error) {
-		fd, err = unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, 0)
-		return err
-	})
-	return fd, err
 }
 
 // Inherit takes over what Listeners of another process has returned. It is called
@@ -55,12 +42,6 @@ func (s *Server) Inherit(fds map[string]int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inherited, s.held = fds, true
-}
-
-func closeAll(fds map[string]int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd) // carries no data of ours: an error says nothing
-	}
 }
 
 // setRemovesPath says whether the path of a unix socket goes when g is closed.
@@ -89,7 +70,7 @@ func (s *Server) Hold() { s.setHeld(true) }
 // Open ends Hold, and makes what was inherited this surface's own.
 func (s *Server) Open() {
 	s.mu.Lock()
-	closeAll(s.inherited)
+	control.CloseNamed(s.inherited)
 	s.inherited = nil
 	s.mu.Unlock()
 	setRemovesPath(s.unix.listener, true)

@@ -18,30 +18,10 @@ import (
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
-	"golang.org/x/sys/unix"
 
 	"holdfast/internal/admin/admintest"
 	"holdfast/internal/supervisor"
 )
-
-func TestWhoMayCommand(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		peer uint32
-		self int
-		may  bool
-	}{
-		"the user of the service": {1000, 1000, true},
-		"root":                    {0, 1000, true},
-		"another user":            {1001, 1000, false},
-		"a user commanding root":  {1000, 0, false},
-		"a user that this namespace knows nothing of": {65534, 1000, false},
-	} {
-		if err := mayCommand(&unix.Ucred{Uid: test.peer, Pid: 4711}, test.self); (err == nil) != test.may {
-			t.Errorf("%s: got %v, want %t", name, err, test.may)
-		}
-	}
-}
 
 func TestThePeerIsWhoTheKernelSays(t *testing.T) {
 	t.Parallel()

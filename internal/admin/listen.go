@@ -18,7 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"holdfast/internal/socket"
+	"holdfast/internal/control"
 )
 
 // socketPath returns the path of the admin socket. The kernel takes no path of
@@ -36,13 +36,15 @@ func listenUnix(runtimeDir string) (listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := socket.RemoveStale(path); err != nil {
+	if err := control.RemoveStale(path); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	// The kernel gives the path the mode of the unbound socket, so it is never
 	// open to others, whatever the umask.
 	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return control(c, func(fd int) error { return unix.Fchmod(fd, 0o600) })
+		var err error
+		outer := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(outer, err)
 	}}
 	l, err := private.Listen(context.Background(), "unix", path)
 	if err != nil {
@@ -61,37 +63,9 @@ func listenTCP(address netip.AddrPort) (listener, error) {
 	return l.(*net.TCPListener), nil
 }
 
-// checkPeer lets in who may command: the user of this process, and root. The
-// socket's mode says the same; this holds where the mode was changed.
+// checkPeer lets in who may command.
 func checkPeer(conn net.Conn) error {
-	raw, err := conn.(syscall.Conn).SyscallConn()
-	if err != nil {
-		return err
-	}
-	var peer *unix.Ucred
-	err = control(raw, func(fd int) (err error) {
-		peer, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("peer's credentials: %w", err)
-	}
-	return mayCommand(peer, os.Geteuid())
-}
-
-func mayCommand(peer *unix.Ucred, self int) error {
-	if peer.Uid == 0 || int(peer.Uid) == self {
-		return nil
-	}
-	return fmt.Errorf("user %d (pid %d) is neither this service's user nor root", peer.Uid, peer.Pid)
-}
-
-// control runs f on the descriptor and returns the first error.
-func control(c syscall.RawConn, f func(fd int) error) error {
-	var err error
-	if outer := c.Control(func(fd uintptr) { err = f(int(fd)) }); outer != nil {
-		return outer
-	}
+	_, err := control.Peer(conn.(syscall.Conn))
 	return err
 }
 

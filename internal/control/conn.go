@@ -28,6 +28,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -229,6 +230,27 @@ func parseRights(oob []byte) ([]int, error) {
 	return all, nil
 }
 
+// Duplicate returns a duplicate of a descriptor, which the caller closes.
+func Duplicate(fd int) (int, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("duplicate: %w", err)
+	}
+	return dup, nil
+}
+
+// DuplicateOf is [Duplicate] for what belongs to Go. It leaves the flags of the open file
+// description alone, which all processes share that have it; [os.File.Fd] may clear
+// O_NONBLOCK.
+func DuplicateOf(c syscall.Conn) (dup int, err error) {
+	dup = -1
+	err = onDescriptor(c, func(fd int) (err error) {
+		dup, err = Duplicate(fd)
+		return err
+	})
+	return dup, err
+}
+
 // Discard closes descriptors that a peer has sent, and waits for nothing: to close the
 // last one of a socket blocks for as long as its SO_LINGER says (socket(7)), which is
 // the peer's choice.
@@ -243,5 +265,12 @@ func Discard(fds []int) {
 func CloseAll(fds []int) {
 	for _, fd := range fds {
 		_ = unix.Close(fd) // carries no data of ours: an error says nothing
+	}
+}
+
+// CloseNamed is [CloseAll] for descriptors with keys.
+func CloseNamed(named map[string]int) {
+	for _, fd := range named {
+		CloseAll([]int{fd})
 	}
 }

@@ -109,11 +109,7 @@ func (c *Conn) abandon() { go c.Close() }
 
 // introduce is the generation's side of the handshake.
 func (c *Conn) introduce(key []byte, hello *Hello) error {
-	peer, err := c.credentials()
-	if err == nil {
-		err = mayMeet(peer, os.Geteuid())
-	}
-	if err != nil {
+	if _, err := Peer(c.c); err != nil {
 		return err
 	}
 	nonce := make([]byte, nonceSize)
@@ -181,22 +177,22 @@ func (c *Conn) expect(kind Type, within time.Duration) (*Message, error) {
 	return m, c.c.SetReadDeadline(time.Time{})
 }
 
-// credentials are those of the process that has connected, or of the one that has
-// begun to listen, which need not be the one that listens now.
-func (c *Conn) credentials() (peer *unix.Ucred, err error) {
-	err = onDescriptor(c.c, func(fd int) (err error) {
+// Peer lets in who may command: the user of this process, and root. The mode of a socket
+// says the same; this holds where it was changed. It returns the credentials of the
+// process that has connected to a unix socket, or of the one that has begun to listen,
+// which need not be the one that listens now.
+func Peer(c syscall.Conn) (peer *unix.Ucred, err error) {
+	err = onDescriptor(c, func(fd int) (err error) {
 		peer, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("peer's credentials: %w", err)
 	}
-	return peer, nil
+	return peer, mayCommand(peer, os.Geteuid())
 }
 
-// mayMeet lets in the user of this process, and root. The mode of the socket says the
-// same; this holds where it was changed.
-func mayMeet(peer *unix.Ucred, self int) error {
+func mayCommand(peer *unix.Ucred, self int) error {
 	if peer.Uid == 0 || int(peer.Uid) == self {
 		return nil
 	}
@@ -245,7 +241,7 @@ func listenPrivately(path string) (int, error) {
 	if most := len(unix.RawSockaddrUnix{}.Path) - 1; len(path) > most {
 		return -1, fmt.Errorf("a unix socket's path has at most %d bytes", most)
 	}
-	if err := removeStale(path); err != nil {
+	if err := RemoveStale(path); err != nil {
 		return -1, err
 	}
 	fd, err := packetSocket()
@@ -275,9 +271,10 @@ func packetSocket() (int, error) {
 	return fd, nil
 }
 
-// removeStale removes the socket of a process that was killed. Only a refused
-// connection proves that nobody listens.
-func removeStale(path string) error {
+// RemoveStale removes a unix socket, of whatever type, that nobody listens on: what a
+// process that was killed has left. Only a refused connection proves that; anything else
+// at the path is an error. It does not block.
+func RemoveStale(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -405,10 +402,7 @@ func (r *Rendezvous) Serve(ctx context.Context, key func(generation int) []byte,
 
 // meet has a stranger prove who it is, beside whatever else goes on here.
 func (r *Rendezvous) meet(ctx context.Context, c *Conn, key func(generation int) []byte, log *slog.Logger, admit func(*Conn, *Hello), greetings *sync.WaitGroup) {
-	peer, err := c.credentials()
-	if err == nil {
-		err = mayMeet(peer, os.Geteuid())
-	}
+	peer, err := Peer(c.c)
 	if err == nil {
 		err = r.enter(int(peer.Pid))
 	}

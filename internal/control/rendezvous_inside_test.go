@@ -17,7 +17,7 @@ func TestTheRendezvousIsForItsUserAndRoot(t *testing.T) {
 		{peer: 1000, self: 1000, want: true}, {peer: 0, self: 1000, want: true}, {peer: 0, self: 0, want: true},
 		{peer: 1001, self: 1000}, {peer: 1000, self: 0}, {peer: 65534, self: 1000}, {peer: ^uint32(0), self: 1000},
 	} {
-		if err := mayMeet(&unix.Ucred{Uid: test.peer}, test.self); (err == nil) != test.want {
+		if err := mayCommand(&unix.Ucred{Uid: test.peer}, test.self); (err == nil) != test.want {
 			t.Errorf("user %d may meet user %d: %v", test.peer, test.self, err)
 		}
 	}

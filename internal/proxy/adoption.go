@@ -196,10 +196,8 @@ func replace(named map[string]int, r received) error {
 
 // drop closes descriptors.
 func drop(named map[string]int) {
-	for key, fd := range named {
-		control.CloseAll([]int{fd})
-		delete(named, key)
-	}
+	control.CloseNamed(named)
+	clear(named)
 }
 
 // onLost goes on without a supervisor.

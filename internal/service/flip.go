@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/cloudflare/tableflip"
@@ -81,22 +80,9 @@ func passed(f flip) (*control.Conn, error) {
 		return nil, errors.New("the process that has started this one passes no control channel: it is no supervisor")
 	}
 	defer file.Close()
-	fd, err := duplicate(file)
+	fd, err := control.DuplicateOf(file)
 	if err != nil {
 		return nil, err
 	}
 	return control.NewCandidateConn(fd)
-}
-
-// duplicate leaves the flags of what is open alone, which all processes share that have
-// it; [os.File.Fd] may change them.
-func duplicate(f syscall.Conn) (fd int, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	if outer := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); outer != nil {
-		return -1, outer
-	}
-	return fd, err
 }

@@ -56,7 +56,7 @@ func (f *fakeFlip) File(name string) (*os.File, error) {
 }
 
 func dupFile(file *os.File) (*os.File, error) {
-	fd, err := duplicate(file)
+	fd, err := control.DuplicateOf(file)
 	return os.NewFile(uintptr(fd), channelName), err
 }
 
@@ -277,7 +277,7 @@ func TestTheWholeUpgrade(t *testing.T) {
 			t.Errorf("the supervisor has got %v", fds)
 		}
 		unix.Write(fds["generation 3"], []byte("x"))
-		closeAll(fds)
+		control.CloseNamed(fds)
 		if err := p.Prepared(); err != nil {
 			t.Error(err)
 		}
@@ -722,7 +722,7 @@ func TestWhatTheServiceHandsOver(t *testing.T) {
 	if len(p.fds) != 3 {
 		t.Errorf("the supervisor, too, is given what is the service's: %v", p.fds)
 	}
-	closeAll(p.fds)
+	control.CloseNamed(p.fds)
 }
 
 func wantError(t *testing.T, err error, text string) {

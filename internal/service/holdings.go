@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/internal/admin"
 	"holdfast/internal/control"
 	"holdfast/internal/runtimedir"
@@ -144,20 +142,14 @@ func (h *holdings) belongings() (map[string]int, error) {
 		}
 	}
 	for key, fd := range ours {
-		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		dup, err := control.Duplicate(fd)
 		if err != nil {
-			closeAll(fds)
+			control.CloseNamed(fds)
 			return nil, fmt.Errorf("%s: %w", key, err)
 		}
 		fds[key] = dup
 	}
 	return fds, nil
-}
-
-func closeAll(fds map[string]int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd) // carries no data of ours: an error says nothing
-	}
 }
 
 func (h *holdings) hold() { h.surface.Hold() }

@@ -265,7 +265,7 @@ func (c *candidate) Offer(ctx context.Context, estate *control.Estate, fds map[s
 	if err != nil {
 		return err
 	}
-	defer closeAll(own)
+	defer control.CloseNamed(own)
 	send := func(m *control.Message, fds ...int) error { return c.conn.Send(m, sendTimeout, fds...) }
 	for _, some := range []map[string]int{own, fds} {
 		if err := control.SendFiles(control.TypeInherit, some, send); err != nil {
@@ -387,7 +387,7 @@ func (c *candidate) kill() error {
 // empty closes what the candidate was sent and has not received. It would be open for as
 // long as its end is, which tableflip sees to.
 func (c *candidate) empty() {
-	fd, err := duplicate(c.theirs)
+	fd, err := control.DuplicateOf(c.theirs)
 	if err != nil {
 		return // it is closed
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
+	"holdfast/internal/control"
 )
 
 // Inherited are the listening sockets that systemd has passed to this process, for
@@ -26,7 +27,7 @@ type Inherited struct {
 func Inherit(files []*os.File) (*Inherited, error) {
 	i := &Inherited{byName: make(map[string][]int)}
 	for _, f := range files {
-		fd, err := duplicateOf(f)
+		fd, err := control.DuplicateOf(f)
 		if err = errors.Join(err, f.Close()); err != nil {
 			return nil, fmt.Errorf("socket %q of systemd: %w", f.Name(), err)
 		}
@@ -44,27 +45,6 @@ func (i *Inherited) All() map[string][]int {
 		return nil
 	}
 	return i.byName
-}
-
-// duplicateOf leaves the flags of the open file description alone, unlike
-// [os.File.Fd], which may clear O_NONBLOCK.
-func duplicateOf(f *os.File) (fd int, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	if outer := raw.Control(func(old uintptr) { fd, err = duplicate(int(old)) }); outer != nil {
-		return -1, outer
-	}
-	return fd, err
-}
-
-func duplicate(fd int) (int, error) {
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("duplicate: %w", err)
-	}
-	return dup, nil
 }
 
 // unfit says why nobody could accept connections from fd that the proxy understands.
@@ -118,7 +98,7 @@ func (i *Inherited) open(cfg config.Socket) (*Socket, error) {
 	if err := unfit(named[0]); err != nil {
 		return nil, err
 	}
-	fd, err := duplicate(named[0])
+	fd, err := control.Duplicate(named[0])
 	if err != nil {
 		return nil, err
 	}

@@ -9,11 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
+	"holdfast/internal/control"
 )
 
 func openUnix(cfg config.Socket) (*Socket, error) {
 	path := cfg.Address.Path
-	if err := RemoveStale(path); err != nil {
+	if err := control.RemoveStale(path); err != nil {
 		return nil, err
 	}
 	s, err := newSocket(unix.AF_UNIX, cfg)
@@ -43,29 +44,4 @@ func (s *Socket) bindPath(path string) error {
 		return err
 	}
 	return unix.Listen(s.fd, backlog)
-}
-
-// RemoveStale removes a unix socket that nobody listens on: what a process that was
-// killed has left. Only a refused connection proves that; anything else at the path
-// is an error. It does not block.
-func RemoveStale(path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return errors.New("the path exists and is no socket")
-	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return fmt.Errorf("socket: %w", err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("%w: another process listens there", unix.EADDRINUSE)
-	}
-	return os.Remove(path)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -167,14 +166,12 @@ func (a *accessLogs) duplicates() (fds map[string]int, err error) {
 			}), err)
 		}
 		if err != nil {
-			closeDescriptors(fds)
+			control.CloseNamed(fds)
 			return nil, fmt.Errorf("access log %s: %w", path, err)
 		}
 	}
 	return fds, nil
 }
-
-func closeDescriptors(fds map[string]int) { control.CloseAll(slices.Collect(maps.Values(fds))) }
 
 // handLogs gives g the access logs of its release.
 func (g *generation) handLogs(send sender) error {
@@ -182,7 +179,7 @@ func (g *generation) handLogs(send sender) error {
 	if err != nil || len(fds) == 0 {
 		return err
 	}
-	defer closeDescriptors(fds)
+	defer control.CloseNamed(fds)
 	if err := control.SendFiles(control.TypeLogs, fds, send); err != nil {
 		return err
 	}

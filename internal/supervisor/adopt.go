@@ -8,12 +8,9 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/internal/config"
 	"holdfast/internal/control"
 	"holdfast/internal/metrics"
-	"holdfast/internal/metrics/merge"
 	"holdfast/internal/pidfd"
 )
 
@@ -279,6 +276,7 @@ func (s *Supervisor) adoptLate(v *visitor) {
 		s.do(func() {
 			if err = s.knows(v); err == nil {
 				g = s.takeIn(v)
+				s.endAbsent() // of what was inherited late
 			}
 		})
 	}
@@ -293,6 +291,11 @@ func (s *Supervisor) adoptLate(v *visitor) {
 // inheritLate takes over what an earlier supervisor has left with v, where nobody had it
 // at the start: that is so if all who had it did not run then.
 func (s *Supervisor) inheritLate(v *visitor) {
+	wanting := false
+	s.do(func() { wanting = s.inherited == 0 && s.first > 1 }) // before the first there was none
+	if !wanting {
+		return
+	}
 	l := s.legacyFrom(fmt.Sprintf("generation %d", v.number), v.kept)
 	late := false
 	s.do(func() {
@@ -304,20 +307,9 @@ func (s *Supervisor) inheritLate(v *visitor) {
 	if !late {
 		return // our own, or what we have already
 	}
-	totals, err := merge.Restore(l.totals)
-	if err != nil {
-		s.log.Error("what ended generations have counted is lost in part", "err", err)
-	}
-	s.totals.Absorb(totals)
+	s.totals.Absorb(s.restored(l.totals))
 	s.carry(l.stats)
 	s.log.Info("what an earlier supervisor has counted was found late", "kept_by", v.number)
-	s.do(func() {
-		for _, number := range s.totals.Absent() {
-			if s.living[number] == nil && number != v.number {
-				s.totals.End(number)
-			}
-		}
-	})
 }
 
 // raise makes our epoch one that v will obey. It has obeyed a supervisor that we know
@@ -446,18 +438,16 @@ func (s *Supervisor) place(v *visitor, g *generation) {
 			older = s.serving // which was put into service in the absence of g
 		}
 		vacant = s.serving == nil && (g.state == serving || g.state == draining)
-		s.note()
+		s.stateChanged()
 	})
 	switch {
 	case v.report.Phase != control.PhaseServing || ours:
 	case vacant:
 		s.resumeServing(v, g)
 	case older != nil:
-		removed := s.resumeServing(v, g)
-		older.log.Warn("two generations serve: the older one drains")
-		_ = s.drain(older, removed) // logs what goes wrong
+		s.relinquish(older, s.resumeServing(v, g))
 	default:
-		s.relinquish(v, g)
+		s.relinquish(g, s.unserved(v.listeners))
 	}
 	if err := errors.Join(s.handLevel(g, g.send), s.handEstate(g)); err != nil {
 		g.log.Warn("generation cannot be told what its supervisor wants", "err", err)
@@ -479,19 +469,23 @@ func (v *visitor) dropRest() {
 	}
 }
 
-// relinquish has g, which serves although another does, drain. What only it listens on
-// is emptied.
-func (s *Supervisor) relinquish(v *visitor, g *generation) {
-	var theirs []string
+// relinquish has g, which serves although another does, drain. The queues of the listeners
+// that only it has are emptied.
+func (s *Supervisor) relinquish(g *generation, only []string) {
+	g.log.Warn("two generations serve: the older one drains")
+	_ = s.drain(g, only) // logs what goes wrong
+}
+
+// unserved returns the keys of listeners that the configuration which serves has not.
+func (s *Supervisor) unserved(listeners map[string]int) (keys []string) {
 	s.do(func() {
-		for key := range v.listeners {
+		for key := range listeners {
 			if s.sockets[key] == nil {
-				theirs = append(theirs, key)
+				keys = append(keys, key)
 			}
 		}
 	})
-	g.log.Warn("two generations serve: the older one drains")
-	_ = s.drain(g, theirs) // logs what goes wrong
+	return keys
 }
 
 // resumeServing makes g, which serves, the serving one in our eyes too. It returns the
@@ -514,9 +508,7 @@ func (s *Supervisor) resumeServing(v *visitor, g *generation) (removed []string)
 			g.served = time.Now()
 		}
 		s.totals.Serve(g.number)
-		s.noteReadiness()
-		s.note()
-		s.rankForOOM()
+		s.stateChanged()
 		s.install(p, true)
 		installed = true
 	})
@@ -534,6 +526,3 @@ func descriptorOf(f *os.File) (fd int, err error) {
 	}
 	return fd, raw.Control(func(n uintptr) { fd = int(n) })
 }
-
-// duplicateOf is a duplicate of a descriptor, for a caller that closes it.
-func duplicateOf(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0) }

@@ -30,7 +30,7 @@ func newBelongings(b *control.Bundle) *belongings {
 
 func (o *belongings) drain() {
 	o.phase = control.PhaseDraining
-	closeDescriptors(o.listeners)
+	control.CloseNamed(o.listeners)
 	clear(o.listeners)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -96,20 +97,27 @@ func (s *Supervisor) startServing(ctx context.Context) error {
 // complain says what is wrong with the configuration file, which nobody has asked for
 // to be put into service.
 func (s *Supervisor) complain() {
-	hash := ""
-	s.do(func() { hash = s.hash() })
-	r, err := loadRelease(s.work, s.opts.ConfigPath, s.opts.DefaultProxy)
-	if err == nil {
-		defer r.close()
-		err = s.kernel.check(s.work, r)
-	}
+	serves := ""
+	s.do(func() { serves = s.hash() })
+	hash, err := s.checkFile()
 	switch {
 	case s.work.Err() != nil:
 	case err != nil:
 		s.log.Error("what served is adopted and serves on, but the configuration file would be refused", "err", err)
-	case r.hash != hash:
+	case hash != serves:
 		s.log.Warn("what served is adopted and serves on; the configuration file is another one: reload puts it into service")
 	}
+}
+
+// checkFile does what a reload of the file as it is would begin with, and returns its
+// hash. It changes nothing.
+func (s *Supervisor) checkFile() (hash string, err error) {
+	r, err := loadRelease(s.work, s.opts.ConfigPath, s.opts.DefaultProxy)
+	if err != nil {
+		return "", err
+	}
+	defer r.close()
+	return r.hash, s.kernel.check(s.work, r)
 }
 
 // An inheritance is all that a supervisor finds of an earlier one.
@@ -200,24 +208,23 @@ func (s *Supervisor) remembered() (state *runtimedir.State, wait time.Duration) 
 // sortStored takes out of the store what is not an estate's. Listening sockets are left
 // to us, memory files of generations are in's.
 func (s *Supervisor) sortStored(in *inheritance) (estate map[string]int) {
-	estate = make(map[string]int)
+	estate = maps.Clone(s.opts.Stored)
 	in.counts = make(map[int]*metrics.File)
-	listeners := make(map[string]int)
-	for key, fd := range s.opts.Stored {
-		if address, ok := strings.CutPrefix(key, storedListener); ok {
-			listeners[address] = fd
-		} else if n, ok := strings.CutPrefix(key, storedCounts(0)[:len("counts ")]); ok {
-			number, err := strconv.Atoi(n)
-			f, bad := metrics.OpenFile(fd)
-			if err = errors.Join(err, bad); err != nil {
-				s.log.Error("what a generation has counted cannot be read", "key", key, "err", err)
-				s.withdraw(key)
-				continue
-			}
-			in.counts[number] = f
-		} else {
-			estate[key] = fd
+	listeners := takeListeners(estate)
+	for key, fd := range estate {
+		n, ok := strings.CutPrefix(key, storedCounts)
+		if !ok {
+			continue
 		}
+		delete(estate, key)
+		number, err := strconv.Atoi(n)
+		f, bad := metrics.OpenFile(fd)
+		if err = errors.Join(err, bad); err != nil {
+			s.log.Error("what a generation has counted cannot be read", "key", key, "err", err)
+			s.withdraw(key)
+			continue
+		}
+		in.counts[number] = f
 	}
 	s.do(func() { s.leave(listeners) })
 	return estate
@@ -315,10 +322,7 @@ func (s *Supervisor) gather(ctx context.Context, expected map[int]*expected, wai
 // takeOver makes what was found ours: the facts first, then the generations, the newest
 // one first, so that of two that serve it stays.
 func (s *Supervisor) takeOver(in *inheritance) {
-	totals, err := merge.Restore(in.totals) // of nothing: empty
-	if err != nil {
-		s.log.Error("what ended generations have counted is lost in part", "err", err)
-	}
+	totals := s.restored(in.totals)
 	totals.Settled(s.keepTotals)
 	s.keepTotals(totals.Export()) // before anybody keeps ours in the place of theirs
 	s.carry(in.stats)
@@ -360,17 +364,13 @@ func (s *Supervisor) takeOver(in *inheritance) {
 			s.enlistAbsent(g)
 		}
 		folded = s.addCounts(in.counts)
-		for _, number := range totals.Absent() {
-			if s.living[number] == nil {
-				totals.End(number)
-			}
-		}
+		s.endAbsent()
 		s.note()
 	})
-	s.keepNow(totals)
+	s.settleTotals()
 	s.do(func() {
 		for _, number := range folded {
-			s.withdraw(storedCounts(number))
+			s.withdraw(countsOf(number))
 		}
 	})
 }
@@ -396,20 +396,32 @@ func (s *Supervisor) fallBack() {
 	}
 }
 
-// keepNow has the totals of an earlier supervisor kept by this one.
-func (s *Supervisor) keepNow(totals *merge.Totals) {
-	if err := totals.Settle(); err != nil {
-		s.log.Error("what ended generations have counted cannot all be read", "err", err)
+// restored are the totals that an earlier supervisor has exported; of nothing, empty ones.
+func (s *Supervisor) restored(export []byte) *merge.Totals {
+	totals, err := merge.Restore(export)
+	if err != nil {
+		s.log.Error("what ended generations have counted is lost in part", "err", err)
 	}
-	s.keepTotals(totals.Export())
+	return totals
 }
 
-// carry goes on counting where an earlier supervisor has stopped. It takes fd over.
+// endAbsent has what generations had counted that live no more become part of the totals.
+// Called in the loop.
+func (s *Supervisor) endAbsent() {
+	for _, number := range s.totals.Absent() {
+		if s.living[number] == nil {
+			s.totals.End(number)
+		}
+	}
+}
+
+// carry goes on counting where an earlier supervisor has stopped. The descriptor stays
+// its owner's.
 func (s *Supervisor) carry(fd int) {
 	if fd < 0 {
 		return
 	}
-	dup, err := duplicateOf(fd)
+	dup, err := control.Duplicate(fd)
 	if err == nil {
 		var f *metrics.File
 		if f, err = metrics.OpenFile(dup); err == nil {
@@ -467,14 +479,4 @@ func (s *Supervisor) addCounts(files map[int]*metrics.File) (folded []int) {
 		}
 	}
 	return folded
-}
-
-// keysWith returns those of the keys that begin so.
-func keysWith(prefix string, fds map[string]int) (keys []string) {
-	for key := range fds {
-		if strings.HasPrefix(key, prefix) {
-			keys = append(keys, key)
-		}
-	}
-	return keys
 }

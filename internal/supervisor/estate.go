@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
+	"strings"
 
 	"holdfast/internal/control"
 	"holdfast/internal/ledger"
@@ -51,15 +53,36 @@ func (e *estate) close() {
 	}
 }
 
-// The keys of what lies in the [Store].
+// files are the memory files of ours, by the keys under which a generation keeps them, the
+// [Store] has them, and a successor gets them.
+func (s *Supervisor) files() map[string]int {
+	return map[string]int{
+		control.KeptLedger: s.estate.facts.FD(),
+		control.KeptTotals: s.estate.totals.FD(),
+		control.KeptStats:  s.stats.file.FD(),
+	}
+}
+
+// What else lies in the [Store] has these keys, with the address or the number of the
+// generation behind them. A successor gets listening sockets by the same.
 const (
-	storedFacts    = "ledger"
-	storedTotals   = "totals"
-	storedStats    = "stats"
 	storedListener = "listener "
+	storedCounts   = "counts "
 )
 
-func storedCounts(generation int) string { return "counts " + strconv.Itoa(generation) }
+func countsOf(generation int) string { return storedCounts + strconv.Itoa(generation) }
+
+// takeListeners takes the listening sockets out of fds, and returns them by their own keys.
+func takeListeners(fds map[string]int) map[string]int {
+	listeners := make(map[string]int)
+	for key, fd := range fds {
+		if address, ok := strings.CutPrefix(key, storedListener); ok {
+			listeners[address] = fd
+			delete(fds, key)
+		}
+	}
+	return listeners
+}
 
 func (s *Supervisor) deposit(key string, fd int) {
 	if s.opts.Store != nil {
@@ -75,8 +98,7 @@ func (s *Supervisor) withdraw(key string) {
 
 // depositEstate puts ours in the place of a predecessor's. Called in the loop.
 func (s *Supervisor) depositEstate() {
-	for key, fd := range map[string]int{storedFacts: s.estate.facts.FD(), storedTotals: s.estate.totals.FD(), storedStats: s.stats.file.FD()} {
-		s.withdraw(key)
+	for key, fd := range s.files() {
 		s.deposit(key, fd)
 	}
 }
@@ -128,11 +150,7 @@ func (s *Supervisor) startOf(g *generation) (b control.Bundle) {
 
 // handEstate has g keep what a successor will ask it for.
 func (s *Supervisor) handEstate(g *generation) error {
-	kept := map[string]int{
-		control.KeptLedger: s.estate.facts.FD(),
-		control.KeptTotals: s.estate.totals.FD(),
-		control.KeptStats:  s.stats.file.FD(),
-	}
+	kept := s.files()
 	s.do(func() {
 		if g.counts != nil {
 			kept[control.KeptCounts] = g.counts.FD()
@@ -209,10 +227,4 @@ func (s *Supervisor) identified(pid int) (process, pidfd.Identity, error) {
 }
 
 // dropAll closes descriptors that nobody wants, whoever has sent them.
-func dropAll(fds map[string]int) {
-	var all []int
-	for fd := range maps.Values(fds) {
-		all = append(all, fd)
-	}
-	control.Discard(all)
-}
+func dropAll(fds map[string]int) { control.Discard(slices.Collect(maps.Values(fds))) }

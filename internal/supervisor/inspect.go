@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/internal/config"
 	"holdfast/internal/control"
 	"holdfast/internal/logs"
@@ -43,7 +41,7 @@ func (s *Supervisor) releaseToShow(ctx context.Context, file bool) (*release, er
 			return
 		}
 		var fd int
-		if fd, err = unix.FcntlInt(now.binary.Fd(), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+		if fd, err = control.DuplicateOf(now.binary); err == nil {
 			shown = &release{config: now.config, bytes: now.bytes, path: now.path, hash: now.hash, binary: os.NewFile(uintptr(fd), now.binary.Name())}
 		}
 	}); gone != nil {

@@ -444,7 +444,7 @@ var countsImage = sync.OnceValues(func() (image []byte, at int) {
 		panic(err)
 	}
 	defer f.Close()
-	own, err := duplicateOf(f.FD())
+	own, err := control.Duplicate(f.FD())
 	if err != nil {
 		panic(err)
 	}

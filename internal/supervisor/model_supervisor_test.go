@@ -439,7 +439,7 @@ func (u *succession) Offer(ctx context.Context, estate *control.Estate, fds map[
 	given := make(map[string]int)
 	var all []int
 	for key, fd := range fds {
-		d, err := duplicateOf(fd)
+		d, err := control.Duplicate(fd)
 		if err != nil {
 			w.fail("5: %s hands over %s, which is not open: %v", u.old, key, err)
 			continue

@@ -121,7 +121,7 @@ func (w *simWorld) giveUp(fits func(*pending) bool) {
 // duplicates are what the kernel makes of descriptors that are sent.
 func duplicates(fds []int) (all []int, err error) {
 	for _, fd := range fds {
-		d, err := duplicateOf(fd)
+		d, err := control.Duplicate(fd)
 		if err != nil {
 			control.CloseAll(all)
 			return nil, fmt.Errorf("duplicate descriptor %d: %w", fd, err)

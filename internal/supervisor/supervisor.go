@@ -289,10 +289,16 @@ func (s *Supervisor) move(g *generation, e event) bool {
 		g.log.Info("generation is "+to.String(), "was", g.state.String())
 	}
 	g.state = to
+	s.stateChanged()
+	return true
+}
+
+// stateChanged is called when a generation has another state, or is one more. Called in
+// the loop.
+func (s *Supervisor) stateChanged() {
 	s.noteReadiness()
 	s.note()
 	s.rankForOOM()
-	return true
 }
 
 // noteReadiness is called after every change of what it looks at. Called in the loop.
@@ -363,8 +369,7 @@ func (s *Supervisor) enlist(g *generation, counts *metrics.File) {
 	s.numbers = max(s.numbers, g.number)
 	s.countIn(g, counts)
 	g.leaves = func() { s.do(func() { s.onLeaving(g) }) }
-	s.note()
-	s.rankForOOM()
+	s.stateChanged()
 	s.workers.Go(func() { s.watch(g) })
 }
 
@@ -378,7 +383,7 @@ func (s *Supervisor) countIn(g *generation, counts *metrics.File) {
 		return // closed: what it has counted is in the totals already
 	}
 	g.counts = counts
-	s.deposit(storedCounts(g.number), counts.FD())
+	s.deposit(countsOf(g.number), counts.FD())
 }
 
 // watch waits for g's process to end.
@@ -394,10 +399,15 @@ func (s *Supervisor) watch(g *generation) {
 	s.do(func() { counts = g.counts })
 	lost := lossesIn(counts) // nobody counts there any more
 	s.do(func() { s.onDeath(g, how, lost) })
+	s.settleTotals()
+	s.do(func() { s.withdraw(countsOf(g.number)) }) // after it has become part of the totals
+}
+
+// settleTotals adds up what generations have counted that have ended.
+func (s *Supervisor) settleTotals() {
 	if err := s.totals.Settle(); err != nil {
 		s.log.Error("what ended generations have counted cannot all be read", "err", err)
 	}
-	s.do(func() { s.withdraw(storedCounts(g.number)) }) // after it has become part of the totals
 }
 
 // hear takes what g says over its channel, beside its caller.

@@ -135,6 +135,7 @@ func (s *Supervisor) upgrade(u *upgrading) (*UpgradeResult, error) {
 			err = cause // it was given up
 		}
 		s.reclaim(u)
+		u.cancel(nil) // nobody waits for it any more
 		s.stats.upgradesRefused.Inc()
 		s.log.Error("upgrade refused; nothing has changed", "err", err)
 		if errors.Is(err, ErrStopping) {
@@ -199,10 +200,9 @@ const estateGeneration = "generation "
 // offer gathers what a successor gets, and prepares the generations for it.
 func (s *Supervisor) offer(ctx context.Context) (*control.Estate, map[string]offered, error) {
 	estate := new(control.Estate)
-	fds := map[string]offered{
-		control.KeptLedger: {fd: s.estate.facts.FD()},
-		control.KeptTotals: {fd: s.estate.totals.FD()},
-		control.KeptStats:  {fd: s.stats.file.FD()},
+	fds := make(map[string]offered)
+	for key, fd := range s.files() {
+		fds[key] = offered{fd: fd}
 	}
 	var all []*generation
 	var serving *generation
@@ -324,7 +324,8 @@ func (s *Supervisor) succeed() error {
 	estate, fds := p.Estate()
 	in, err := s.inherit(estate, fds)
 	if err == nil {
-		err = s.wouldReload()
+		// Whoever upgrades must be able to reload afterwards.
+		_, err = s.checkFile()
 	}
 	if err != nil {
 		s.log.Error("this supervisor cannot succeed", "err", err)
@@ -353,25 +354,10 @@ func (s *Supervisor) succeed() error {
 	return nil
 }
 
-// wouldReload refuses a configuration file that this build, or the proxy that it would
-// start, does not take: whoever upgrades must be able to reload afterwards.
-func (s *Supervisor) wouldReload() error {
-	r, err := loadRelease(s.work, s.opts.ConfigPath, s.opts.DefaultProxy)
-	if err != nil {
-		return err
-	}
-	defer r.close()
-	return s.kernel.check(s.work, r)
-}
-
 // inherit meets every generation that the predecessor hands over. It changes nothing.
 func (s *Supervisor) inherit(estate *control.Estate, fds map[string]int) (*inheritance, error) {
 	in := &inheritance{epoch: estate.Epoch, counts: make(map[int]*metrics.File)}
-	listeners := make(map[string]int)
-	for _, key := range keysWith(storedListener, fds) {
-		listeners[key[len(storedListener):]] = fds[key]
-		delete(fds, key)
-	}
+	listeners := takeListeners(fds)
 	s.do(func() {
 		s.numbers = max(s.numbers, estate.Last)
 		s.leave(listeners)

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/control"
 )
 
 // storedPrefix begins the names of what is ours in the descriptor store. systemd passes
@@ -118,7 +120,7 @@ func (s *store) put(key string, fd int) error {
 	if !there && len(s.keys) >= s.room {
 		return errNoRoom
 	}
-	duplicate, err := duplicate(fd)
+	duplicate, err := control.Duplicate(fd)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,8 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
-	"golang.org/x/sys/unix"
+
+	"holdfast/internal/control"
 )
 
 // WatchdogInterval returns within which time systemd wants to hear that the service
@@ -43,28 +44,11 @@ func Files() (sockets []*os.File, stored map[string]int) {
 		// systemd passes the newest of a name first. There is another only if it was
 		// stored by somebody else, or a message was lost.
 		if _, another := stored[key]; !another {
-			if fd, err := duplicateOf(f); err == nil { // fails without free descriptors only, with which nothing starts
+			if fd, err := control.DuplicateOf(f); err == nil { // fails without free descriptors only, with which nothing starts
 				stored[key] = fd
 			}
 		}
 		_ = f.Close() // nothing was written to it
 	}
 	return sockets, stored
-}
-
-// duplicateOf leaves the flags of the open file description alone, unlike
-// [os.File.Fd], which may clear O_NONBLOCK.
-func duplicateOf(f *os.File) (fd int, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	if outer := raw.Control(func(old uintptr) { fd, err = duplicate(int(old)) }); outer != nil {
-		return -1, outer
-	}
-	return fd, err
-}
-
-func duplicate(fd int) (int, error) {
-	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 }
