@@ -37,7 +37,7 @@ type instance struct {
 	stdout io.Writer // of the service; set before start; nil: nobody's
 
 	ended chan struct{}
-	err   error         // how the supervisor ended, when ended is closed
+	err   *error        // how the supervisor ended, when ended is closed; shared by copies, see on
 	said  chan struct{} // closed when nobody can write to the log any more
 }
 
@@ -130,8 +130,8 @@ func (i *instance) launch(stderr *os.File) {
 	if err := i.cmd.Start(); err != nil {
 		i.t.Fatal(err)
 	}
-	i.pid, i.ended = i.cmd.Process.Pid, make(chan struct{})
-	go func(cmd *exec.Cmd, ended chan struct{}) { i.err = cmd.Wait(); close(ended) }(i.cmd, i.ended)
+	i.pid, i.ended, i.err = i.cmd.Process.Pid, make(chan struct{}), new(error)
+	go func(cmd *exec.Cmd, ended chan struct{}, err *error) { *err = cmd.Wait(); close(ended) }(i.cmd, i.ended, i.err)
 	i.t.Cleanup(i.stopAtTheEnd)
 }
 
@@ -307,7 +307,7 @@ func (i *instance) wait(what string, is func(*status) bool) *status {
 	var err error
 	eventually(i.t, func() bool {
 		if i.hasEnded() {
-			i.t.Fatalf("waiting for %s: the supervisor has ended: %v\n%s", what, i.err, i.log.String())
+			i.t.Fatalf("waiting for %s: the supervisor has ended: %v\n%s", what, *i.err, i.log.String())
 		}
 		s, err = i.tryStatus()
 		return err == nil && is(s)
