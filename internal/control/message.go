@@ -42,11 +42,18 @@ const (
 
 	// Adoption: how a generation gets another supervisor. See the package's remarks.
 	TypeKeep    Type = "keep"    // S→G Keys with a descriptor each, to be kept for whoever adopts; they replace those of the same keys
-	TypePrepare Type = "prepare" // S→G one end of a channel on which a supervisor of Epoch may adopt; answered
+	TypePrepare Type = "prepare" // S→G one end of a channel on which a supervisor of Epoch may adopt, and one of its vault channel, to which all is deposited, too; answered
 	TypeAdopt   Type = "adopt"   // S→G asks for all that a supervisor needs: TypeListeners with those that it accepts from and TypeKept come first, then the answer with Report
 	TypeKept    Type = "kept"    // G→S Keys with a descriptor each: what TypeKeep has brought
 	TypeObey    Type = "obey"    // S→G from now on the supervisor at this channel commands, and Epoch is its number; answered
 	TypeDone    Type = "done"    // G→S nothing is left to do: it ends. Its last word
+
+	// The vault, which is no part of the core: see [Vault]. Only a generation that says in
+	// Hello and Report to have the same VaultVersion hears of it: the others' tunnels stay
+	// where they are. The candidate's vault channel comes with TypePrepare.
+	TypeVault  Type = "vault"  // S→G one end of a vault channel, in place of the one before; answered
+	TypeResume Type = "resume" // S→G before it has served: drain, with the tunnels that will come over the vault channel. Not over before VaultComplete; answered
+	TypeMove   Type = "move"   // S→G while it drains: release the tunnels that are to be moved, with All every one; again and again until none is left; answered at once
 
 	// Between a generation that has lost its supervisor and one that it finds at the
 	// rendezvous: each proves to know the generation's key. TypeHello, with a Nonce,
@@ -76,7 +83,7 @@ const (
 
 // How many descriptors a message of a type may carry depends on who sends it.
 var (
-	filesOfSupervisor  = map[Type]int{TypeBundle: 2, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 1}
+	filesOfSupervisor  = map[Type]int{TypeBundle: 2, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 2, TypeVault: 1}
 	filesOfGeneration  = map[Type]int{TypeReady: 1, TypeAnswer: 1, TypeListeners: FilesPerMessage, TypeKept: FilesPerMessage}
 	filesOfPredecessor = map[Type]int{TypeInherit: FilesPerMessage, TypeEstate: 1}
 )
@@ -97,6 +104,8 @@ type Message struct {
 	Level   string `json:"level,omitempty"`   // "debug", "info", "warn" or "error"
 	Profile string `json:"profile,omitempty"` // as runtime/pprof names it, or "cpu" or "trace"
 
+	All bool `json:"all,omitempty"` // tunnels, also those that are not to be moved by themselves
+
 	Epoch  uint64  `json:"epoch,omitempty"`
 	Report *Report `json:"report,omitempty"`
 	Nonce  []byte  `json:"nonce,omitempty"`
@@ -109,6 +118,7 @@ type Hello struct {
 	CoreMin int    `json:"core_min"`
 	Version string `json:"version"`
 	PID     int    `json:"pid"`
+	Vault   int    `json:"vault,omitempty"` // its VaultVersion; 0: it knows no vault
 
 	// At the rendezvous.
 	Generation int    `json:"generation,omitempty"`
@@ -122,6 +132,7 @@ type Report struct {
 	Phase      Phase     `json:"phase"`
 	Started    time.Time `json:"started"`         // the process
 	Served     time.Time `json:"served,omitzero"` // when it began to serve, last
+	Vault      int       `json:"vault,omitempty"` // as in Hello
 }
 
 // Phase is what a generation is doing, as it sees it.

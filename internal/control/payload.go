@@ -106,6 +106,11 @@ type Bundle struct {
 	Epoch      uint64 `json:"epoch,omitempty"`      // of the supervisor
 	Rendezvous string `json:"rendezvous,omitempty"` // path of the socket where another supervisor can be found; "": there is none
 	Key        []byte `json:"key,omitempty"`        // of this generation, for the rendezvous
+
+	// Stores is how many VaultStore packets come over the vault channel before the
+	// generation is ready, for the loops of a dead one whose tunnels it is to resume; 0:
+	// it makes loops of its own.
+	Stores int `json:"stores,omitempty"`
 }
 
 // Learnt is what a generation finds out while it is built, as it reports it when it

@@ -1,0 +1,356 @@
+package control
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// VaultVersion is that of the packets below, and of what generations put into records.
+// Where two builds have different ones, tunnels stay where they are. It has no part in
+// whether a supervisor can command a generation.
+const VaultVersion = 1
+
+// VaultType names a packet of a vault channel.
+type VaultType uint8
+
+// S→G comes from the supervisor, G→S from a generation. A tunnel is named by the
+// generation that has it, which the channel tells, and its number there.
+const (
+	_ VaultType = iota
+
+	// Deposits.
+	VaultStore    // G→S before the first deposit, for each Loop: Files are its memory file and then both ends of each pipe, R first. S→G before VaultResume, the same; VaultKilled: their process was killed from outside
+	VaultDeposit  // G→S tunnels, each with two descriptors, the client's first, and a Record. One of the same number replaces it. VaultReleased: it was released and nobody has said what became of that
+	VaultWithdraw // G→S tunnels that have ended
+	VaultComplete // G→S all tunnels were deposited that there were when the channel was given. S→G all were sent that are to be resumed
+	VaultRefused  // S→G tunnels of which there is no room for a deposit: they live without
+
+	// Crash. To a generation that has none of its own.
+	VaultResume // S→G tunnels of a dead generation, each with two descriptors and its Record; they keep number and store
+
+	// Move.
+	VaultRelease  // G→S tunnels that may go on elsewhere, with a State each and what descriptors that needs. They stand still until an answer comes
+	VaultTake     // S→G tunnels that may go on here: From, Record and State, with two descriptors and those of the State
+	VaultTaken    // G→S tunnels that go on here from now on: From, and the number and Record that they have here
+	VaultDeclined // G→S tunnels that do not: From
+	VaultGone     // S→G tunnels that go on elsewhere
+	VaultReturned // S→G tunnels that do not: they go on where they are
+	numVaultTypes
+)
+
+// Flags of an entry, and of a packet.
+const (
+	VaultReleased = 1 << iota
+	VaultKilled
+	VaultCandidate // VaultComplete over the channel of a supervisor that does not command yet
+)
+
+const (
+	// VaultBatch is how many tunnels travel in one packet at most.
+	VaultBatch = 16
+
+	// MaxVaultRecord and MaxVaultState are the most bytes that belong to a tunnel, and
+	// MaxVaultPacket the most of a packet. It fits into a default send buffer.
+	MaxVaultRecord = 4 << 10
+	MaxVaultState  = 129 << 10 // a buffer for each direction
+	MaxVaultPacket = 144 << 10
+
+	// MaxVaultNumbers is how many tunnels a packet names that carries nothing of them.
+	MaxVaultNumbers = 4096
+
+	vaultHeader = 8
+	vaultEntry  = 32
+)
+
+// VaultPacket is what a vault channel carries.
+type VaultPacket struct {
+	Type    VaultType
+	Flags   uint8
+	Loop    int // of VaultStore
+	Entries []VaultEntry
+	Files   []int // of VaultStore; of an entry, those are there
+}
+
+// VaultEntry is one tunnel in a packet.
+type VaultEntry struct {
+	Number uint64
+	From   VaultTunnel // where it was before, or is: see the types
+	Flags  uint8
+	Record []byte // only generations know what is in it
+	State  []byte // the same
+	Files  []int  // at most 4
+}
+
+// VaultTunnel names a tunnel of any generation. The zero value is none.
+type VaultTunnel struct {
+	Generation int
+	Number     uint64
+}
+
+// maxEntryFiles are both sockets, and for each flow a pipe.
+const maxEntryFiles = 4
+
+// Vault is one end of a vault channel: SOCK_SEQPACKET, binary, and apart from the control
+// channel, so that no crowd of tunnels delays a command. One goroutine at a time may
+// receive; any number may send.
+type Vault struct {
+	c *net.UnixConn
+
+	mu sync.Mutex // held for one Send, so that a deadline is its sender's own
+
+	open sync.RWMutex // read for one TrySend, so that fd is still ours
+	fd   int          // c's; -1: closed
+
+	data []byte // of Receive
+	oob  []byte
+}
+
+// NewVault takes over the descriptor of an end, which [Ends] has made, also when it
+// fails.
+func NewVault(fd int) (*Vault, error) {
+	c, err := newConn(fd, nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("vault: %w", err)
+	}
+	v := &Vault{c: c.c, data: make([]byte, MaxVaultPacket+1), oob: make([]byte, unix.CmsgSpace(MaxFiles*4))}
+	if err := onDescriptor(c.c, func(n int) error { v.fd = n; return nil }); err != nil {
+		return nil, errors.Join(fmt.Errorf("vault: %w", err), c.Close())
+	}
+	return v, nil
+}
+
+// Close ends the channel and unblocks Send and Receive. What was sent is still received
+// by the other side; what was not received here is lost. It may block; see [Discard].
+func (v *Vault) Close() error {
+	v.open.Lock()
+	v.fd = -1
+	v.open.Unlock()
+	return v.c.Close()
+}
+
+// CloseRead ends the channel for the other side: what it has sent is still received, then
+// comes io.EOF, and what it sends from now on fails there.
+func (v *Vault) CloseRead() error { return v.c.CloseRead() }
+
+// Send sends a packet with duplicates of its descriptors, which stay the caller's. It
+// blocks while the peer's queue is full, at most for within.
+func (v *Vault) Send(p *VaultPacket, within time.Duration) error {
+	data, fds, err := p.encode()
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.c.SetWriteDeadline(time.Now().Add(within)); err != nil {
+		return fmt.Errorf("vault: %w", err)
+	}
+	if _, _, err := v.c.WriteMsgUnix(data, rights(fds), nil); err != nil {
+		return fmt.Errorf("vault: %w", err)
+	}
+	return nil
+}
+
+func rights(fds []int) []byte {
+	if len(fds) == 0 {
+		return nil
+	}
+	return unix.UnixRights(fds...)
+}
+
+// ErrVaultBusy says that the peer's queue is full, or that too many descriptors are on
+// their way (unix(7), ETOOMANYREFS): it is a matter of time.
+var ErrVaultBusy = errors.New("the vault channel is full")
+
+// TrySend is Send for a loop: it waits for nothing, neither for the peer nor for another
+// sender.
+func (v *Vault) TrySend(p *VaultPacket) error {
+	data, fds, err := p.encode()
+	if err != nil {
+		return err
+	}
+	v.open.RLock()
+	defer v.open.RUnlock()
+	if v.fd < 0 {
+		return fmt.Errorf("vault: %w", net.ErrClosed)
+	}
+	switch err := unix.Sendmsg(v.fd, data, rights(fds), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL); err {
+	case nil:
+		return nil
+	case unix.EAGAIN, unix.ENOBUFS, unix.ETOOMANYREFS:
+		return ErrVaultBusy
+	default:
+		return fmt.Errorf("vault: %w", err)
+	}
+}
+
+// Receive blocks until a packet has come. Its descriptors are the caller's to close; all
+// else is good until the next call. io.EOF: the other side is gone, and all that it had
+// sent was received.
+//
+// An error that wraps [ErrProtocol] is of one packet; others may follow it. With such an
+// error comes the packet where there was no room for its descriptors, and nothing else is
+// wrong with it. It has none then.
+func (v *Vault) Receive() (*VaultPacket, error) {
+	n, oobn, flags, _, err := v.c.ReadMsgUnix(v.data, v.oob)
+	if errors.Is(err, unix.ECONNRESET) { // see Conn.Receive
+		n, oobn, flags, _, err = v.c.ReadMsgUnix(v.data, v.oob)
+	}
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
+		return nil, fmt.Errorf("vault: %w", err)
+	}
+	fds, rightsErr := parseRights(v.oob[:oobn])
+	if n <= 0 { // also what has descriptors and no byte: there is no such packet
+		Discard(fds)
+		return nil, io.EOF
+	}
+	p, err := judge(v.data[:n], fds, flags, rightsErr)
+	if err != nil {
+		Discard(fds)
+		return p, fmt.Errorf("%w: vault: %w", ErrProtocol, err)
+	}
+	return p, nil
+}
+
+// judge makes a packet of what was received.
+func judge(data []byte, fds []int, flags int, err error) (*VaultPacket, error) {
+	if err != nil {
+		return nil, err
+	}
+	if flags&unix.MSG_CTRUNC == 0 {
+		return decodeVault(data, fds, false)
+	}
+	p, err := decodeVault(data, nil, true)
+	if err != nil {
+		return nil, err
+	}
+	return p, os.NewSyscallError("recvmsg", unix.EMFILE) // the kernel has closed the others
+}
+
+// Takes says whether the packet has room for another tunnel.
+func (p *VaultPacket) Takes(t *VaultEntry) bool {
+	size, files := p.size()
+	return size+t.size() <= MaxVaultPacket && files+len(t.Files) <= MaxFiles && len(p.Entries) < MaxVaultNumbers
+}
+
+// size is how many bytes and descriptors the packet has.
+func (p *VaultPacket) size() (size, files int) {
+	size, files = vaultHeader, len(p.Files)
+	for i := range p.Entries {
+		size += p.Entries[i].size()
+		files += len(p.Entries[i].Files)
+	}
+	return size, files
+}
+
+func (t *VaultEntry) size() int { return vaultEntry + len(t.Record) + len(t.State) }
+
+// encode returns the bytes and the descriptors of the packet. Layout, in the machine's byte order: type, flags,
+// loop (2 bytes), entries (2), files (2); then of each entry number (8), from (4 and 8),
+// flags, files (1 each), 2 bytes of nothing, record and state (4 each: how many bytes),
+// record, state.
+func (p *VaultPacket) encode() (b []byte, fds []int, err error) {
+	size, files := p.size()
+	if size > MaxVaultPacket || files > MaxFiles || len(p.Entries) > MaxVaultNumbers || uint(p.Loop) > math.MaxUint16 {
+		return nil, nil, fmt.Errorf("vault: loop %d: a packet of %d bytes with %d tunnels and %d descriptors", p.Loop, size, len(p.Entries), files)
+	}
+	b, fds = make([]byte, 0, size), append(make([]int, 0, files), p.Files...)
+	e := binary.NativeEndian
+	b = append(b, byte(p.Type), p.Flags)
+	b = e.AppendUint16(b, uint16(p.Loop))
+	b = e.AppendUint16(b, uint16(len(p.Entries)))
+	b = e.AppendUint16(b, uint16(len(p.Files)))
+	for i := range p.Entries {
+		t := &p.Entries[i]
+		if len(t.Record) > MaxVaultRecord || len(t.State) > MaxVaultState || len(t.Files) > maxEntryFiles {
+			return nil, nil, fmt.Errorf("vault: a tunnel with %d and %d bytes and %d descriptors", len(t.Record), len(t.State), len(t.Files))
+		}
+		b = e.AppendUint64(b, t.Number)
+		b = e.AppendUint32(b, uint32(t.From.Generation))
+		b = e.AppendUint64(b, t.From.Number)
+		b = append(b, t.Flags, byte(len(t.Files)), 0, 0)
+		b = e.AppendUint32(b, uint32(len(t.Record)))
+		b = e.AppendUint32(b, uint32(len(t.State)))
+		b = append(append(b, t.Record...), t.State...)
+		fds = append(fds, t.Files...)
+	}
+	return b, fds, nil
+}
+
+// decodeVault makes a packet of what was received. It refuses one that is not, to the
+// byte and the descriptor, what encode makes. With lost, no descriptor has come.
+func decodeVault(b []byte, fds []int, lost bool) (*VaultPacket, error) {
+	if len(b) < vaultHeader || len(b) > MaxVaultPacket {
+		return nil, fmt.Errorf("a packet of %d bytes", len(b))
+	}
+	e := binary.NativeEndian
+	p := &VaultPacket{Type: VaultType(b[0]), Flags: b[1], Loop: int(e.Uint16(b[2:]))}
+	entries, files := int(e.Uint16(b[4:])), vaultFiles{fds, lost}
+	ok := p.Type != 0 && p.Type < numVaultTypes && entries <= MaxVaultNumbers
+	if p.Files, ok = files.take(int(e.Uint16(b[6:])), MaxFiles, ok); !ok {
+		return nil, fmt.Errorf("type %d with %d entries, and %d descriptors have come", p.Type, entries, len(fds))
+	}
+	b = b[vaultHeader:]
+	if entries*vaultEntry > len(b) {
+		return nil, errors.New("a packet that ends too early")
+	}
+	p.Entries = make([]VaultEntry, entries)
+	for i := range p.Entries {
+		if len(b) < vaultEntry {
+			return nil, errors.New("a packet that ends too early")
+		}
+		t := &p.Entries[i]
+		t.Number = e.Uint64(b)
+		t.From = VaultTunnel{Generation: int(e.Uint32(b[8:])), Number: e.Uint64(b[12:])}
+		t.Flags = b[20]
+		record, state := uint64(e.Uint32(b[24:])), uint64(e.Uint32(b[28:]))
+		ok := e.Uint16(b[22:]) == 0 && record <= MaxVaultRecord && state <= MaxVaultState && record+state <= uint64(len(b)-vaultEntry)
+		if t.Files, ok = files.take(int(b[21]), maxEntryFiles, ok); !ok {
+			return nil, errors.New("an entry that is larger than the packet, or than it may be")
+		}
+		b = b[vaultEntry:]
+		t.Record, t.State, b = b[:record:record], b[record:record+state:record+state], b[record+state:]
+	}
+	if len(b) > 0 || len(files.fds) > 0 {
+		return nil, fmt.Errorf("%d bytes and %d descriptors too many", len(b), len(files.fds))
+	}
+	return p, nil
+}
+
+// vaultFiles are descriptors that came with a packet, or were lost.
+type vaultFiles struct {
+	fds  []int
+	lost bool
+}
+
+// take returns the next n, of which there may be most. It fails where they are not
+// there, or something else was wrong before.
+func (f *vaultFiles) take(n, most int, ok bool) ([]int, bool) {
+	switch {
+	case !ok || n > most:
+		return nil, false
+	case n == 0 || f.lost:
+		return nil, true
+	case n > len(f.fds):
+		return nil, false
+	}
+	taken := f.fds[:n:n]
+	f.fds = f.fds[n:]
+	return taken, true
+}
+
+// CloseFiles closes all descriptors of a packet that was received, and waits for nothing.
+func (p *VaultPacket) CloseFiles() {
+	Discard(p.Files)
+	for i := range p.Entries {
+		Discard(p.Entries[i].Files)
+	}
+}
