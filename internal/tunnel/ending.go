@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/tunnel/inflight"
 )
 
 // phase is what a flow does.
@@ -78,8 +80,9 @@ func (e *engine) on(n uint32, t *slot, from int, ev event) {
 func (e *engine) passFin(n uint32, t *slot, from int) {
 	to := &t.sockets[1-from]
 	if !to.finSent {
+		e.store.Mark(key(n, from), inflight.MarkFin)
 		if errno := sendFin(to.fd); errno != 0 { // ENOTCONN: it was lost at the same time
-			e.lose(n, t, 1-from, takeError(to.fd))
+			e.fail(n, t, 1-from)
 			return
 		}
 		to.finSent = true
@@ -95,15 +98,22 @@ func (e *engine) passFin(n uint32, t *slot, from int) {
 func (e *engine) end(n uint32, t *slot, from int) {
 	s := &t.sockets[from]
 	if failed, hungUp := isBroken(s.fd); !s.broken && (failed || hungUp && !s.finSent) {
-		e.lose(n, t, from, takeError(s.fd)) // a reset whose error somebody has taken
+		e.fail(n, t, from) // a reset whose error somebody has taken
 	}
 	if !s.broken {
 		s.ended = true
 		if t.closed == Open {
 			t.closed = closedBy[from]
+			e.markClosed(n, t)
 		}
 	}
 	e.on(n, t, from, ended)
+}
+
+// fail is lose for the reason that the kernel holds.
+func (e *engine) fail(n uint32, t *slot, i int) {
+	e.store.Mark(key(n, i), inflight.MarkLost) // before nobody else can find it out
+	e.lose(n, t, i, takeError(t.sockets[i].fd))
 }
 
 // lose notes that a socket can no longer reach its peer, and why. If nothing else has
@@ -114,11 +124,13 @@ func (e *engine) lose(n uint32, t *slot, i int, errno unix.Errno) {
 		return
 	}
 	s.broken = true
+	e.store.Mark(key(n, i), inflight.MarkLost)
 	if t.reason == Open {
 		t.reason, t.cutAt, s.lost = lostBy[i], e.now(), true
 		if isDead(errno) {
 			t.reason = DeadPeer
 		}
+		e.markReason(n, t)
 	}
 	e.on(n, t, i, srcLost)
 	e.on(n, t, 1-i, dstLost)
@@ -134,6 +146,7 @@ func (e *engine) cut(n uint32, t *slot, reason Reason) {
 		return
 	}
 	t.reason, t.cutAt = reason, e.now()
+	e.markReason(n, t)
 	e.on(n, t, down, cut)
 	e.on(n, t, up, cut)
 }
@@ -150,6 +163,9 @@ func (e *engine) abort(n uint32, t *slot) {
 		t.reason = Failed
 	}
 	t.sockets[down].truncated, t.sockets[up].truncated = true, true
+	if e.current != nil {
+		e.current.Release() // which it may have claimed
+	}
 	e.forgetParting(n)
 	e.release(n, t)
 }
@@ -286,20 +302,49 @@ func (e *engine) release(n uint32, t *slot) {
 	e.close(t, up)
 	for from := range t.flows {
 		e.drop(n, t, from)
-		e.store.Begin(key(n, from)) // so that its memory can be given back
+	}
+	kept := t.custody == deposited
+	r := e.vacate(n, t)
+	r.Ended = time.Now()
+	if kept {
+		e.withdraw(n, r)
+		return
+	}
+	e.ended = append(e.ended, r)
+	e.freeSlot(n)
+}
+
+// vacate takes a tunnel out that holds nothing, and returns its last record. Its slot is
+// still to be freed.
+func (e *engine) vacate(n uint32, t *slot) Record {
+	for from := range t.flows {
 		e.unwatchFlow(&t.flows[from])
 	}
 	r := e.record(n, t)
-	r.Ended = time.Now()
-	e.ended = append(e.ended, r)
+	e.entrust(t, unattended)
+	delete(e.mover.standing, t.number)
 	delete(e.ids, n)
 	e.origins.release(t.origin)
+	e.table.retire(n)
+	e.publishOldest()
+	e.set.live.Add(-1)
+	return r
+}
+
+// freeSlot lets another tunnel have a slot.
+func (e *engine) freeSlot(n uint32) {
+	e.forget(n) // so that the store can give memory back
 	if e.table.release(n) {
 		e.tidySoon()
 	}
-	e.publishOldest()
 	e.unreserve()
-	e.set.live.Add(-1)
+}
+
+// forget has nothing of a slot's tunnel in the store any more.
+func (e *engine) forget(n uint32) {
+	for from := range 2 {
+		e.store.Begin(key(n, from))
+	}
 }
 
 // close ends a connection and gives its descriptor up. Others may have duplicates of it,

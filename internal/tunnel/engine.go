@@ -43,7 +43,11 @@ type engine struct {
 	tidying   bool // the tidier is set
 
 	turn  uint32   // counts the loop's turns
-	ended []Record // in this turn
+	ended []Record // in this turn, or moved
+
+	courier  courier
+	mover    mover
+	absolver *poller.Timer
 
 	// For everybody.
 	free  atomic.Int64 // slots that nobody has or waits for
@@ -51,7 +55,8 @@ type engine struct {
 	holds atomic.Int64 // buffers in held
 }
 
-func newEngine(s *Set, l Loop) *engine {
+// newEngine returns the engine of the loop with that place in [Options].
+func newEngine(s *Set, l Loop, place int, v Vault) *engine {
 	e := &engine{
 		set:     s,
 		loop:    l.Poller,
@@ -60,6 +65,8 @@ func newEngine(s *Set, l Loop) *engine {
 		origins: newOrigins(&s.metrics),
 		ids:     make(map[uint32]string),
 		held:    make(map[inflight.Direction]held),
+		courier: courier{vault: v, loop: place},
+		mover:   mover{standing: make(map[uint64]standing)},
 	}
 	e.free.Store(int64(l.Store.Directions() / 2))
 	e.loop.Post(e.begin)
@@ -73,6 +80,11 @@ func (e *engine) begin() {
 	e.watcher = e.loop.NewTimer(e.watch)
 	e.departer = e.loop.NewTimer(e.depart)
 	e.tidier = e.loop.NewTimer(e.tidy)
+	e.courier.timer = e.loop.NewTimer(func() {}) // the end of the turn does it
+	e.courier.refuser = e.loop.NewTimer(e.noteRefused)
+	e.mover.timer = e.loop.NewTimer(e.moveOn)
+	e.mover.stopper = e.loop.NewTimer(e.stopStanding)
+	e.absolver = e.loop.NewTimer(e.store.Absolve)
 	e.loop.AfterTurn(e.afterTurn)
 }
 
@@ -81,6 +93,8 @@ func (e *engine) now() time.Duration { return e.set.moment(e.loop.Now()) }
 
 // afterTurn makes known what happened in a turn, in the order in which others may ask.
 func (e *engine) afterTurn() {
+	e.store.Leave()
+	e.tellVault()
 	e.turn++
 	e.origins.flush()
 	if e.ended != nil {
@@ -106,47 +120,96 @@ func (e *engine) unreserve() { e.free.Add(1) }
 func (e *engine) accept(a *arrival) {
 	e.first.CompareAndSwap(0, a.started.UnixNano())
 	if !e.loop.Post(func() { e.start(a) }) { // the loop was stopped too early
-		for _, fd := range a.fds {
-			reset(fd) // early bytes may not have been sent
-			closeFD(fd)
-		}
-		r := a.record()
-		r.Reason, r.Ended = Stopped, time.Now()
-		e.set.live.Add(-1)
-		e.unreserve()
-		e.set.reporter.report([]Record{r})
+		e.forgo(a.record(), a.fds, Stopped)
 	}
 }
 
-// start begins to relay.
+// forgo cuts a tunnel for which a place was reserved that it does not get. Any goroutine
+// may call it.
+func (e *engine) forgo(r Record, fds [2]int32, reason Reason) {
+	for _, fd := range fds {
+		reset(fd) // something may not have been sent
+		closeFD(fd)
+	}
+	r.Reason, r.Ended = reason, time.Now()
+	e.set.live.Add(-1)
+	e.unreserve()
+	e.set.reporter.report([]Record{r})
+}
+
+// start begins to relay, once the vault has the tunnel if it is to have it.
 func (e *engine) start(a *arrival) {
 	n, t := e.table.take()
-	for i := range t.sockets {
-		t.sockets[i] = socket{fd: a.fds[i], writable: true}
-	}
 	defer e.finish(n, t)
-	t.number = a.number
-	t.started = e.set.moment(a.started)
-	t.active = t.started
-	t.origin = e.origins.take(a.Origin)
-	*e.table.label(n) = label{tag: a.Tag, client: a.Client, started: a.started}
-	e.setID(n, t, a.ID)
-	e.publishOldest()
-	for i := range t.sockets {
-		e.store.Begin(key(n, i))
-		h, err := e.loop.Add(int(t.sockets[i].fd), e, 2*n+uint32(i))
-		if err != nil {
-			e.set.log.Error("a tunnel cannot be relayed", "tunnel", t.number, "request_id", a.ID, "err", err)
-			e.abort(n, t)
-			return
-		}
-		t.sockets[i].handle = h
-	}
+	r := a.record()
+	e.enter(n, t, &r, a.fds)
+	e.forget(n)
 	e.schedule.join(&t.dates, e.limits(t))
-	due, _ := t.due(e.limits(t), t.active)
-	e.sweeps.by(due)
 	e.holdEarly(n, t, down, a.DownEarly)
 	e.holdEarly(n, t, up, a.UpEarly)
+	if !e.depositFirst(n, t) {
+		e.wake(n, t)
+	}
+}
+
+// enter gives a slot its tunnel, which stands still so far.
+func (e *engine) enter(n uint32, t *slot, r *Record, fds [2]int32) {
+	for i := range t.sockets {
+		t.sockets[i] = socket{fd: fds[i]}
+	}
+	t.number = r.Number
+	t.started = e.set.moment(r.Started)
+	t.active = t.started
+	t.still = true
+	t.origin = e.origins.take(r.Origin)
+	*e.table.label(n) = label{tag: r.Tag, client: r.Client, started: r.Started}
+	e.setID(n, t, r.ID)
+	e.table.join(n)
+	e.publishOldest()
+}
+
+// wake has a tunnel relayed that stood still, beginning with what it holds.
+func (e *engine) wake(n uint32, t *slot) {
+	defer e.finish(n, t)
+	e.store.Enter(n, t.number)
+	if !e.register(n, t) {
+		return
+	}
+	for from := range t.flows {
+		if t.flows[from].holds {
+			e.pump(n, t, from)
+		}
+	}
+}
+
+// register puts the sockets of a tunnel that stood still on the loop, which tells what
+// they are ready for.
+func (e *engine) register(n uint32, t *slot) bool {
+	t.still = false
+	for i := range t.sockets {
+		s := &t.sockets[i]
+		h, err := e.loop.Add(int(s.fd), e, 2*n+uint32(i))
+		if err != nil {
+			e.set.log.Error("a tunnel cannot be relayed", "tunnel", t.number, "request_id", e.id(n, t), "err", err)
+			e.abort(n, t)
+			return false
+		}
+		s.handle, s.readable, s.writable, s.hup = h, false, true, false
+	}
+	due, _ := t.due(e.limits(t), t.active)
+	e.sweeps.by(due)
+	return true
+}
+
+// halt takes the sockets of a tunnel off the loop: nothing becomes of it until wake.
+func (e *engine) halt(t *slot) {
+	t.still = true
+	for i := range t.sockets {
+		s := &t.sockets[i]
+		e.loop.Remove(s.handle)
+		s.handle = 0
+		e.unwatchFlow(&t.flows[i])
+	}
 }
 
 // publishOldest makes known which tunnel is the oldest now.
@@ -167,6 +230,7 @@ func (e *engine) limits(t *slot) *Limits { return &e.origins.used[t.origin].Limi
 func (e *engine) Ready(index uint32, events poller.Events) {
 	n, i := index/2, int(index%2)
 	t := e.table.at(n)
+	e.store.Enter(n, t.number)
 	defer e.finish(n, t)
 	s := &t.sockets[i]
 	unblocked := !s.writable && events&poller.Writable != 0
@@ -175,7 +239,7 @@ func (e *engine) Ready(index uint32, events poller.Events) {
 	s.urgent = s.urgent || events&poller.Urgent != 0
 	s.hup = s.hup || events&poller.Hup != 0
 	if events&poller.Error != 0 {
-		e.lose(n, t, i, takeError(s.fd))
+		e.fail(n, t, i)
 	}
 	e.pump(n, t, i)
 	if unblocked {
@@ -234,7 +298,9 @@ func (e *engine) list() []Record {
 			}
 			var some []Record
 			for n, t := range e.table.inChunk(c) {
-				some = append(some, e.record(n, t))
+				if t.custody != arriving {
+					some = append(some, e.record(n, t))
+				}
 			}
 			part <- some
 		})
@@ -280,13 +346,22 @@ func (e *engine) closeAll(reason Reason, by spread) {
 	e.loop.Post(func() {
 		e.schedule.closeAll(reason, by, e.table.used, e.all)
 		e.sweeps.by(by.from)
+		if reason == Stopped { // those that stand still may not be here any more
+			e.mover.wanted = false
+			e.mover.stopper.Set(e.loop.Now().Add(e.set.bounds.linger))
+		}
 	})
 }
 
 func (e *engine) abandon() {
 	e.loop.Post(func() {
 		now := e.set.now()
+		e.stopStanding()
 		for n, t := range e.table.all() {
+			if t.custody == arriving {
+				e.turnAway(n, t)
+				continue
+			}
 			if at, reason := t.due(e.limits(t), t.active); at != 0 && at <= now {
 				e.cut(n, t, reason) // a sweep was about to
 			}

@@ -95,9 +95,23 @@ func TestATableTakesLowSlotsFirstAndKeepsTheOrderOfTheStart(t *testing.T) {
 				}
 			}
 			s.number, taken[n] = number+1, true
-			model = append(model, n)
+			s.started = time.Duration(number)
+			at := len(model)
+			if random.IntN(8) == 0 { // it was started before, elsewhere
+				at = random.IntN(len(model) + 1)
+				s.started = 0
+				if at > 0 {
+					s.started = table.at(model[at-1]).started
+				}
+				for at < len(model) && table.at(model[at]).started == s.started {
+					at++
+				}
+			}
+			table.join(n)
+			model = slices.Insert(model, at, n)
 		} else {
 			i := random.IntN(len(model))
+			table.retire(model[i])
 			table.release(model[i])
 			delete(taken, model[i])
 			model = slices.Delete(model, i, i+1)
@@ -123,6 +137,15 @@ func TestATableTakesLowSlotsFirstAndKeepsTheOrderOfTheStart(t *testing.T) {
 		t.Errorf("%d tunnels are in the chunks, want %d", inChunks, len(model))
 	}
 	for _, n := range model {
+		table.retire(n)
+		if at, _ := table.take(); at == n {
+			t.Error("a slot is taken before it is free")
+		} else {
+			table.at(at).number = 1
+			table.join(at)
+			table.retire(at)
+			table.release(at)
+		}
 		table.release(n)
 	}
 	if table.trim(); len(table.chunks) != 0 || table.oldest != nobody || table.newest != nobody {

@@ -98,15 +98,16 @@ func (m *mirror) inFlight(direction int, c, w uint64) (p []byte, where string) {
 	m.t.Helper()
 	completed := m.word(counts, direction)
 	for i := range m.buffers {
-		if m.word(bufferClaims, i) != uint64(direction)+1 {
+		claim := m.word(bufferClaims, i)
+		if uint32(claim) != uint32(direction)+1 {
 			continue
 		}
 		if where != "" {
 			m.t.Errorf("two claims")
 		}
 		where = "buffer"
-		if w > c || w < completed {
-			m.t.Fatalf("%d bytes taken, %d given, %d completed", c, w, completed)
+		if filled := claim >> 32; w > c || w < completed || filled != c-completed {
+			m.t.Fatalf("%d bytes taken, %d given, %d completed, %d in a buffer", c, w, completed, filled)
 		}
 		p = m.read(buffers+i*inflight.BufferSize+int(w-completed), int(c-w))
 	}

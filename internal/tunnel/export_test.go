@@ -15,6 +15,35 @@ func (s *Set) Hurry(linger, stall, check time.Duration) {
 // TidyAfter has memory given back after a quiet time that is shorter than usual.
 func (s *Set) TidyAfter(quiet time.Duration) { s.bounds.tidy = quiet }
 
+// HurryVault makes the waits of a Set shorter that have to do with its vault: for one that
+// is busy, for more withdrawals, and until a tunnel is released again.
+func (s *Set) HurryVault(busy, withdraw, move time.Duration) {
+	s.bounds.vault, s.bounds.withdraw, s.bounds.move = busy, withdraw, move
+}
+
+// HurryRefusals is for how long a Set collects refusals.
+func (s *Set) HurryRefusals(pause time.Duration) { s.bounds.refusals = pause }
+
+// AbsolveAfter has no tunnel suspected any more after so long a life.
+func (s *Set) AbsolveAfter(life time.Duration) { s.bounds.absolve = life }
+
+// Bury closes the descriptors that a Set has for the tunnels on its loops, which have
+// stopped at whatever they did: as the end of a process does. It returns those
+// descriptors, and for which tunnels that were to be taken it has none any more.
+func (s *Set) Bury() (sockets map[int]bool, declined []Ticket) {
+	sockets = make(map[int]bool)
+	for _, e := range s.engines {
+		for _, t := range e.table.all() {
+			for i := range t.sockets {
+				closeFD(t.sockets[i].fd)
+				sockets[int(t.sockets[i].fd)] = true
+			}
+		}
+		declined = append(declined, e.courier.declines...)
+	}
+	return sockets, declined
+}
+
 // onLoop runs fn on the first loop and waits for it.
 func (s *Set) onLoop(fn func(e *engine)) {
 	done := make(chan struct{})
@@ -29,7 +58,9 @@ func (s *Set) Break() (mend func()) {
 	var whole *inflight.Buffer
 	s.onLoop(func(e *engine) {
 		e.hasBuffers()
-		whole, e.current = e.current, new(inflight.Buffer)
+		broken := *e.current
+		broken.Bytes = nil
+		whole, e.current = e.current, &broken
 	})
 	return func() { s.onLoop(func(e *engine) { e.current = whole }) }
 }
@@ -41,6 +72,18 @@ func (s *Set) Footprint() (n [4]int) {
 		n = [4]int{len(e.table.chunks), len(e.origins.numbers), len(e.watched), len(e.held)}
 	})
 	return n
+}
+
+// Places returns the slots of the first loop that have tunnels.
+func (s *Set) Places() (all []uint32) {
+	s.onLoop(func(e *engine) {
+		for c := range e.table.chunks {
+			for n := range e.table.inChunk(c) {
+				all = append(all, n)
+			}
+		}
+	})
+	return all
 }
 
 // Shares returns how many tunnels each loop has.

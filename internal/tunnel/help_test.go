@@ -20,7 +20,10 @@ import (
 
 var seed = flag.Uint64("seed", 0, "run only the schedule with this seed")
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	becomeRelay()
+	goleak.VerifyTestMain(m)
+}
 
 // patience bounds every wait of a test.
 const patience = 30 * time.Second

@@ -43,6 +43,31 @@ var (
 		Help: "Pipes through which the kernel moves bytes of tunnels right now, or in which they wait for a slow receiver.",
 		Type: metrics.TypeGauge,
 	})
+	tunnelsResumed = metrics.Define(metrics.Desc{
+		Name: "holdfast_tunnels_resumed_total",
+		Help: "Tunnels of a process that died which went on in this one.",
+		Type: metrics.TypeCounter,
+	})
+	recoveredFlows = metrics.Define(metrics.Desc{
+		Name: "holdfast_tunnel_recovered_flows_total",
+		Help: "Directions of tunnels that were resumed, by what was found of them on its way: nothing, bytes in a buffer or in a pipe, or bytes that were sent and not yet taken from the sender.",
+		Type: metrics.TypeCounter, Labels: []string{"found"},
+	})
+	tunnelsMoved = metrics.Define(metrics.Desc{
+		Name: "holdfast_tunnels_moved_total",
+		Help: "Open tunnels that have come from another process, or gone to one: in or out.",
+		Type: metrics.TypeCounter, Labels: []string{"direction"},
+	})
+	tunnelsDeposited = metrics.Define(metrics.Desc{
+		Name: "holdfast_tunnels_deposited",
+		Help: "Open tunnels that would outlive this process.",
+		Type: metrics.TypeGauge,
+	})
+	tunnelsUndeposited = metrics.Define(metrics.Desc{
+		Name: "holdfast_tunnels_undeposited",
+		Help: "Open tunnels that would not outlive this process although they should, by the cause: the vault is busy or full, or nobody keeps it, bytes from before the tunnel are still to be sent, or it is not plain TCP.",
+		Type: metrics.TypeGauge, Labels: []string{"cause"},
+	})
 	loopWakeups = metrics.Define(metrics.Desc{
 		Name: "holdfast_loop_wakeups_total",
 		Help: "How often the loops that relay tunnels have returned from waiting. Loops for which there is nothing to do are not woken.",
@@ -59,7 +84,22 @@ type setMetrics struct {
 	toUpstream, toDownstream *metrics.Counter
 	buffers, pipes           *metrics.Gauge
 	wakeups                  *metrics.Counter
+
+	resumed           *metrics.Counter
+	recovered         [numFound]*metrics.Counter
+	movedIn, movedOut *metrics.Counter
+	custody           [numCustodies]*metrics.Gauge
+	notPlain          *metrics.Gauge
 }
+
+// What is found of a flow that is resumed.
+const (
+	foundNothing = iota
+	foundBuffer
+	foundPipe
+	foundPeeked
+	numFound
+)
 
 func newSetMetrics(r *metrics.Registry) setMetrics {
 	m := setMetrics{
@@ -71,6 +111,24 @@ func newSetMetrics(r *metrics.Registry) setMetrics {
 		buffers:      r.Gauge(bufferBytes),
 		pipes:        r.Gauge(pipesInUse),
 		wakeups:      r.Counter(loopWakeups),
+
+		resumed: r.Counter(tunnelsResumed),
+		recovered: [numFound]*metrics.Counter{
+			foundNothing: r.Counter(recoveredFlows, "nothing"),
+			foundBuffer:  r.Counter(recoveredFlows, "buffer"),
+			foundPipe:    r.Counter(recoveredFlows, "pipe"),
+			foundPeeked:  r.Counter(recoveredFlows, "peeked"),
+		},
+		movedIn:  r.Counter(tunnelsMoved, "in"),
+		movedOut: r.Counter(tunnelsMoved, "out"),
+		custody: [numCustodies]*metrics.Gauge{
+			deposited: r.Gauge(tunnelsDeposited),
+			waiting:   r.Gauge(tunnelsUndeposited, "busy"),
+			refused:   r.Gauge(tunnelsUndeposited, "full"),
+			absent:    r.Gauge(tunnelsUndeposited, "nobody"),
+			early:     r.Gauge(tunnelsUndeposited, "early bytes"),
+		},
+		notPlain: r.Gauge(tunnelsUndeposited, "not plain TCP"),
 	}
 	for reason := Open + 1; reason < numReasons; reason++ {
 		m.ended[reason] = r.Counter(tunnelsEnded, reason.String())
@@ -84,10 +142,48 @@ func (m *setMetrics) start() {
 	m.active.Add(1)
 }
 
+// resume and arrive count a tunnel that was started elsewhere, leave one that goes on
+// there.
+func (m *setMetrics) resume() {
+	m.resumed.Inc()
+	m.active.Add(1)
+}
+
+func (m *setMetrics) arrive() {
+	m.movedIn.Inc()
+	m.active.Add(1)
+}
+
+func (m *setMetrics) leave() {
+	m.movedOut.Inc()
+	m.active.Add(-1)
+}
+
+// found counts what was found of a flow that is resumed.
+func (m *setMetrics) found(r *inflight.Rest) {
+	what := foundNothing
+	switch {
+	case r.Buffer != nil:
+		what = foundBuffer
+	case r.Pipe != nil:
+		what = foundPipe
+	case r.Discard > 0:
+		what = foundPeeked
+	}
+	m.recovered[what].Inc()
+}
+
 func (m *setMetrics) end(r *Record) {
 	m.active.Add(-1)
 	m.ended[r.Reason].Inc()
 	m.duration.Observe(int64(r.Ended.Sub(r.Started)))
+}
+
+// countNotPlain counts a tunnel that cannot be deposited, if it should.
+func (s *Set) countNotPlain(r *Record, n int64) {
+	if s.vault != nil && r.SurviveCrash {
+		s.metrics.notPlain.Add(n)
+	}
 }
 
 // Sample brings those metrics up to date that do not follow by themselves.

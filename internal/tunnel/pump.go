@@ -56,7 +56,7 @@ func (e *engine) relay(n uint32, t *slot, from int) {
 		switch {
 		case e.spent(t, from):
 			return
-		case f.bulk && !src.urgent:
+		case f.bulk && !src.urgent && !e.toMove(t):
 			e.splice(n, t, from)
 		case e.hasBuffers():
 			e.copy(n, t, from)
@@ -68,7 +68,9 @@ func (e *engine) relay(n uint32, t *slot, from int) {
 }
 
 // hasBuffers says whether a read is safe: there is a buffer for it, and another one that
-// takes its place should it have to stay with the flow.
+// takes its place should it have to stay with the flow. If somebody may go on after this
+// process there is a third one: the two of them may stay with flows, one after a crash in
+// the middle of a read, and without any buffer nothing can be relayed.
 func (e *engine) hasBuffers() bool {
 	if e.spare == nil {
 		e.spare = e.store.Buffer()
@@ -76,7 +78,7 @@ func (e *engine) hasBuffers() bool {
 	if e.current == nil {
 		e.current, e.spare = e.spare, e.store.Buffer()
 	}
-	return e.spare != nil
+	return e.spare != nil && (e.courier.vault == nil || e.store.FreeBuffers() > 0)
 }
 
 // copy passes on what one read takes. What the receiver does not take stays in the
@@ -90,13 +92,14 @@ func (e *engine) copy(n uint32, t *slot, from int) {
 		b.Release()
 		return
 	}
+	b.Filled(got)
 	if moved := e.give(n, t, from, p[:got]); moved < got {
 		e.current, e.spare = e.spare, nil
 		e.hold(f, d, held{buffer: b, from: moved, to: got})
 		return
 	}
-	e.store.Complete(d, got)
 	b.Release()
+	e.store.Complete(d, got)
 	f.bulk = got >= bulkRead && e.origins.used[t.origin].splice > 0
 }
 
@@ -105,10 +108,10 @@ func (e *engine) copy(n uint32, t *slot, from int) {
 func (e *engine) peek(n uint32, t *slot, from int) {
 	d, b, src := key(n, from), e.current, &t.sockets[from]
 	b.Claim(d)
-	defer b.Release()
 	p := b.Bytes[:e.origins.used[t.origin].read]
 	got := e.receive(n, t, from, p, unix.MSG_PEEK)
 	if got == 0 {
+		b.Release()
 		return
 	}
 	moved := e.give(n, t, from, p[:got])
@@ -121,6 +124,7 @@ func (e *engine) peek(n uint32, t *slot, from int) {
 		}
 		left -= taken
 	}
+	b.Release()
 	e.store.Complete(d, moved)
 }
 
@@ -206,12 +210,26 @@ func (e *engine) hold(f *flow, d inflight.Direction, h held) {
 	}
 }
 
-// holdEarly keeps what was read before the tunnel began, and sends what can be sent.
+// holdEarly keeps what was read before the tunnel began: where a successor finds it, if
+// there is to be one and it fits.
 func (e *engine) holdEarly(n uint32, t *slot, from int, p []byte) {
-	if len(p) > 0 {
-		e.hold(&t.flows[from], key(n, from), held{early: p})
-		e.pump(n, t, from)
+	if len(p) == 0 || e.deposits(t) && e.put(n, t, from, p) {
+		return
 	}
+	e.hold(&t.flows[from], key(n, from), held{early: p})
+}
+
+// put keeps bytes for a flow in a buffer. It returns false where there is no room.
+func (e *engine) put(n uint32, t *slot, from int, p []byte) bool {
+	if len(p) > inflight.BufferSize || !e.hasBuffers() {
+		return false
+	}
+	d, b := key(n, from), e.spare
+	e.spare = nil
+	b.Claim(d)
+	b.Filled(copy(b.Bytes, p))
+	e.hold(&t.flows[from], d, held{buffer: b, to: len(p)})
+	return true
 }
 
 // drop forgets what a flow holds: all of it was sent, or nobody will ever get it and its
@@ -248,10 +266,13 @@ func (e *engine) flush(n uint32, t *slot, from int) bool {
 			h.early = h.early[e.give(n, t, from, h.early[:min(len(h.early), int(f.left))]):]
 		}
 		if len(h.early) == 0 && h.from == h.to && h.left == 0 {
+			e.drop(n, t, from)
 			if h.buffer != nil {
 				e.store.Complete(d, h.to)
 			}
-			e.drop(n, t, from)
+			if t.custody == early {
+				e.depositLate(n, t)
+			}
 			return true
 		}
 		e.held[d] = h

@@ -17,6 +17,9 @@ const (
 	Operator                       // the operator closed it
 	Stopped                        // the process was told to stop
 	Failed                         // a fault of ours, which is in the log
+	LostInCrash                    // its process died, and what it left of the tunnel contradicts itself
+	Quarantined                    // two processes died in a row while they worked on it
+	RouteRemoved                   // the configuration has no place for it any more
 	numReasons
 )
 
@@ -33,6 +36,9 @@ var reasons = [numReasons]string{
 	Operator:         "operator",
 	Stopped:          "stopped",
 	Failed:           "failed",
+	LostInCrash:      "lost in crash",
+	Quarantined:      "quarantined",
+	RouteRemoved:     "route removed",
 }
 
 func (r Reason) String() string {
@@ -41,3 +47,6 @@ func (r Reason) String() string {
 	}
 	return "unknown"
 }
+
+// isLoss says whether a connection was lost.
+func (r Reason) isLoss() bool { return r == DownstreamReset || r == UpstreamReset || r == DeadPeer }

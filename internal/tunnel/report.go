@@ -5,11 +5,11 @@ import (
 	"sync"
 )
 
-// reporter tells of tunnels that have ended, in a goroutine that is there only while
+// reporter tells of tunnels that have ended or moved, in a goroutine that is there only while
 // there is something to tell: what is called may write logs, for which no loop waits.
 type reporter struct {
-	set   *Set
-	onEnd func(Record) // nil: nobody wants to know
+	set            *Set
+	onEnd, onMoved func(Record) // nil: nobody wants to know
 
 	mu      sync.Mutex
 	ended   []Record
@@ -54,9 +54,15 @@ func (r *reporter) tell(record *Record) {
 			r.set.logPanic(p, record.Number, record.ID)
 		}
 	}()
-	r.set.metrics.end(record)
-	if r.onEnd != nil {
-		r.onEnd(*record)
+	tell := r.onEnd
+	if record.Ended.IsZero() { // it lives on elsewhere
+		tell = r.onMoved
+		r.set.metrics.leave()
+	} else {
+		r.set.metrics.end(record)
+	}
+	if tell != nil {
+		tell(*record)
 	}
 }
 

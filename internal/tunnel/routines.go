@@ -30,6 +30,7 @@ func newRoutines(s *Set) *routines {
 
 func (c *routines) start(a *arrival) {
 	t := newRoutine(c.set, a)
+	c.set.countNotPlain(&t.record, 1)
 	c.mu.Lock()
 	c.live[t] = struct{}{}
 	c.schedule.join(&t.dates, t.limits)
@@ -48,6 +49,7 @@ func (c *routines) remove(t *routine) {
 	}
 	c.mu.Unlock()
 	c.set.live.Add(-1)
+	c.set.countNotPlain(&t.record, -1)
 	r := t.snapshot()
 	r.Ended = time.Now()
 	c.set.reporter.report([]Record{r})

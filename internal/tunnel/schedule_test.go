@@ -63,6 +63,8 @@ type schedule struct {
 	// kept: other descriptors of the relay's sockets are open, like those of a
 	// supervisor.
 	kept bool
+
+	moves bool // the tunnels do not stay in one Set
 }
 
 type pair struct{ down, up script }

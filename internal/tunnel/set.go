@@ -22,6 +22,12 @@ type bounds struct {
 	check  time.Duration // between two looks at a tunnel whose receiver stalls
 	sweep  time.Duration // least time between two sweeps
 	tidy   time.Duration // until memory that is no longer needed is given back
+
+	vault    time.Duration // for a vault that is busy
+	withdraw time.Duration // for more withdrawals to be sent together
+	move     time.Duration // until a tunnel is released again that was returned
+	refusals time.Duration // for more refusals to be noted together
+	absolve  time.Duration // of life until no resumed tunnel is suspected any more
 }
 
 var defaultBounds = bounds{
@@ -31,6 +37,12 @@ var defaultBounds = bounds{
 	check:  10 * time.Second,
 	sweep:  250 * time.Millisecond,
 	tidy:   3 * time.Second,
+
+	vault:    250 * time.Millisecond,
+	withdraw: 20 * time.Millisecond,
+	move:     time.Second,
+	refusals: 100 * time.Millisecond,
+	absolve:  30 * time.Second,
 }
 
 // Loop is where plain TCP tunnels are relayed.
@@ -49,6 +61,10 @@ type Options struct {
 	// allowed.
 	OnEnd func(Record)
 
+	// OnMoved is called in the same way for a tunnel that has gone elsewhere: it lives,
+	// and somebody else has its connections.
+	OnMoved func(Record)
+
 	Metrics *metrics.Registry // nil: nothing is counted
 
 	// MayHave says of a descriptor whether a tunnel may have it that moves to a loop; one
@@ -59,6 +75,10 @@ type Options struct {
 	// made them runs them, and stops them after the Set is empty. Without one,
 	// all tunnels have goroutines.
 	Loops []Loop
+
+	// Vault keeps what the tunnels on loops need to outlive the process. nil: they do
+	// not.
+	Vault Vault
 }
 
 // Set holds the tunnels of one generation. Its methods may be called concurrently, but
@@ -75,7 +95,10 @@ type Set struct {
 	routines *routines
 	carriers []carrier // all of them
 
-	started atomic.Uint64 // ever
+	vault Vault // nil: there is none
+
+	numbers atomic.Uint64 // the last that was given
+	total   atomic.Uint64 // tunnels that there ever were
 	live    atomic.Int64
 	dealt   atomic.Uint64 // pairs that were offered to the loops
 
@@ -83,6 +106,8 @@ type Set struct {
 	busy    int           // live tunnels, and those whose end is being reported
 	empty   chan struct{} // closed when busy becomes 0; nil while nobody asked
 	wakeups uint64        // of the loops, as counted so far
+
+	incomplete []Ticket // of Deposit, which Vault.Complete was not called with
 }
 
 // A carrier moves the bytes of its tunnels and keeps them in order: what it is told
@@ -104,13 +129,14 @@ func NewSet(o Options) *Set {
 	s := &Set{
 		log:     o.Log,
 		mayHave: o.MayHave,
+		vault:   o.Vault,
 		epoch:   time.Now().Add(-time.Second),
 		bounds:  defaultBounds,
 		metrics: newSetMetrics(o.Metrics),
 	}
-	s.reporter = reporter{set: s, onEnd: o.OnEnd}
-	for _, l := range o.Loops {
-		e := newEngine(s, l)
+	s.reporter = reporter{set: s, onEnd: o.OnEnd, onMoved: o.OnMoved}
+	for i, l := range o.Loops {
+		e := newEngine(s, l, i, o.Vault)
 		s.engines = append(s.engines, e)
 		s.carriers = append(s.carriers, e)
 	}
@@ -133,15 +159,26 @@ func (s *Set) Start(spec Spec) {
 	if spec.Origin == nil {
 		spec.Origin = new(Origin)
 	}
-	a := arrival{Spec: spec, number: s.started.Add(1), started: time.Now()}
-	s.mu.Lock()
-	s.busy++
-	s.mu.Unlock()
-	s.live.Add(1)
+	a := arrival{Spec: spec, number: s.numbers.Add(1), started: time.Now()}
+	s.enter()
+	s.total.Add(1)
 	s.metrics.start()
 	if !s.startOnLoop(&a) {
 		s.routines.start(&a)
 	}
+}
+
+// enter counts a tunnel that is to live here, leave one that is to live elsewhere.
+func (s *Set) enter() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy++
+	s.live.Add(1)
+}
+
+func (s *Set) leave() {
+	s.live.Add(-1)
+	s.removed()
 }
 
 // arrival is a tunnel that is about to be started.
@@ -160,20 +197,27 @@ func (s *Set) startOnLoop(a *arrival) bool {
 	if !plain || !both || len(s.engines) == 0 {
 		return false
 	}
+	e := s.reserve()
+	if e == nil {
+		return false
+	}
+	if !a.detach(d, u, s.mayHave) {
+		e.unreserve()
+		return false
+	}
+	e.accept(a)
+	return true
+}
+
+// reserve takes a place on one loop after the other; nil: none has room.
+func (s *Set) reserve() *engine {
 	next := s.dealt.Add(1)
 	for i := range s.engines {
-		e := s.engines[(next+uint64(i))%uint64(len(s.engines))]
-		if !e.reserve() {
-			continue
+		if e := s.engines[(next+uint64(i))%uint64(len(s.engines))]; e.reserve() {
+			return e
 		}
-		if !a.detach(d, u, s.mayHave) {
-			e.unreserve()
-			return false
-		}
-		e.accept(a)
-		return true
 	}
-	return false
+	return nil
 }
 
 // detach takes both connections out of Go's poller. It fails where there are not enough
@@ -238,8 +282,9 @@ func (s *Set) Drain(over time.Duration) {
 	}
 }
 
-// Undrain takes Drain back for the tunnels that have not been closed yet.
+// Undrain takes Drain and [Set.Move] back for the tunnels that are still here.
 func (s *Set) Undrain() {
+	s.Unmove()
 	for _, c := range s.carriers {
 		c.undrain()
 	}
@@ -288,5 +333,5 @@ func (s *Set) Summary() (count int, oldest time.Time) {
 	return int(s.live.Load()), oldest
 }
 
-// Total returns how many tunnels were ever started.
-func (s *Set) Total() uint64 { return s.started.Load() }
+// Total returns how many tunnels there ever were: started, resumed and taken.
+func (s *Set) Total() uint64 { return s.total.Load() }

@@ -49,6 +49,12 @@ func splice(from, to int32, n int) (moved int, errno unix.Errno) {
 	return again(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 }
 
+// tee copies up to n bytes from a pipe to an empty one, and says how many.
+func tee(from, to int32, n int) (copied int) {
+	copied, _ = again(unix.SYS_TEE, uintptr(from), uintptr(to), uintptr(n), unix.SPLICE_F_NONBLOCK, 0, 0)
+	return copied
+}
+
 // sendFin ends the direction towards the peer.
 func sendFin(fd int32) unix.Errno {
 	_, errno := again(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0, 0, 0, 0)
@@ -147,6 +153,19 @@ func detach(conn *net.TCPConn, k KeepAlive) (fd int32, err error) {
 }
 
 var errNotTCP = errors.New("not a TCP socket")
+
+// adopt makes sure that a socket which another process has had is what detach makes. It
+// does not block from now on, for nobody.
+func adopt(fd int) error {
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err == nil && n != unix.IPPROTO_TCP {
+		err = errNotTCP
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	return err
+}
 
 // set gives a connection its patience. TCP_USER_TIMEOUT is not set on purpose: it also
 // kills a peer that is alive but does not read (zero window).

@@ -26,6 +26,10 @@ func (e *engine) sweep() {
 }
 
 func (e *engine) sweepOne(n uint32, t *slot, now time.Duration) {
+	if t.still { // it is looked at when it goes on
+		return
+	}
+	e.store.Enter(n, t.number)
 	defer e.finish(n, t)
 	if t.reason == Open {
 		l := e.limits(t)

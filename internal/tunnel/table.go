@@ -14,7 +14,7 @@ type slot struct {
 	dates
 	active time.Duration // the moment at which a byte was last passed on
 	cutAt  time.Duration // the moment at which its end began
-	number uint64        // 0: the slot is free
+	number uint64        // 0: the slot is free; or retired
 
 	sockets [2]socket
 	flows   [2]flow
@@ -23,9 +23,16 @@ type slot struct {
 	reason       Reason // Open until its end begins
 	closed       Reason // who closed first, by a FIN; Open while nobody did
 	parting      bool   // all that is left is to close the sockets
+	still        bool   // its sockets are not on the loop: it waits for the vault
+	custody      custody
 	older, newer uint32 // its neighbours in the order of the start
 	origin       uint32
 }
+
+// retired is the number in a slot whose tunnel is gone.
+const retired = ^uint64(0)
+
+func (s *slot) lives() bool { return s.number != 0 && s.number != retired }
 
 // The two sockets of a tunnel, and its two flows, each by the socket that it comes from.
 const (
@@ -78,6 +85,7 @@ const chunkSize = 1024
 type chunk struct {
 	slots  *[chunkSize]slot
 	labels *[chunkSize]label
+	bases  *[chunkSize]base // nil while none of its tunnels has one
 	used   int
 	free   int // no slot before this one is free
 }
@@ -101,7 +109,28 @@ func (t *table) at(n uint32) *slot { return &t.chunks[n/chunkSize].slots[n%chunk
 
 func (t *table) label(n uint32) *label { return &t.chunks[n/chunkSize].labels[n%chunkSize] }
 
-// take returns the lowest free slot, the newest now, for the caller to fill.
+func (t *table) base(n uint32) *base {
+	c := &t.chunks[n/chunkSize]
+	if c.bases == nil {
+		c.bases = new([chunkSize]base)
+	}
+	return &c.bases[n%chunkSize]
+}
+
+// taken says whether a slot is not free.
+func (t *table) taken(n uint32) bool {
+	return int(n/chunkSize) < len(t.chunks) && t.chunks[n/chunkSize].slots != nil && t.at(n).number != 0
+}
+
+// find returns the slot of a tunnel that may have ended; nil: it has.
+func (t *table) find(n uint32, number uint64) *slot {
+	if t.taken(n) && t.at(n).number == number {
+		return t.at(n)
+	}
+	return nil
+}
+
+// take returns the lowest free slot, for the caller to fill and then to join.
 func (t *table) take() (n uint32, s *slot) {
 	for t.notFull < len(t.chunks) && t.chunks[t.notFull].used == chunkSize {
 		t.notFull++
@@ -110,29 +139,59 @@ func (t *table) take() (n uint32, s *slot) {
 		t.chunks = append(t.chunks, chunk{})
 	}
 	c := &t.chunks[t.notFull]
-	if c.slots == nil {
-		c.slots, c.labels = new([chunkSize]slot), new([chunkSize]label)
-	}
+	c.need()
 	for c.slots[c.free].number != 0 {
 		c.free++
 	}
 	n = uint32(t.notFull*chunkSize + c.free)
-	c.used++
-	t.used++
-	s = &c.slots[c.free]
-	*s = slot{older: t.newest, newer: nobody}
-	s.flows[down].phase, s.flows[up].phase = relaying, relaying
-	if t.newest == nobody {
-		t.oldest = n
-	} else {
-		t.at(t.newest).newer = n
-	}
-	t.newest = n
-	return n, s
+	return n, t.takeAt(n)
 }
 
-// release frees a slot. It returns whether its chunk has become empty.
-func (t *table) release(n uint32) (empty bool) {
+// takeAt returns a slot that is free, for the caller to fill and then to join.
+func (t *table) takeAt(n uint32) *slot {
+	for int(n/chunkSize) >= len(t.chunks) {
+		t.chunks = append(t.chunks, chunk{})
+	}
+	c := &t.chunks[n/chunkSize]
+	c.need()
+	c.used++
+	t.used++
+	s := &c.slots[n%chunkSize]
+	*s = slot{}
+	if c.bases != nil {
+		c.bases[n%chunkSize] = base{}
+	}
+	s.flows[down].phase, s.flows[up].phase = relaying, relaying
+	return s
+}
+
+func (c *chunk) need() {
+	if c.slots == nil {
+		c.slots, c.labels = new([chunkSize]slot), new([chunkSize]label)
+	}
+}
+
+// join gives a tunnel its place in the order of the start. Nearly all are the newest.
+func (t *table) join(n uint32) {
+	s := t.at(n)
+	s.older, s.newer = t.newest, nobody
+	for s.older != nobody && t.at(s.older).started > s.started {
+		s.older, s.newer = t.at(s.older).older, s.older
+	}
+	if s.older == nobody {
+		t.oldest = n
+	} else {
+		t.at(s.older).newer = n
+	}
+	if s.newer == nobody {
+		t.newest = n
+	} else {
+		t.at(s.newer).older = n
+	}
+}
+
+// retire takes a tunnel out. Its slot is nobody else's until it is released.
+func (t *table) retire(n uint32) {
 	s := t.at(n)
 	if s.older == nobody {
 		t.oldest = s.newer
@@ -144,7 +203,13 @@ func (t *table) release(n uint32) (empty bool) {
 	} else {
 		t.at(s.newer).older = s.older
 	}
-	*s, *t.label(n) = slot{}, label{}
+	*s, *t.label(n) = slot{number: retired}, label{}
+}
+
+// release frees the slot of a tunnel that was taken out. It returns whether its chunk has
+// become empty.
+func (t *table) release(n uint32) (empty bool) {
+	t.at(n).number = 0
 	c := &t.chunks[n/chunkSize]
 	c.used--
 	t.used--
@@ -174,7 +239,7 @@ func (t *table) inChunk(c int) func(yield func(uint32, *slot) bool) {
 			return
 		}
 		for i := range t.chunks[c].slots {
-			if s := &t.chunks[c].slots[i]; s.number != 0 && !yield(uint32(c*chunkSize+i), s) {
+			if s := &t.chunks[c].slots[i]; s.lives() && !yield(uint32(c*chunkSize+i), s) {
 				return
 			}
 		}

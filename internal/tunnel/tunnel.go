@@ -49,17 +49,43 @@
 //
 //   - nothing is taken from a socket, or put into one, without a claim in the store; the
 //     two flows of the tunnel in slot n are the directions 2n (from the client) and 2n+1
-//   - counting begins after the early bytes, which are private: until they are sent,
-//     nothing of their direction is taken in
+//   - early bytes are in a buffer of the store where they fit. Others are private: counting
+//     begins after them, and until they are sent, nothing of their direction is taken in
 //   - what a flow holds is given up only after its receiver was reset
 //   - a socket that has sent our FIN gets no more bytes. What its sender still sends is
 //     thrown away without a claim
+//   - that a FIN is about to be sent, that a socket is lost, why the tunnel ends and who
+//     closed first is marked in the store before anything is done about it
+//   - a slot whose tunnel has ended is not another one's until nobody looks for it there
 //   - a socket does not block, which all duplicates have in common: whoever clears
 //     O_NONBLOCK on one (as os.File.Fd does) stops the loop
 //   - urgent bytes are in the stream, like all others (SO_OOBINLINE)
 //   - connections are ended by shutdown and connect(AF_UNSPEC), which act at once however
 //     many duplicates there are. close alone would end nothing, and a descriptor leaves
 //     its epoll set before it is closed, or else the duplicates would keep it in there
+//
+// # The vault
+//
+// Who holds all that is behind a [Vault], which a Set is given. A tunnel is deposited there
+// before its first byte is moved, together with others that were started in the same turn.
+// Nothing waits for a vault for long: while it is busy a new tunnel waits for at most a
+// quarter of a second, and is deposited later; while nobody is there it does not wait.
+// When somebody is there all are deposited ([Set.Deposit]). A tunnel that has ended is
+// withdrawn before its end is reported, so that each end is reported once, whoever relays
+// the tunnel then.
+//
+// After a death another Set resumes all tunnels in place, with the same stores, slots and
+// numbers ([Set.Resume]), as often as processes die.
+//
+// A tunnel moves from one living Set to another one, with a store of its own, like this:
+//
+//	A: Vault.Release   it stands still: its sockets have left the loop
+//	B: Set.Take        B has it, with all that it holds, and does nothing with it
+//	B: Vault.Taken     from now on it is B's, which begins to relay it
+//	A: Set.Gone        A closes its descriptors, and nothing else
+//
+// Whoever dies in between, one complete description is there: A's place until the vault
+// has heard Taken, and B's from then on. With Vault.Declined it is [Set.Returned] to A.
 package tunnel
 
 import (
@@ -82,6 +108,12 @@ type Origin struct {
 	EndpointAddr netip.AddrPort // zero for a unix socket
 
 	Limits Limits
+
+	// SurviveCrash: its tunnels are deposited in the Set's [Vault] before anything of them
+	// is relayed. (One that is to move is in any case, and stays so.)
+	SurviveCrash bool
+
+	Move bool // its tunnels go elsewhere when [Set.Move] asks for it
 
 	// UpBytes and DownBytes count the bytes that the server's and the client's
 	// sockets took, beside what the Set itself counts.

@@ -617,7 +617,10 @@ func TestReasonsReadAsTheyAreDocumented(t *testing.T) {
 		tunnel.Operator:         "operator",
 		tunnel.Stopped:          "stopped",
 		tunnel.Failed:           "failed",
-		tunnel.Failed + 1:       "unknown",
+		tunnel.LostInCrash:      "lost in crash",
+		tunnel.Quarantined:      "quarantined",
+		tunnel.RouteRemoved:     "route removed",
+		tunnel.RouteRemoved + 1: "unknown",
 		255:                     "unknown",
 	} {
 		if got := reason.String(); got != want {

@@ -31,18 +31,30 @@ func (s *Store) freeBuffer() *Buffer {
 	if s.fresh == s.buffers {
 		return nil
 	}
-	n := s.fresh
 	s.fresh++
-	at := s.memory + n*BufferSize
+	return s.newBuffer(s.fresh - 1)
+}
+
+// FreeBuffers returns how many more buffers there are.
+func (s *Store) FreeBuffers() int { return len(s.freeBuffers) + s.buffers - s.fresh }
+
+func (s *Store) newBuffer(i int) *Buffer {
+	at := s.memory + i*BufferSize
 	return &Buffer{
 		Bytes: s.mem[at : at+BufferSize : at+BufferSize],
-		claim: claim{s, &s.words(s.bufferClaims, s.buffers)[n]},
+		claim: claim{s, &s.words(s.bufferClaims, s.buffers)[i]},
 	}
 }
 
 // Claim says that what comes into the buffer from now on is of direction d. What was of
 // another direction was completed.
 func (b *Buffer) Claim(d Direction) { b.claim.set(d) }
+
+// Filled says that the first n bytes of the buffer were taken from the source of the
+// direction that claims it. It is called at once after the read.
+func (b *Buffer) Filled(n int) {
+	b.claim.word.Store(uint64(n)<<filledShift | uint64(uint32(b.claim.word.Load())))
+}
 
 // Release ends the claim: what is in the buffer is nobody's.
 func (b *Buffer) Release() { b.claim.clear() }

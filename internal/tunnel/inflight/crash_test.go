@@ -2,6 +2,8 @@ package inflight_test
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -13,30 +15,69 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/tunnel/inflight"
 )
 
-// The test kills relays at any moment and goes on as a successor does, from nothing but
-// what the documentation of the package says. Each relay is a process of its own and
-// moves bytes in all three ways, under back-pressure.
+// The test kills relays at any moment, also while they recover what the last one has left.
+// Each relay is a process of its own and moves bytes in all three ways, under
+// back-pressure; it passes ends and resets on. Peers check every byte.
 
 const (
-	crashLegs    = 4
-	crashBuffers = crashLegs + 1
+	crashTunnels = 5
+	crashBuffers = 2*crashTunnels + 1
 	crashPipes   = 2
 
-	firstPipe = 5
-	firstLeg  = firstPipe + 2*crashPipes
+	firstPipe   = 4
+	firstSocket = firstPipe + 2*crashPipes
 )
 
-// leg is one direction in the relay.
+// crashEnv and seedEnv tell a relay what it cannot know.
+const (
+	crashEnv = "HOLDFAST_TEST_TUNNELS" // JSON, a []vaulted
+	seedEnv  = "HOLDFAST_TEST_SEED"
+)
+
+// vaulted is what a successor is told of a tunnel.
+type vaulted struct {
+	Slot         inflight.Direction
+	Taken, Given [2]uint64 // by the direction
+}
+
+// What a relay says: each is a byte. Those in between are of what it has found.
+const (
+	saysReopening = 'r'
+	saysStarted   = 's'
+	saysBuffer    = 'b'
+	saysPipe      = 'p'
+	saysDiscarded = 'd'
+	saysReset     = 'x'
+	saysLost      = 'l'
+)
+
+func say(what byte) { os.Stdout.Write([]byte{what}) }
+
+// relay is the child: what an engine does, without its care for anything but bytes.
+type relay struct {
+	store   *inflight.Store
+	current *inflight.Buffer
+	random  *rand.Rand
+	tunnels []*relayed
+}
+
+type relayed struct {
+	fds  [2]int
+	legs [2]leg
+	over bool
+}
+
+// leg is one direction, from the socket of the same number.
 type leg struct {
 	d        inflight.Direction
 	src, dst int
+	ended    bool // its end was passed on
 
 	buffer   *inflight.Buffer // with bytes for a slow receiver, from..to
 	from, to int
@@ -44,34 +85,20 @@ type leg struct {
 	piped    int
 }
 
-// relay is the child: what an engine does, without its care for anything but bytes.
-type relay struct {
-	store   *inflight.Store
-	current *inflight.Buffer
-	random  *rand.Rand
-}
-
 func relayUntilKilled() {
-	seed, _ := strconv.Atoi(os.Getenv("HOLDFAST_TEST_SEED"))
-	var pipes []inflight.Pipe
-	for i := range crashPipes {
-		pipes = append(pipes, inflight.Pipe{R: firstPipe + 2*i, W: firstPipe + 2*i + 1})
-	}
-	store, err := inflight.Open(3, pipes)
-	if err != nil {
+	seed, _ := strconv.Atoi(os.Getenv(seedEnv))
+	r := relay{random: rand.New(rand.NewPCG(uint64(seed), 1))}
+	if err := r.resume(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	r := relay{store, store.Buffer(), rand.New(rand.NewPCG(uint64(seed), 1))}
-	var legs [crashLegs]leg
-	for i := range legs {
-		legs[i] = leg{d: inflight.Direction(i), src: firstLeg + 2*i, dst: firstLeg + 2*i + 1}
-	}
-	os.Stdout.Write([]byte("started"))
+	say(saysStarted)
 	for {
 		moved := false
-		for i := range legs {
-			moved = r.move(&legs[i]) || moved
+		for _, t := range r.tunnels {
+			for i := range t.legs {
+				moved = !t.over && r.move(t, &t.legs[i]) || moved
+			}
 		}
 		if !moved {
 			exitIfAlone()
@@ -88,400 +115,517 @@ func exitIfAlone() {
 	}
 }
 
-func (r *relay) move(l *leg) bool {
-	switch {
-	case l.buffer != nil:
-		return r.sendRest(l)
-	case l.pipe != nil:
-		return r.empty(l)
+// resume finds out how far the predecessor has come.
+func (r *relay) resume() (err error) {
+	var tunnels []vaulted
+	if err := json.Unmarshal([]byte(os.Getenv(crashEnv)), &tunnels); err != nil {
+		return err
 	}
-	return [...]func(*leg) bool{r.copy, r.peek, r.splice}[r.random.IntN(3)](l)
+	var pipes []inflight.Pipe
+	for i := range crashPipes {
+		pipes = append(pipes, inflight.Pipe{R: firstPipe + 2*i, W: firstPipe + 2*i + 1})
+	}
+	say(saysReopening)
+	if r.store, err = inflight.Reopen(3, pipes, true); err != nil {
+		return err
+	}
+	for i, v := range tunnels {
+		t := &relayed{fds: [2]int{firstSocket + 2*i, firstSocket + 2*i + 1}}
+		if err := r.settle(t, v); err != nil {
+			return err
+		}
+		r.tunnels = append(r.tunnels, t)
+	}
+	r.store.Settled()
+	r.current = r.store.Buffer()
+	return nil
 }
 
-func (r *relay) copy(l *leg) bool {
-	r.current.Claim(l.d)
-	n := receive(l.src, r.current.Bytes[:1+r.random.IntN(inflight.BufferSize)], 0)
-	if n == 0 {
+func (r *relay) settle(t *relayed, v vaulted) error {
+	var now [2]inflight.Counters
+	for i, fd := range t.fds {
+		c, err := inflight.Look(fd)
+		if err != nil {
+			return err
+		}
+		now[i] = c.Since(v.Taken[i], v.Given[1-i])
+	}
+	lost := false
+	for i := range t.legs {
+		l := &t.legs[i]
+		*l = leg{d: 2*v.Slot + inflight.Direction(i), src: t.fds[i], dst: t.fds[1-i]}
+		rest, err := r.store.Settle(l.d, l.src, now[i], now[1-i])
+		if err != nil {
+			return err
+		}
+		l.buffer, l.from, l.to, l.pipe, l.piped = rest.Buffer, rest.From, rest.To, rest.Pipe, rest.Piped
+		l.ended = now[1-i].FinSent || now[1-i].Gone // by both FINs, or the tunnel is over
+		lost = lost || rest.Lost
+		tell(rest)
+	}
+	// Of a client that was reset the server may still get what is there.
+	if lost || now[1].Gone && r.reset(t, 1) || now[0].Gone && now[1].Gone && r.reset(t, 0) {
+		r.cut(t)
+	}
+	return nil
+}
+
+func tell(rest inflight.Rest) {
+	for what, found := range map[byte]bool{
+		saysBuffer: rest.Buffer != nil, saysPipe: rest.Pipe != nil, saysDiscarded: rest.Discard > 0, saysReset: rest.Reset, saysLost: rest.Lost,
+	} {
+		if found {
+			say(what)
+		}
+	}
+}
+
+// reset says whether a socket is gone without both FINs.
+func (r *relay) reset(t *relayed, i int) bool {
+	c, err := inflight.Look(t.fds[i])
+	d := t.legs[0].d + inflight.Direction(i)
+	return err != nil || c.Gone && (c.Failed || r.store.Marks(d)&inflight.MarkLost != 0 || r.store.Marks(d^1)&inflight.MarkFin == 0)
+}
+
+// cut resets both ends, and then gives up what they were still to get.
+func (r *relay) cut(t *relayed) {
+	t.over = true
+	disconnect(t.fds[0])
+	disconnect(t.fds[1])
+	for i := range t.legs {
+		l := &t.legs[i]
+		r.store.Surrender(l.d)
+		if l.buffer != nil {
+			r.store.Free(l.buffer)
+		}
+		if l.pipe != nil {
+			r.store.FreePipe(l.pipe)
+		}
+	}
+}
+
+func (r *relay) move(t *relayed, l *leg) bool {
+	switch {
+	case l.buffer != nil:
+		return r.sendRest(t, l)
+	case l.pipe != nil:
+		return r.empty(t, l)
+	case l.ended:
 		return false
 	}
+	return [...]func(*relayed, *leg) bool{r.copy, r.peek, r.splice}[r.random.IntN(3)](t, l)
+}
+
+// take reads; 0 may have been the end.
+func (r *relay) take(t *relayed, l *leg, b []byte, flags int) int {
+	n, _, err := unix.Recvfrom(l.src, b, flags|unix.MSG_DONTWAIT)
+	switch {
+	case n > 0:
+		return n
+	case err == nil:
+		r.end(t, l)
+	default:
+		r.failed(t, l.d, err)
+	}
+	return 0
+}
+
+// end passes the end of a source on, or that it was reset and somebody has taken the error.
+func (r *relay) end(t *relayed, l *leg) {
+	if r.reset(t, int(l.d&1)) {
+		r.cut(t)
+		return
+	}
+	r.store.Mark(l.d, inflight.MarkFin)
+	if err := unix.Shutdown(l.dst, unix.SHUT_WR); err != nil {
+		r.cut(t)
+	}
+	l.ended = true
+}
+
+// failed ends a tunnel whose source of direction d has an error, which was taken.
+func (r *relay) failed(t *relayed, d inflight.Direction, err error) {
+	if err != nil && err != unix.EAGAIN && err != unix.EINTR {
+		r.store.Mark(d, inflight.MarkLost)
+		r.cut(t)
+	}
+}
+
+// put says how many bytes the receiver has taken. If it is lost, the tunnel is over.
+func (r *relay) put(t *relayed, l *leg, n int, err error) int {
+	if n <= 0 {
+		r.failed(t, l.d^1, err)
+	}
+	return max(n, 0)
+}
+
+func (r *relay) copy(t *relayed, l *leg) bool {
+	r.current.Claim(l.d)
+	n := r.take(t, l, r.current.Bytes[:1+r.random.IntN(inflight.BufferSize)], 0)
+	if n == 0 {
+		r.current.Release()
+		return false
+	}
+	r.current.Filled(n)
 	l.buffer, l.from, l.to = r.current, 0, n
-	r.sendRest(l)
-	if l.buffer != nil {
+	r.current = nil
+	r.sendRest(t, l)
+	if r.current == nil {
 		r.current = r.store.Buffer() // there is one for each leg, and one
 	}
 	return true
 }
 
 // sendRest sends a part, as if the receiver took no more.
-func (r *relay) sendRest(l *leg) bool {
-	n := send(l.dst, l.buffer.Bytes[l.from:l.to-r.random.IntN(l.to-l.from)])
+func (r *relay) sendRest(t *relayed, l *leg) bool {
+	p := l.buffer.Bytes[l.from : l.to-r.random.IntN(l.to-l.from)]
+	n, err := unix.SendmsgN(l.dst, p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	n = r.put(t, l, n, err)
 	if l.from += n; l.from == l.to {
+		r.store.Free(l.buffer)
 		r.store.Complete(l.d, l.to)
-		if l.buffer != r.current {
-			r.store.Free(l.buffer)
-		}
 		l.buffer = nil
 	}
 	return n > 0
 }
 
-func (r *relay) peek(l *leg) bool {
+func (r *relay) peek(t *relayed, l *leg) bool {
 	r.current.Claim(l.d)
 	b := r.current.Bytes[:1+r.random.IntN(inflight.BufferSize)]
-	n := send(l.dst, b[:receive(l.src, b, unix.MSG_PEEK)])
+	n := r.take(t, l, b, unix.MSG_PEEK)
+	if n > 0 {
+		sent, err := unix.SendmsgN(l.dst, b[:n], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n = r.put(t, l, sent, err)
+	}
 	if n > 0 {
 		receive(l.src, b[:n], unix.MSG_TRUNC)
-		r.store.Complete(l.d, n)
 	}
+	r.current.Release()
+	r.store.Complete(l.d, n)
 	return n > 0
 }
 
-func (r *relay) splice(l *leg) bool {
+func (r *relay) splice(t *relayed, l *leg) bool {
 	r.current.Release()
 	if l.pipe = r.store.Pipe(l.d); l.pipe == nil {
 		return false
 	}
-	l.piped = splice(l.src, l.pipe.W, 1<<20)
-	r.empty(l)
+	n, err := unix.Splice(l.src, nil, l.pipe.W, nil, 1<<20, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+	if n <= 0 {
+		r.store.FreePipe(l.pipe)
+		l.pipe = nil
+		r.failed(t, l.d, err) // an end is for a read to find
+		return false
+	}
+	l.piped = int(n)
+	r.empty(t, l)
 	return true
 }
 
-func (r *relay) empty(l *leg) bool {
-	n := 0
-	if l.piped > 0 {
-		n = splice(l.pipe.R, l.dst, l.piped-r.random.IntN(l.piped))
-		r.store.Complete(l.d, n)
+func (r *relay) empty(t *relayed, l *leg) bool {
+	n, err := unix.Splice(l.pipe.R, nil, l.dst, nil, l.piped-r.random.IntN(l.piped), unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+	moved := r.put(t, l, int(n), err)
+	if moved == 0 {
+		return false
 	}
-	if l.piped -= n; l.piped == 0 {
+	r.store.Complete(l.d, moved)
+	if l.piped -= moved; l.piped == 0 {
 		r.store.FreePipe(l.pipe)
 		l.pipe = nil
 	}
-	return n > 0
+	return true
 }
 
-func receive(fd int, b []byte, flags int) int {
-	n, _, _ := unix.Recvfrom(fd, b, flags|unix.MSG_DONTWAIT)
-	return max(n, 0)
-}
-
-func send(fd int, b []byte) int {
-	n, _ := unix.SendmsgN(fd, b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	return max(n, 0)
-}
-
-func splice(from, to, most int) int {
-	n, _ := unix.Splice(from, nil, to, nil, most, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-	return max(int(n), 0)
-}
-
-// supervisor holds what outlives a relay, and does what a successor does.
+// supervisor holds what outlives a relay.
 type supervisor struct {
-	t     *testing.T
-	fd    int
-	file  []byte // its own mapping
-	pipes []inflight.Pipe
-	legs  [crashLegs]watched
-	found struct{ unsent, undiscarded, piped int }
+	t       *testing.T
+	file    int
+	pipes   []inflight.Pipe
+	tunnels [crashTunnels]*watched
+	made    int // of all tunnels
+	random  *rand.Rand
+	stop    atomic.Bool
+	said    map[byte]int
 }
 
+// watched is a tunnel with both peers.
 type watched struct {
-	src, dst      int
-	taken0, sent0 int64 // what the kernel had counted before
+	vaulted
+	fds   [2]int
+	peers [2]*net.TCPConn
+	kind  kind
+
+	produced [2]chan produced // by the direction, in the end
+	reset    atomic.Bool      // by a peer
+	ended    atomic.Bool      // both directions have
+}
+
+// produced is what became of a sender.
+type produced struct {
+	sent int
+	err  error // it was reset, and has taken the error: its peer's reader sees an end then
+}
+
+// kind is what the peers of a tunnel do.
+type kind struct {
+	name    string
+	budgets [2]int // how much the client and the server send, on average
+	message int    // the most in one write
+	small   bool   // the kernel's buffers
+	slow    bool   // both read slowly
+	resets  bool   // the client ends by a reset
+}
+
+var kinds = []kind{
+	{name: "bulk", budgets: [2]int{30 << 20, 30 << 20}, message: 200_000},
+	{name: "half-closed", budgets: [2]int{1 << 10, 10 << 20}, message: 50_000},
+	{name: "slow and half-closed", budgets: [2]int{4 << 20, 1 << 10}, message: 100_000, small: true, slow: true},
+	{name: "messages", budgets: [2]int{1 << 20, 1 << 20}, message: 300},
+	{name: "reset", budgets: [2]int{1 << 20, 10 << 20}, message: 100_000, resets: true},
+	{name: "slow", budgets: [2]int{4 << 20, 4 << 20}, message: 100_000, small: true, slow: true},
+	{name: "short", budgets: [2]int{1, 1}, message: 10},
 }
 
 func TestASuccessorLosesNothing(t *testing.T) {
 	t.Parallel()
-	kills := 40
+	kills := 60
 	if testing.Short() {
-		kills = 10
+		kills = 20
 	}
-	s := &supervisor{t: t, fd: newFile(t, 2*crashLegs, crashBuffers), pipes: newPipes(t, crashPipes)}
+	if n, err := strconv.Atoi(os.Getenv("HOLDFAST_TEST_KILLS")); err == nil {
+		kills = n
+	}
+	s := &supervisor{t: t, file: newFile(t, 1<<20, crashBuffers), pipes: newPipes(t, crashPipes), random: rand.New(rand.NewPCG(3, 4)), said: map[byte]int{}}
 	defer func() {
 		for _, p := range s.pipes {
 			p.Close()
 		}
 	}()
-	mem, err := unix.Mmap(s.fd, 0, size(t, s.fd), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Munmap(mem)
-	s.file = mem
-
-	var clients, sinks []net.Conn
-	for i := range s.legs {
-		client, src := connected(t)
-		sink, dst := connected(t)
-		unix.SetsockoptInt(dst, unix.SOL_SOCKET, unix.SO_SNDBUF, 30_000*(i+1))
-		s.legs[i] = watched{src: src, dst: dst, taken0: taken(src), sent0: sent(dst)}
-		clients, sinks = append(clients, client), append(sinks, sink)
-	}
 	var traffic sync.WaitGroup
-	var stop atomic.Bool
-	for i := range s.legs {
-		traffic.Go(func() { produce(clients[i], uint64(i), &stop) })
-		traffic.Go(func() { consume(t, sinks[i], uint64(i)) })
+	for i := range s.tunnels {
+		s.tunnels[i] = s.newTunnel(&traffic)
 	}
-	random := rand.New(rand.NewPCG(3, 4))
-	for i := range kills {
-		pid := s.start(i)
-		time.Sleep(time.Duration(random.IntN(8000)) * time.Microsecond) // dies at any moment
-		s.kill(pid)
-		s.recover()
-		if t.Failed() {
-			break
+	began := time.Now()
+	for i := 0; i < kills && !t.Failed(); i++ {
+		r := s.start(i)
+		if s.random.IntN(3) > 0 {
+			r.await(saysStarted)
+			time.Sleep(time.Duration(s.random.IntN(8000)) * time.Microsecond) // dies at any moment
+		} else {
+			r.await(saysReopening)
+			time.Sleep(time.Duration(s.random.IntN(400)) * time.Microsecond) // dies while it recovers
+		}
+		r.kill()
+		for i, w := range s.tunnels {
+			if w.ended.Load() {
+				w.close()
+				s.tunnels[i] = s.newTunnel(&traffic)
+			}
 		}
 	}
-	t.Logf("%d kills; found: %+v; %d MB", kills, s.found, s.completed()>>20)
-	stop.Store(true)
-	pid := s.start(kills)
-	for deadline := time.Now().Add(30 * time.Second); !t.Failed() && !s.idle(); time.Sleep(time.Millisecond) {
+	t.Logf("%d kills of relays of %d tunnels (%v)", kills, s.made, time.Since(began))
+	s.stop.Store(true)
+	last := s.start(kills)
+	for deadline := time.Now().Add(60 * time.Second); !t.Failed() && !s.over(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Error("the last relay does not come to an end")
 		}
 	}
-	s.kill(pid)
-	for i, l := range s.legs {
-		unix.Shutdown(l.dst, unix.SHUT_WR)
-		unix.Shutdown(l.src, unix.SHUT_RDWR)
-		if t.Failed() { // and nobody knows what is left
-			clients[i].Close()
-			sinks[i].Close()
-		}
+	last.kill()
+	t.Logf("they found: %d times a buffer, %d a pipe, %d bytes that were sent already, %d resets, %d times what cannot be known",
+		s.said[saysBuffer], s.said[saysPipe], s.said[saysDiscarded], s.said[saysReset], s.said[saysLost])
+	for _, w := range s.tunnels {
+		w.reset.Store(true) // nobody complains any more
+		w.close()
 	}
 	traffic.Wait()
 }
 
-// start starts a relay and waits until it relays.
-func (s *supervisor) start(seed int) (pid int) {
-	s.t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { r.Close() }) // which ends a relay that is left
-	defer w.Close()
-	files := []uintptr{0, w.Fd(), 2, uintptr(s.fd), 2}
-	for _, p := range s.pipes {
-		files = append(files, uintptr(p.R), uintptr(p.W))
-	}
-	for _, l := range s.legs {
-		files = append(files, uintptr(l.src), uintptr(l.dst))
-	}
-	env := append(os.Environ(), childEnv+"=relay", "HOLDFAST_TEST_SEED="+strconv.Itoa(seed))
-	pid, _, err = syscall.StartProcess("/proc/self/exe", os.Args[:1], &syscall.ProcAttr{Env: env, Files: files})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	r.SetReadDeadline(time.Now().Add(30 * time.Second))
-	if _, err := r.Read(make([]byte, 10)); err != nil {
-		s.kill(pid)
-		s.t.Fatalf("the relay has not started: %v", err)
-	}
-	return pid
-}
-
-// kill kills a relay and waits until it is dead.
-func (s *supervisor) kill(pid int) {
-	syscall.Kill(pid, syscall.SIGKILL)
-	var status syscall.WaitStatus
-	for {
-		if _, err := syscall.Wait4(pid, &status, 0, nil); err != syscall.EINTR {
-			break
-		}
-	}
-	if status.Signal() != syscall.SIGKILL {
-		s.t.Errorf("a relay has ended by itself: %v", status)
-	}
-}
-
-// counters returns C, W and T of a direction.
-func (s *supervisor) counters(d int) (c, w, t int64) {
-	l := s.legs[d]
-	return taken(l.src) - l.taken0, sent(l.dst) - l.sent0, int64(s.word(s.counts() + 8*d).Load())
-}
-
-func (s *supervisor) counts() int { return 3 * 4096 }
-
-func (s *supervisor) word(offset int) *atomic.Uint64 {
-	return (*atomic.Uint64)(unsafe.Pointer(&s.file[offset]))
-}
-
-// recover does what a successor does before it relays.
-func (s *supervisor) recover() {
-	claimed := map[int]bool{}
-	claims := func(offset, n int, each func(i, d int)) {
-		for i := range n {
-			claim := s.word(offset + 8*i)
-			v := claim.Load()
-			if v == 0 {
-				continue
-			}
-			d := int(v - 1)
-			if claimed[d] {
-				s.t.Errorf("direction %d has two claims", d)
-			}
-			claimed[d] = true
-			each(i, d)
-			c, w, _ := s.counters(d)
-			if c != w {
-				s.t.Errorf("direction %d: %d bytes taken, %d sent", d, c, w)
-			}
-			s.word(s.counts() + 8*d).Store(uint64(c))
-			claim.Store(0)
-		}
-	}
-	claims(4096, crashBuffers, s.recoverBuffer)
-	claims(2*4096, crashPipes, s.recoverPipe)
-	for d := range s.legs {
-		if c, w, t := s.counters(d); c != w || w != t {
-			s.t.Errorf("direction %d (claimed: %v): %d bytes taken, %d sent, %d completed", d, claimed[d], c, w, t)
-		}
-	}
-}
-
-func (s *supervisor) recoverBuffer(i, d int) {
-	c, w, t := s.counters(d)
-	switch {
-	case c > w:
-		s.found.unsent++
-		if w < t || c-t > inflight.BufferSize {
-			s.t.Errorf("direction %d: %d bytes taken, %d sent, %d completed", d, c, w, t)
-			return
-		}
-		buffer := s.file[65536*(1+i):]
-		s.fill(d, func() int { n := send(s.legs[d].dst, buffer[w-t:c-t]); w += int64(n); return int(c - w) })
-	case w > c:
-		s.found.undiscarded++
-		if n := receive(s.legs[d].src, make([]byte, w-c), unix.MSG_TRUNC); n != int(w-c) {
-			s.t.Errorf("%d bytes discarded, not %d", n, w-c)
-		}
-	}
-}
-
-func (s *supervisor) recoverPipe(i, d int) {
-	left := func() int { n, _ := unix.IoctlGetInt(s.pipes[i].R, unix.TIOCINQ); return n }
-	if left() > 0 {
-		s.found.piped++
-		s.fill(d, func() int { splice(s.pipes[i].R, s.legs[d].dst, 1<<20); return left() })
-	}
-}
-
-// fill calls put until nothing is left, and waits for the receiver in between.
-func (s *supervisor) fill(d int, put func() (left int)) {
-	for deadline := time.Now().Add(30 * time.Second); put() > 0; {
-		unix.Poll([]unix.PollFd{{Fd: int32(s.legs[d].dst), Events: unix.POLLOUT}}, 1000)
-		if time.Now().After(deadline) {
-			s.t.Errorf("the receiver of direction %d takes no more", d)
-			return
-		}
-	}
-}
-
-// idle says whether all that has come was delivered.
-func (s *supervisor) idle() bool {
-	for d, l := range s.legs {
-		inq, _ := unix.IoctlGetInt(l.src, unix.SIOCINQ)
-		outq, _ := unix.IoctlGetInt(l.dst, unix.SIOCOUTQ)
-		if c, w, t := s.counters(d); c != w || w != t || inq+outq != 0 {
+func (s *supervisor) over() bool {
+	for _, w := range s.tunnels {
+		if !w.ended.Load() {
 			return false
 		}
 	}
 	return true
 }
 
-func (s *supervisor) completed() (n uint64) {
-	for d := range s.legs {
-		n += s.word(s.counts() + 8*d).Load()
+// newTunnel makes one with peers that use it. Each has a slot that none had before.
+func (s *supervisor) newTunnel(traffic *sync.WaitGroup) *watched {
+	w := &watched{kind: kinds[s.made%len(kinds)]}
+	w.Slot = inflight.Direction(s.made)
+	s.made++
+	for i := range w.fds {
+		w.peers[i], w.fds[i] = connected(s.t)
+		if w.kind.small {
+			unix.SetsockoptInt(w.fds[i], unix.SOL_SOCKET, unix.SO_SNDBUF, 30_000)
+			w.peers[i].SetReadBuffer(100_000)
+		}
+		c := look(s.t, w.fds[i])
+		w.Taken[i], w.Given[1-i] = c.Taken, c.Given
 	}
-	return n
+	var busy sync.WaitGroup
+	for i := range w.peers {
+		w.produced[i] = make(chan produced, 1)
+	}
+	for i := range w.peers {
+		seed := uint64(2*w.Slot) + uint64(i)
+		budget := 1 + s.random.IntN(2*w.kind.budgets[i])
+		busy.Go(func() { s.produce(w, i, seed, budget) })
+		busy.Go(func() { s.consume(w, i, seed) })
+	}
+	traffic.Go(func() { busy.Wait(); w.ended.Store(true) })
+	return w
 }
 
-// taken returns how many bytes were taken from the queue of a socket.
-func taken(fd int) int64 {
-	return settled(fd, unix.SIOCINQ, func(i *unix.TCPInfo, queue int) int64 { return int64(i.Bytes_received) - int64(queue) })
+func (w *watched) close() {
+	for i := range w.fds {
+		w.peers[i].Close()
+	}
 }
 
-// sent returns how many bytes were put into the queue of a socket.
-func sent(fd int) int64 {
-	return settled(fd, unix.SIOCOUTQ, func(i *unix.TCPInfo, queue int) int64 { return int64(i.Bytes_acked) + int64(queue) })
+// process is a relay.
+type process struct {
+	s    *supervisor
+	pid  int
+	says *os.File
 }
 
-// settled looks at a socket until nothing changes meanwhile.
-func settled(fd int, queue uint, value func(*unix.TCPInfo, int) int64) int64 {
+func (s *supervisor) start(seed int) process {
+	s.t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer w.Close()
+	files := []uintptr{0, w.Fd(), 2, uintptr(s.file)}
+	for _, p := range s.pipes {
+		files = append(files, uintptr(p.R), uintptr(p.W))
+	}
+	var tunnels []vaulted
+	for _, w := range s.tunnels {
+		tunnels = append(tunnels, w.vaulted)
+		files = append(files, uintptr(w.fds[0]), uintptr(w.fds[1]))
+	}
+	told, err := json.Marshal(tunnels)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	env := append(os.Environ(), childEnv+"=relay", crashEnv+"="+string(told), seedEnv+"="+strconv.Itoa(seed))
+	pid, _, err := syscall.StartProcess("/proc/self/exe", os.Args[:1], &syscall.ProcAttr{Env: env, Files: files})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return process{s, pid, r}
+}
+
+// await waits until a relay has said something.
+func (p process) await(what byte) {
+	p.says.SetReadDeadline(time.Now().Add(30 * time.Second))
+	for b := []byte{0}; b[0] != what; p.s.said[b[0]]++ {
+		if _, err := p.says.Read(b); err != nil {
+			p.s.t.Errorf("a relay does not say %q: %v", what, err)
+			return
+		}
+	}
+}
+
+// kill kills a relay and waits until it is dead.
+func (p process) kill() {
+	syscall.Kill(p.pid, syscall.SIGKILL)
+	var status syscall.WaitStatus
 	for {
-		before, err1 := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		n, err2 := unix.IoctlGetInt(fd, queue)
-		after, err3 := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err1 != nil || err2 != nil || err3 != nil {
-			panic(fmt.Sprint(err1, err2, err3))
-		}
-		if before.Bytes_received == after.Bytes_received && before.Bytes_acked == after.Bytes_acked {
-			return value(after, n)
+		if _, err := syscall.Wait4(p.pid, &status, 0, nil); err != syscall.EINTR {
+			break
 		}
 	}
-}
-
-// connected returns both ends of a connection, one of them as a descriptor. Which is
-// which does not matter.
-func connected(t *testing.T) (a net.Conn, b int) {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	if status.Signal() != syscall.SIGKILL {
+		p.s.t.Errorf("a relay has ended by itself: %v", status)
 	}
-	defer ln.Close()
-	a, err = net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
+	rest, _ := io.ReadAll(p.says)
+	for _, b := range rest {
+		p.s.said[b]++
 	}
-	t.Cleanup(func() { a.Close() })
-	accepted, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer accepted.Close()
-	raw, err := accepted.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw.Control(func(fd uintptr) { b = duplicate(t, int(fd)) })
-	t.Cleanup(func() { unix.Close(b) })
-	return a, b
+	p.says.Close()
 }
 
 // stream is bytes of which each says where it is.
 func stream(seed uint64) []byte {
 	b := make([]byte, 1_000_003)
-	rand.NewChaCha8([32]byte{byte(seed)}).Read(b)
+	rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)}).Read(b)
 	return b
 }
 
-func produce(c net.Conn, seed uint64, stop *atomic.Bool) {
-	b, random := stream(seed), rand.New(rand.NewPCG(seed, 5))
-	for at := 0; !stop.Load(); {
-		n := min(1+random.IntN(100_000), len(b)-at)
-		if n, _ = c.Write(b[at : at+n]); n == 0 {
+// produce sends what one direction carries, and ends it.
+func (s *supervisor) produce(w *watched, i int, seed uint64, budget int) {
+	b, random, c := stream(seed), rand.New(rand.NewPCG(seed, 5)), w.peers[i]
+	sent := 0
+	var failure error
+	defer func() { w.produced[i] <- produced{sent, failure} }()
+	for at := 0; sent < budget && !s.stop.Load(); at = sent % len(b) {
+		n, err := c.Write(b[at : at+min(1+random.IntN(w.kind.message), len(b)-at)])
+		sent += n
+		if failure = err; err != nil {
+			s.complain(w, i, fmt.Errorf("after %d bytes: %w", sent, err))
 			return
 		}
-		at = (at + n) % len(b)
+	}
+	if w.kind.resets && i == 0 {
+		w.reset.Store(true)
+		c.SetLinger(0)
+		c.Close()
+		return
+	}
+	c.CloseWrite()
+}
+
+func (s *supervisor) complain(w *watched, i int, err error) {
+	if !w.reset.Load() {
+		s.t.Errorf("%s, direction %d: %v", w.kind.name, i, err)
 	}
 }
 
-func consume(t *testing.T, c net.Conn, seed uint64) {
-	want, got, random := stream(seed), make([]byte, 200_000), rand.New(rand.NewPCG(seed, 6))
-	for at, total := 0, 0; ; {
+// consume checks what one direction carries, and how it ends.
+func (s *supervisor) consume(w *watched, i int, seed uint64) {
+	want, got, random, c := stream(seed), make([]byte, 200_000), rand.New(rand.NewPCG(seed, 6)), w.peers[1-i]
+	for total := 0; ; {
+		at := total % len(want)
 		n, err := c.Read(got[:min(1+random.IntN(len(got)), len(want)-at)])
 		if !bytes.Equal(got[:n], want[at:at+n]) {
-			t.Errorf("direction %d: other bytes after %d", seed, total)
-			io.Copy(io.Discard, c)
-			return
-		}
-		if err != nil {
+			s.t.Errorf("%s, direction %d: other bytes after %d", w.kind.name, i, total)
 			return
 		}
 		total += n
-		at = (at + n) % len(want)
-		time.Sleep(time.Duration(random.IntN(500)) * time.Microsecond) // a slow receiver
+		switch {
+		case errors.Is(err, io.EOF):
+			s.checkEnd(w, i, total)
+			return
+		case err != nil:
+			s.complain(w, i, fmt.Errorf("after %d bytes: %w", total, err))
+			return
+		}
+		if w.kind.slow {
+			time.Sleep(time.Duration(random.IntN(500)) * time.Microsecond)
+		}
 	}
+}
+
+// checkEnd is called when the receiver of a direction has read an end.
+func (s *supervisor) checkEnd(w *watched, i, total int) {
+	p := w.whatIsProduced(i)
+	switch {
+	case !w.kind.resets || i == 1:
+		if total == p.sent {
+			return
+		}
+	case w.whatIsProduced(1).err != nil: // the server's writer has taken the error of its socket
+		return
+	}
+	s.t.Errorf("%s, direction %d: ended after %d of %d bytes", w.kind.name, i, total, p.sent)
+}
+
+func (w *watched) whatIsProduced(i int) produced {
+	p := <-w.produced[i]
+	w.produced[i] <- p
+	return p
 }

@@ -16,8 +16,10 @@ const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 
 const (
 	magic      = "HFflight"
-	version    = 1
-	headerSize = 48
+	version    = 2
+	headerSize = 48 // of what never changes
+	workingAt  = 64
+	suspectAt  = 72
 	page       = 4096
 	word       = 8
 )

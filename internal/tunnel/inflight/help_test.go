@@ -1,8 +1,10 @@
 package inflight_test
 
 import (
+	"net"
 	"os"
 	"testing"
+	"unsafe"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -107,4 +109,54 @@ func panics(fn func()) (yes bool) {
 	defer func() { yes = recover() != nil }()
 	fn()
 	return false
+}
+
+// connected returns both ends of a connection, ours as a descriptor.
+func connected(t testing.TB) (peer *net.TCPConn, ours int) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	conn, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	accepted, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	raw, err := accepted.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) { ours = duplicate(t, int(fd)) })
+	t.Cleanup(func() { unix.Close(ours) })
+	return conn.(*net.TCPConn), ours
+}
+
+// What a relay does. 0 is nothing now, the end, or an error.
+
+func receive(fd int, b []byte, flags int) int {
+	n, _, _ := unix.Recvfrom(fd, b, flags|unix.MSG_DONTWAIT)
+	return max(n, 0)
+}
+
+func send(fd int, b []byte) int {
+	n, _ := unix.SendmsgN(fd, b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	return max(n, 0)
+}
+
+func splice(from, to, most int) int {
+	n, _ := unix.Splice(from, nil, to, nil, most, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+	return max(int(n), 0)
+}
+
+// disconnect resets a connection, whoever else has it.
+func disconnect(fd int) {
+	nowhere := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&nowhere)), unsafe.Sizeof(nowhere))
 }

@@ -3,7 +3,6 @@ package inflight
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,18 +48,18 @@ func newPipe(size int) (p Pipe, ok bool) {
 	return Pipe{}, false
 }
 
-// check refuses what would block, or has bytes that are nobody's. (TIOCINQ is FIONREAD.)
+// check refuses what would block.
 func (p Pipe) check() error {
 	for _, fd := range []int{p.R, p.W} {
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
 			return fmt.Errorf("descriptor %d of a pipe would block", fd)
 		}
 	}
-	if n, err := unix.IoctlGetInt(p.R, unix.TIOCINQ); err != nil || n != 0 {
-		return fmt.Errorf("a pipe holds %d bytes, or is none: %v", n, err)
-	}
 	return nil
 }
+
+// holds returns how many bytes are in the pipe. (TIOCINQ is FIONREAD.)
+func (p Pipe) holds() (int, error) { return unix.IoctlGetInt(p.R, unix.TIOCINQ) }
 
 // LoopPipe is a pipe of a [Store], which closes it.
 type LoopPipe struct {
@@ -68,12 +67,12 @@ type LoopPipe struct {
 	claim claim
 }
 
-func (s *Store) addPipes(pipes []Pipe) {
-	claims := s.words(s.pipeClaims, len(pipes))
-	for i, p := range slices.Backward(pipes) { // so that the first, and largest, is taken first
-		s.freePipes = append(s.freePipes, &LoopPipe{p.R, p.W, claim{s, &claims[i]}})
-	}
+func (s *Store) newLoopPipe(i int) *LoopPipe {
+	p := s.pipes[i]
+	return &LoopPipe{p.R, p.W, s.pipeClaim(i)}
 }
+
+func (s *Store) pipeClaim(i int) claim { return claim{s, &s.words(s.pipeClaims, MaxPipes)[i]} }
 
 // Pipe returns an empty pipe that is claimed by d, nil if none is free. No buffer may
 // be claimed by d any more.

@@ -28,7 +28,7 @@ func TestTheLayoutIsWhatAnotherBuildExpects(t *testing.T) {
 
 	header := new(bytes.Buffer)
 	header.WriteString("HFflight")
-	for _, v := range []uint64{1, 1000, 600, 65536, 512} {
+	for _, v := range []uint64{2, 1000, 600, 65536, 512} {
 		binary.Write(header, binary.NativeEndian, v)
 	}
 	if got := file[:4096]; !bytes.Equal(got[:48], header.Bytes()) || !empty(got[48:]) {
@@ -49,6 +49,7 @@ func TestTheLayoutIsWhatAnotherBuildExpects(t *testing.T) {
 
 	first, second := s.Buffer(), s.Buffer()
 	second.Claim(999)
+	second.Filled(6)
 	copy(second.Bytes, "second")
 	copy(first.Bytes, "first")
 	first.Claim(0)
@@ -57,12 +58,17 @@ func TestTheLayoutIsWhatAnotherBuildExpects(t *testing.T) {
 	s.Complete(3, 1<<40)
 	s.Complete(999, 5)
 	s.Complete(999, 6)
+	s.Mark(999, inflight.MarkLost)
+	s.Mark(998, inflight.MarkFin|1)
+	s.Mark(998, 2)
+	s.Enter(499, 1<<40+0x12345678)
 	want := map[int]uint64{
-		bufferClaims: 0 + 1, bufferClaims + 8: 999 + 1,
+		64:           0x12345678<<32 | 499 + 1,
+		bufferClaims: 0 + 1, bufferClaims + 8: 6<<32 | 999 + 1,
 		pipeClaims: 7 + 1, pipeClaims + 8: 8 + 1,
-		counts + 3*8: 1 << 40, counts + 999*8: 11,
+		counts + 3*8: 1 << 40, counts + 998*8: 0b01000011 << 56, counts + 999*8: 0b10000000<<56 | 11,
 	}
-	for offset := 4096; offset < buffers; offset += 8 {
+	for offset := 48; offset < buffers; offset += 8 {
 		if got := at(file, offset); got != want[offset] {
 			t.Errorf("at %d is %d, want %d", offset, got, want[offset])
 		}
@@ -77,7 +83,7 @@ func TestTheLayoutIsWhatAnotherBuildExpects(t *testing.T) {
 
 func empty(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
 
-// Whatever is claimed and counted is in the file when the call returns, and so is that
+// Whatever is claimed, read and counted is in the file when the call returns, and so is that
 // it is not any more.
 func TestClaimsAndCountsAreSeenByOthers(t *testing.T) {
 	t.Parallel()
@@ -98,10 +104,22 @@ func TestClaimsAndCountsAreSeenByOthers(t *testing.T) {
 	want(0, 0, 0)
 	b.Claim(5)
 	want(6, 0, 0)
+	b.Filled(7)
+	want(7<<32|6, 0, 0)
+	b.Filled(100)
+	want(100<<32|6, 0, 0)
+	b.Release()
+	want(0, 0, 0)
 	s.Complete(5, 100)
-	want(6, 0, 100)
+	want(0, 0, 100)
 	b.Claim(4)
+	b.Filled(inflight.BufferSize)
+	want(inflight.BufferSize<<32|5, 0, 100)
+	b.Claim(4) // once more, with nothing read so far
 	want(5, 0, 100)
+	b.Filled(1)
+	b.Claim(5)
+	want(6, 0, 100)
 	b.Release()
 	b.Release()
 	want(0, 0, 100)
@@ -124,6 +142,7 @@ func TestADirectionHasOneClaim(t *testing.T) {
 	s, _ := newStore(t, 200, 3, newPipes(t, 2)...)
 	a, b := s.Buffer(), s.Buffer()
 	a.Claim(100)
+	a.Filled(10)
 	a.Claim(100) // is the same claim
 	for name, again := range map[string]func(){
 		"another buffer": func() { b.Claim(100) },
@@ -156,7 +175,7 @@ func TestBuffersAndPipesRunOut(t *testing.T) {
 	t.Parallel()
 	s, _ := newStore(t, 10, 2, newPipes(t, 2)...)
 	a, b := s.Buffer(), s.Buffer()
-	if a == nil || b == nil || s.Buffer() != nil {
+	if a == nil || b == nil || s.FreeBuffers() != 0 || s.Buffer() != nil {
 		t.Fatal("not two buffers")
 	}
 	p, q := s.Pipe(1), s.Pipe(2)
@@ -168,6 +187,9 @@ func TestBuffersAndPipesRunOut(t *testing.T) {
 	}
 	s.Free(a)
 	s.FreePipe(p)
+	if n := s.FreeBuffers(); n != 1 {
+		t.Errorf("%d buffers are free", n)
+	}
 	if buffers, pipes := s.Held(); buffers != 1 || pipes != 1 {
 		t.Errorf("%d buffers and %d pipes are held", buffers, pipes)
 	}
@@ -351,9 +373,9 @@ func handmade(t testing.TB, size, seals int, change func(file []byte)) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := make([]byte, 3*4096)
+	head := make([]byte, 4*4096)
 	copy(head, "HFflight")
-	for i, v := range []uint64{1, 100, 2, 65536, 512} {
+	for i, v := range []uint64{2, 100, 2, 65536, 512} {
 		binary.NativeEndian.PutUint64(head[8+8*i:], v)
 	}
 	change(head)
@@ -399,7 +421,7 @@ func TestOnlyAFileThatIsSoundAndIdleIsOpened(t *testing.T) {
 		"a page less":      {size: -4096, want: "bytes, not"},
 		"a page more":      {size: 4096, want: "bytes, not"},
 		"no magic":         {change: func(b []byte) { b[7] = 'T' }, want: "not a file"},
-		"another version":  {change: put(8, 2), want: "version 2"},
+		"another version":  {change: put(8, 1), want: "version 1"},
 		"no directions":    {change: put(16, 0), want: "0 directions"},
 		"many directions":  {change: put(16, 1<<63+100), want: "directions"},
 		"more directions":  {change: put(16, 100_000), want: "bytes, not"},
@@ -458,7 +480,7 @@ func TestAStoreClosesWhatItWasGiven(t *testing.T) {
 	if n := descriptors(t); n != before {
 		t.Errorf("%d descriptors are left", n-before)
 	}
-	if _, err := inflight.Open(handmade(t, handmadeSize, sealed, put(8, 2)), newPipes(t, 3)); err == nil {
+	if _, err := inflight.Open(handmade(t, handmadeSize, sealed, put(8, 1)), newPipes(t, 3)); err == nil {
 		t.Error("opened")
 	}
 	if n := descriptors(t); n != before {
@@ -481,13 +503,46 @@ func TestNothingIsAllocatedForAMessage(t *testing.T) {
 	s.Free(s.Buffer())
 	if n := testing.AllocsPerRun(1000, func() {
 		b := s.Buffer()
+		s.Enter(0, 1)
 		b.Claim(1)
+		b.Filled(5)
+		b.Release()
 		s.Complete(1, 5)
-		b.Claim(2)
 		s.Free(b)
 		s.FreePipe(s.Pipe(2))
+		s.Leave()
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// What a message costs beside its system calls, and of what that is made.
+func BenchmarkMessage(b *testing.B) {
+	s, _ := newStore(b, 10, 2)
+	buffer := s.Buffer()
+	for _, c := range []struct {
+		name string
+		do   func()
+	}{
+		{"whole", func() {
+			s.Enter(1, 77)
+			buffer.Claim(3)
+			buffer.Filled(64)
+			buffer.Release()
+			s.Complete(3, 64)
+			s.Leave()
+		}},
+		{"Enter and Leave", func() { s.Enter(1, 77); s.Leave() }},
+		{"Claim and Release", func() { buffer.Claim(3); buffer.Release() }},
+		{"Filled", func() { buffer.Filled(64) }},
+		{"Complete", func() { s.Complete(3, 64) }},
+		{"Mark", func() { s.Mark(3, inflight.MarkFin) }},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				c.do()
+			}
+		})
 	}
 }
 
@@ -500,6 +555,7 @@ func FuzzOpen(f *testing.F) {
 	f.Add(bytes.Repeat([]byte{0xff}, 64), uint16(8))
 	f.Add([]byte{1}, uint16(4096))
 	f.Add([]byte{1}, uint16(8192+4095))
+	f.Add(bytes.Repeat([]byte{0xff}, 16), uint16(3*4096))
 	f.Fuzz(func(t *testing.T, data []byte, offset uint16) {
 		var changed []byte
 		fd := handmade(t, handmadeSize, sealed, func(b []byte) {
