@@ -95,6 +95,7 @@ var bottom = map[string]struct{ on, why string }{
 	"internal/runtimedir": {"holdfast/internal/pidfd", "supervisors and commands meet there, of whatever build they are"},
 	"internal/fence":      {"holdfast/internal/control", "it decides and does nothing"},
 	"internal/ledger":     {"", "it is bytes in a memory file"},
+	"internal/vault":      {"holdfast/internal/control", "it knows channels and descriptors, no processes and no tunnels"},
 }
 
 func TestWhatStandsAtTheBottomStandsOnLittle(t *testing.T) {
