@@ -32,7 +32,7 @@
 //	client            its address and port, or unix
 //	listener, virtual_host, route, cluster, endpoint
 //	                  by their names in the configuration; empty as far as none was chosen
-//	generation        that did it
+//	generation        that did it; a tunnel may end in another one than it was opened in
 //	request_id        the same for a tunnel's two records
 //	user_agent, referer, forwarded_for
 //	                  the request's fields; in tunnel_close text "", and in JSON left out
@@ -44,7 +44,6 @@
 package accesslog
 
 import (
-	"bytes"
 	"cmp"
 	"log/slog"
 	"net/netip"
@@ -136,11 +135,6 @@ type Record struct {
 	ForwardedFor string // as the client sent it
 }
 
-// Tunnel is what the record of a tunnel's end needs of its opening.
-type Tunnel struct {
-	common [numFormats][]byte // rendered; nil where no output has the format
-}
-
 // End is how a tunnel ended.
 type End struct {
 	At           time.Time
@@ -154,53 +148,46 @@ type End struct {
 var buffers = sync.Pool{New: func() any { return new([maxLine]byte) }}
 
 // Request records a request that is over.
-func (l *Log) Request(r *Record) { l.record("request", r, nil) }
+func (l *Log) Request(r *Record) { l.record("request", r) }
 
 // TunnelOpened records a tunnel that has opened. What it returns is for
-// [Log.TunnelClosed] of the same Log; nil if nobody wants to know.
+// [Log.TunnelClosed]; nil if nobody wants to know.
 func (l *Log) TunnelOpened(r *Record) *Tunnel {
 	if l == nil || len(l.outputs) == 0 {
 		return nil
 	}
-	t := new(Tunnel)
-	l.record("tunnel_open", r, t)
-	return t
+	l.record("tunnel_open", r)
+	return &Tunnel{appendOpening(nil, r)}
 }
 
-// record writes r, and keeps in t, if there is one, what its end has in common with it.
-func (l *Log) record(event string, r *Record, t *Tunnel) {
+func (l *Log) record(event string, r *Record) {
 	if l == nil {
 		return
 	}
-	buffer := buffers.Get().(*[maxLine]byte)
-	defer buffers.Put(buffer)
-	for f, used := range l.used {
-		if !used {
-			continue
-		}
-		e := encoder{format(f), buffer[:0]}
-		common := e.record(event, r, l.generation)
-		if t != nil {
-			t.common[f] = bytes.Clone(common)
-		}
-		l.write(e)
-	}
+	l.render(func(e encoder) encoder { e.record(event, r, l.generation); return e })
 }
 
-// TunnelClosed records the end of a tunnel; on a nil Tunnel it does nothing.
+// TunnelClosed records the end of a tunnel that this Log, or one of another process, has
+// opened; on a nil Tunnel it does nothing.
 func (l *Log) TunnelClosed(t *Tunnel, end End) {
 	if l == nil || t == nil {
 		return
 	}
+	opening, err := parseOpening(t.opening)
+	if err != nil {
+		return // a Tunnel that nobody has opened
+	}
+	l.render(func(e encoder) encoder { e.end(opening, end, l.generation); return e })
+}
+
+// render has a line made in each format that outputs have, and writes it.
+func (l *Log) render(line func(encoder) encoder) {
 	buffer := buffers.Get().(*[maxLine]byte)
 	defer buffers.Put(buffer)
-	for f, common := range t.common {
-		if common == nil {
-			continue
+	for f, used := range l.used {
+		if used {
+			l.write(line(encoder{format(f), buffer[:0]}))
 		}
-		e := encoder{format(f), buffer[:0]}
-		e.end(common, end)
-		l.write(e)
 	}
 }
 

@@ -25,24 +25,35 @@ type encoder struct {
 	line   []byte
 }
 
-// record makes the line of a request or of a tunnel's opening. It returns the part of
-// the line that the tunnel's end has in common with it.
-func (e *encoder) record(event string, r *Record, generation int) (common []byte) {
+// The most bytes that strings take in a line, between their quotes.
+const (
+	maxReason    = 128
+	maxMethod    = 32
+	maxTarget    = 1024
+	maxProtocol  = 16
+	maxScheme    = 8
+	maxAuthority = 264
+	maxClient    = 128
+	maxName      = 128 // of a listener, a virtual host or a cluster
+	maxRoute     = 256
+	maxEndpoint  = 256
+	maxRequestID = 128
+)
+
+// record makes the line of a request or of a tunnel's opening.
+func (e *encoder) record(event string, r *Record, generation int) {
 	e.begin(r.Start.Add(r.Duration), event, r.Duration, r.Received, r.Sent, r.Reason)
-	from := len(e.line)
 	e.common(r, generation)
-	to := len(e.line)
 	e.string("user_agent", r.UserAgent, 256)
 	e.string("referer", r.Referer, 384)
 	e.string("forwarded_for", r.ForwardedFor, 256)
 	e.finish()
-	return e.line[from:to]
 }
 
-// end makes the line of a tunnel's end.
-func (e *encoder) end(common []byte, end End) {
+// end makes the line of a tunnel's end. opening is what is known of its opening.
+func (e *encoder) end(opening *Record, end End, generation int) {
 	e.begin(end.At, "tunnel_close", end.Duration, end.ToUpstream, end.ToDownstream, end.Reason)
-	e.line = append(e.line, common...)
+	e.common(opening, generation)
 	if e.format == textFormat {
 		e.line = append(e.line, ` "" "" ""`...) // each line has the same number of fields
 	}
@@ -63,7 +74,7 @@ func (e *encoder) begin(at time.Time, event string, took time.Duration, received
 	e.seconds("duration_seconds", took)
 	e.number("received_bytes", received)
 	e.number("sent_bytes", sent)
-	e.string("reason", reason, 128)
+	e.string("reason", reason, maxReason)
 }
 
 // common appends what stays over the life of a tunnel.
@@ -77,20 +88,19 @@ func (e *encoder) common(r *Record, generation int) {
 		e.line = append(e.line, "null"...)
 	}
 	e.requestLine(r)
-	e.string("scheme", r.Scheme, 8)
-	e.string("authority", r.Authority, 264)
+	e.string("scheme", r.Scheme, maxScheme)
+	e.string("authority", r.Authority, maxAuthority)
 	e.client(r)
-	e.string("listener", r.Listener, 128)
-	e.string("virtual_host", r.VirtualHost, 128)
-	e.string("route", r.Route, 256)
-	e.string("cluster", r.Cluster, 128)
-	e.string("endpoint", r.Endpoint, 256)
+	e.string("listener", r.Listener, maxName)
+	e.string("virtual_host", r.VirtualHost, maxName)
+	e.string("route", r.Route, maxRoute)
+	e.string("cluster", r.Cluster, maxName)
+	e.string("endpoint", r.Endpoint, maxEndpoint)
 	e.number("generation", uint64(max(generation, 0)))
-	e.string("request_id", r.RequestID, 128)
+	e.string("request_id", r.RequestID, maxRequestID)
 }
 
 func (e *encoder) requestLine(r *Record) {
-	const maxMethod, maxTarget, maxProtocol = 32, 1024, 16
 	if e.format == jsonFormat {
 		e.string("method", r.Method, maxMethod)
 		e.string("target", r.Target, maxTarget)
@@ -113,7 +123,7 @@ func (e *encoder) client(r *Record) {
 	case !r.Client.IsValid():
 		e.string("client", "unix", 4)
 	case r.Client.Addr().Zone() != "": // the name of an interface may be anything
-		e.string("client", r.Client.String(), 128)
+		e.string("client", r.Client.String(), maxClient)
 	default:
 		e.key("client")
 		e.line = append(e.line, '"')

@@ -107,7 +107,7 @@ type Drain struct {
 	CloseSpread   time.Duration // over which time tunnels are closed where they must be
 }
 
-// Tunnels are limits on tunnels; a route may override them.
+// Tunnels are limits on tunnels, and what becomes of them; a route may override them.
 type Tunnels struct {
 	DrainTimeout     time.Duration // after which a draining generation closes its tunnels; 0: never
 	IdleTimeout      time.Duration // no byte in either direction; 0: never
@@ -115,6 +115,10 @@ type Tunnels struct {
 	HandshakeTimeout time.Duration // until the upstream's final answer to an upgrade; 0: never
 	Buffer           int64         // most bytes held per direction while a receiver is slow
 	KeepAlive        KeepAlive
+
+	SurviveCrash        bool // they outlive the process that relays them
+	MoveOnReload        bool // to the new generation; false: they stay with the old one
+	CloseOnRouteRemoved bool // when they have moved, and their route or its cluster is gone
 }
 
 // KeepAlive is how a peer of a tunnel that has vanished is found out (tcp(7)).

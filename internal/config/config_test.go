@@ -23,7 +23,8 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 	tunnels := config.Tunnels{
 		DrainTimeout: 24 * time.Hour, IdleTimeout: 2 * time.Hour, MaxAge: 168 * time.Hour,
 		HandshakeTimeout: 30 * time.Second, Buffer: 128 << 10,
-		KeepAlive: config.KeepAlive{Idle: 2 * time.Minute, Interval: 20 * time.Second, Count: 6},
+		KeepAlive:    config.KeepAlive{Idle: 2 * time.Minute, Interval: 20 * time.Second, Count: 6},
+		MoveOnReload: true,
 	}
 	limits := config.ListenerLimits{
 		HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, IdleTimeout: time.Minute,
@@ -75,7 +76,8 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 						Timeout:  30 * time.Second,
 						Tunnels: config.Tunnels{
 							DrainTimeout: time.Hour, MaxAge: 48 * time.Hour, HandshakeTimeout: 10 * time.Second, Buffer: 64 << 10,
-							KeepAlive: config.KeepAlive{Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3},
+							KeepAlive:    config.KeepAlive{Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3},
+							SurviveCrash: true, MoveOnReload: true, CloseOnRouteRemoved: true,
 						},
 					},
 					{
@@ -143,7 +145,8 @@ func TestOneListenerIsEnoughAndTheRestHasDefaults(t *testing.T) {
 		Drain: config.Drain{IdleGrace: 5 * time.Second, CloseSpread: 5 * time.Minute},
 		Tunnels: config.Tunnels{
 			HandshakeTimeout: time.Minute, Buffer: 256 << 10,
-			KeepAlive: config.KeepAlive{Idle: time.Minute, Interval: 15 * time.Second, Count: 4},
+			SurviveCrash: true,
+			KeepAlive:    config.KeepAlive{Idle: time.Minute, Interval: 15 * time.Second, Count: 4},
 		},
 		HTTPListeners: []config.Listener{{Name: "public", Limits: config.ListenerLimits{
 			HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, IdleTimeout: time.Minute,

@@ -92,7 +92,7 @@ endpoints = ["10.0.1.1:8080"]
 				`virtual host "chat", route prefix "/socket": websocket is now false, was true`,
 				`virtual host "chat", route prefix "/socket": timeout is now "off", was "15s"`,
 				`virtual host "chat", route prefix "/socket": tunnels is no longer set, was ` +
-					`{ drain_timeout = "off", idle_timeout = "off", max_age = "off", handshake_timeout = "1m", buffer = "256KiB", keepalive = { count = 4, idle = "1m", interval = "15s" } }`,
+					`{ drain_timeout = "off", idle_timeout = "off", max_age = "off", handshake_timeout = "1m", buffer = "256KiB", keepalive = { count = 4, idle = "1m", interval = "15s" }, on_reload = "keep", on_route_removed = "keep", survive_crash = true }`,
 			},
 		},
 		"limits of tunnels in general": {

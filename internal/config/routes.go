@@ -32,7 +32,7 @@ func readRoute(t *table, refs references) Route {
 	read(t, "timeout", &r.Timeout, durationOrOff)
 	read(t, "stream_idle_timeout", &r.StreamIdleTimeout, durationOrOff)
 	tunnels := t.table("tunnels")
-	readTunnelLimits(tunnels, &r.Tunnels)
+	readTunnelKeys(tunnels, &r.Tunnels)
 	tunnels.strict()
 	if r.Redirect != nil {
 		checkRedirect(t, r)

@@ -4,32 +4,38 @@ import "time"
 
 func readTunnels(t *table) Tunnels {
 	u := Tunnels{
-		HandshakeTimeout: 60 * time.Second, Buffer: 256 << 10,
+		HandshakeTimeout: 60 * time.Second, Buffer: 256 << 10, SurviveCrash: true,
 		KeepAlive: KeepAlive{Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4},
 	}
-	readTunnelLimits(t, &u)
+	readTunnelKeys(t, &u)
 
 	// What becomes of tunnels in these cases is decided, but there is no choice yet.
-	t.only("on_reload", "keep", "move")
-	t.only("on_route_removed", "keep", "close")
 	t.only("on_endpoint_removed", "keep", "close")
 	t.only("on_endpoint_unhealthy", "keep", "close")
-	var survive bool
-	if t.boolean("survive_crash", &survive); survive {
-		t.at("survive_crash").fail("true is not supported by this version; must be false")
-	}
 	t.strict()
 	return u
 }
 
-// readTunnelLimits reads the keys that routes have as well.
-func readTunnelLimits(t *table, u *Tunnels) {
+// readTunnelKeys reads the keys that routes have as well.
+func readTunnelKeys(t *table, u *Tunnels) {
 	read(t, "drain_timeout", &u.DrainTimeout, durationOrOff)
 	read(t, "idle_timeout", &u.IdleTimeout, durationOrOff)
 	read(t, "max_age", &u.MaxAge, durationOrOff)
 	read(t, "handshake_timeout", &u.HandshakeTimeout, durationOrOff)
 	read(t, "buffer", &u.Buffer, sizeBetween(4, 64))
 	readKeepAlive(t.table("keepalive"), &u.KeepAlive)
+	read(t, "on_reload", &u.MoveOnReload, either("keep", "move"))
+	read(t, "on_route_removed", &u.CloseOnRouteRemoved, either("keep", "close"))
+	t.boolean("survive_crash", &u.SurviveCrash)
+	if !u.CloseOnRouteRemoved || u.MoveOnReload {
+		return
+	}
+	const text = `on_route_removed = "close" goes with on_reload = "move" only: a tunnel that stays where it is never comes to know another configuration`
+	if t.has("on_route_removed") {
+		t.at("on_route_removed").fail(text)
+	} else if t.has("on_reload") {
+		t.at("on_reload").fail(text)
+	}
 }
 
 // maxProbes is the kernel's MAX_TCP_KEEPCNT.

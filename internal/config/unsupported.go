@@ -4,11 +4,9 @@ package config
 // version, by the section in which they stand. Calling them unknown would send
 // their reader looking for a spelling mistake.
 var unsupported = map[string][]string{
-	"listeners":                  {"tls", "cluster", "weighted_clusters", "tunnels"},
-	"virtual_hosts.routes.match": {"regex", "methods", "headers", "query"},
-	"virtual_hosts.routes.tunnels": {
-		"on_reload", "on_route_removed", "on_endpoint_removed", "on_endpoint_unhealthy", "survive_crash",
-	},
-	"clusters":           {"health_check", "limits"},
-	"clusters.endpoints": {"weight"},
+	"listeners":                    {"tls", "cluster", "weighted_clusters", "tunnels"},
+	"virtual_hosts.routes.match":   {"regex", "methods", "headers", "query"},
+	"virtual_hosts.routes.tunnels": {"on_endpoint_removed", "on_endpoint_unhealthy"},
+	"clusters":                     {"health_check", "limits"},
+	"clusters.endpoints":           {"weight"},
 }

@@ -286,6 +286,20 @@ func oneOf(words ...string) form[string] {
 	}, asIs}
 }
 
+// either is a choice between two words, of which the second one is true.
+func either(no, yes string) form[bool] {
+	f := oneOf(no, yes)
+	return form[bool]{f.is, func(s string) (bool, error) {
+		word, err := f.parse(s)
+		return word == yes, err
+	}, func(b bool) string {
+		if b {
+			return yes
+		}
+		return no
+	}}
+}
+
 // only reads a key that has one value in this version, its default. Others are
 // planned.
 func (t *table) only(key, word string, planned ...string) {

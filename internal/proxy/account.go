@@ -209,12 +209,6 @@ func (m *Manager) Refused(d exchange.Downstream, f http1.Refusal) {
 	m.options.AccessLog.Request(&record)
 }
 
-// tunnelOwner is what counts the tunnels of one route and endpoint.
-type tunnelOwner struct {
-	route    *routeMetrics
-	endpoint *upstream.Endpoint
-}
-
 // tunnelOpened counts and records that the request became a tunnel. What it returns
 // is the tunnel's tag: its record in the access log, nil without one.
 func (r *request) tunnelOpened() any {
@@ -222,8 +216,9 @@ func (r *request) tunnelOpened() any {
 	r.countResponse(r.status)
 	r.metrics.handshake.Observe(since(r.began))
 	r.routeMetrics.tunnels.Inc()
-	r.routeMetrics.tunnelsActive.Add(1)
+	r.routeMetrics.active.Add(1)
 	r.endpoint.TunnelOpened()
+	r.endpoint.Tunnels.Count(1)
 	if r.m.options.AccessLog == nil {
 		return nil
 	}
@@ -231,11 +226,16 @@ func (r *request) tunnelOpened() any {
 	return r.m.options.AccessLog.TunnelOpened(&record)
 }
 
-// TunnelEnded counts and records the end of a tunnel that the manager has started.
+// TunnelArrived counts that a tunnel which was opened in another generation lives here. It
+// ends, or leaves, like one that the manager has started.
+func (m *Manager) TunnelArrived(o *tunnel.Origin) { o.Owner.(*tunnelOwner).count(1) }
+
+// TunnelLeft counts that a tunnel lives elsewhere.
+func (m *Manager) TunnelLeft(o *tunnel.Origin) { o.Owner.(*tunnelOwner).count(-1) }
+
+// TunnelEnded counts and records the end of a tunnel.
 func (m *Manager) TunnelEnded(r *tunnel.Record) {
-	owner := r.Owner.(*tunnelOwner)
-	owner.route.tunnelsActive.Add(-1)
-	owner.endpoint.TunnelClosed()
+	m.TunnelLeft(r.Origin)
 	record, _ := r.Tag.(*accesslog.Tunnel)
 	m.options.AccessLog.TunnelClosed(record, accesslog.End{
 		At:           r.Ended,

@@ -115,13 +115,15 @@ func (g *generation) refuse(r received, err error) {
 // prepare opens the channel of the candidate that the supervisor brings.
 func (g *generation) prepare(ctx context.Context, r received) {
 	g.dropChannels() // the one of a former candidate
+	g.vault.dropCandidate()
 	id := g.fence.Candidate()
 	err := errors.New("no channel has come with it")
-	if len(r.fds) == 1 {
+	if len(r.fds) > 0 {
 		var conn *control.Conn
 		if conn, err = control.NewConn(r.fds[0]); err == nil {
 			g.open(ctx, id, conn)
 		}
+		g.prepareVault(r.fds[1:], err)
 	}
 	if err != nil {
 		g.fence.Ended(id)
@@ -129,10 +131,30 @@ func (g *generation) prepare(ctx context.Context, r received) {
 	g.answer(r, control.Message{}, err)
 }
 
-// obey: the fence has made the channel that r comes from the one that commands.
-func (g *generation) obey(r received) {
+// prepareVault opens the candidate's vault channel, if it has sent one. Without it the
+// candidate may come to command all the same. err: it may not.
+func (g *generation) prepareVault(fds []int, err error) {
+	switch {
+	case len(fds) == 0:
+	case err != nil:
+		control.Discard(fds)
+	default:
+		if err := g.vault.connect(fds[0], true); err != nil {
+			g.log.Error("the next supervisor's vault channel cannot be used", "err", err)
+		}
+	}
+}
+
+// obey: the fence has made the channel that r comes from the one that commands. That may
+// be the one that did before: the candidate that it had brought does not come.
+func (g *generation) obey(r received, former fence.Channel) {
 	control.Discard(r.fds)
 	g.dropChannels()
+	if r.from.id == former {
+		g.vault.dropCandidate()
+	} else {
+		g.vault.obeyed()
+	}
 	g.seek.pause, g.lost = 0, time.Time{}
 	g.log.Info("a supervisor commands", "epoch", r.m.Epoch)
 	// What has changed since it asked is said again: a signal may have come.
@@ -175,7 +197,7 @@ func (g *generation) listening() map[string]int {
 func (g *generation) describe() *control.Report {
 	phases := map[phase]control.Phase{serving: control.PhaseServing, draining: control.PhaseDraining, stopping: control.PhaseStopping}
 	return &control.Report{
-		Generation: g.number, Epoch: g.fence.Epoch(), Phase: phases[g.phase], Started: g.started, Served: g.served,
+		Generation: g.number, Epoch: g.fence.Epoch(), Phase: phases[g.phase], Started: g.started, Served: g.served, Vault: control.VaultVersion,
 	}
 }
 
@@ -286,6 +308,7 @@ func (g *generation) closeChannels() {
 	for _, c := range g.channels {
 		c.conn.Close()
 	}
+	g.vault.close()
 	g.talks.Wait()
 }
 

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"time"
@@ -25,6 +26,7 @@ func (g *generation) drain(removed []string, hold time.Duration) {
 		return
 	}
 	g.phase = draining
+	g.vault.serving.Store(false)
 	// The servers come first: a connection that is taken from a queue meanwhile must
 	// hear with its first answer that it is the last.
 	g.drainServers(g.cfg.Drain.IdleGrace)
@@ -36,6 +38,32 @@ func (g *generation) drain(removed []string, hold time.Duration) {
 	}
 	tunnels, _ := g.tunnels.Summary()
 	g.log.Info("draining", "tunnels", tunnels)
+}
+
+// resume makes a generation that was built for the tunnels of a dead one drain with them,
+// when they have come. It serves nobody else.
+func (g *generation) resume() error {
+	if g.phase != standby {
+		return errors.New("not possible now")
+	}
+	if err := g.vault.awaitTunnels(); err != nil {
+		return err
+	}
+	g.openAccessLogs() // for their ends
+	g.phase, g.resumed = draining, true
+	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
+	g.memory.wanted = true
+	g.log.Info("resuming the tunnels of a dead generation")
+	return nil
+}
+
+// move has the tunnels of a generation that drains go to another one.
+func (g *generation) move(all bool) error {
+	if g.phase != draining {
+		return errors.New("only a generation that drains gives tunnels away")
+	}
+	g.vault.move(all)
+	return nil
 }
 
 // stop drains everything and bounds it: after within, what is left is cut.
@@ -51,6 +79,8 @@ func (g *generation) stop(within time.Duration) {
 	g.drainServers(min(g.cfg.Drain.IdleGrace, within)) // first, as in drain
 	g.stopAccepting(all)
 	g.dropSockets()
+	g.vault.serving.Store(false)
+	g.vault.stay()
 	g.phase, g.hold = stopping, time.Time{}
 	g.limit.Reset(within)
 }
@@ -92,7 +122,7 @@ func (g *generation) finished() bool {
 	if g.over {
 		return true
 	}
-	if g.phase < draining || time.Now().Before(g.hold) || g.expected() {
+	if g.phase < draining || time.Now().Before(g.hold) || g.expected() || g.vault.awaits() {
 		return false
 	}
 	if slices.ContainsFunc(g.listeners, func(l *listener) bool { return l.connections() > 0 }) {
@@ -150,6 +180,7 @@ func (g *generation) onTunnelEnd(r tunnel.Record) {
 		g.log.Debug("tunnel closed", "request_id", r.ID, "reason", r.Reason.String(), "route", r.Route, "cluster", r.Cluster, "endpoint", r.Endpoint,
 			"duration", r.Ended.Sub(r.Started), "received_bytes", r.ToUp, "sent_bytes", r.ToDown)
 	}
+	g.vault.forget(r.Number)
 	g.manager.TunnelEnded(&r)
 	g.listener(r.Listener).leave()
 }
@@ -161,7 +192,10 @@ func (g *generation) Start(spec tunnel.Spec) {
 	g.tunnels.Start(spec)
 }
 
-// listener returns one by its name; there is no other name to ask for.
+// listener returns one by its name. Tunnels may have come whose listener is not here.
 func (g *generation) listener(name string) *listener {
-	return g.listeners[slices.IndexFunc(g.listeners, func(l *listener) bool { return l.cfg.Name == name })]
+	if i := slices.IndexFunc(g.listeners, func(l *listener) bool { return l.cfg.Name == name }); i >= 0 {
+		return g.listeners[i]
+	}
+	return g.elsewhere
 }

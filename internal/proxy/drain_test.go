@@ -65,7 +65,8 @@ func TestWhoComesFromAnEmptiedQueueHearsThatItsAnswerIsTheLast(t *testing.T) {
 			cfg := new(config.Config)
 			cfg.Drain.IdleGrace = time.Hour
 			g := &generation{
-				cfg: cfg, log: log, phase: serving, changed: make(chan struct{}, 1), sockets: map[string]int{},
+				vault: newVault(nil, 0),
+				cfg:   cfg, log: log, phase: serving, changed: make(chan struct{}, 1), sockets: map[string]int{},
 				tunnels: tunnel.NewSet(tunnel.Options{Log: log}), limit: time.NewTimer(time.Hour),
 			}
 			for _, key := range []string{"a", "b"} {

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"runtime/pprof"
 	"strings"
+	"sync"
 	"testing"
 
 	"holdfast/internal/config"
@@ -76,8 +77,19 @@ func privateBytes() (n int64) {
 // apart is a generation in a process of its own.
 type apart struct {
 	t   *testing.T
+	cmd *exec.Cmd
+	end func() error // waits for the process, any number of times
 	in  io.Writer
 	out *bufio.Reader
+}
+
+// kill ends the process as the kernel does, and waits for that.
+func (a *apart) kill() {
+	a.t.Helper()
+	if err := a.cmd.Process.Kill(); err != nil {
+		a.t.Fatal(err)
+	}
+	a.end()
 }
 
 // apartIn has the commander's generation run in a process of its own.
@@ -100,10 +112,11 @@ func (a *apart) option(c *commander) {
 		if err := cmd.Start(); err != nil {
 			a.t.Fatal(err)
 		}
+		a.cmd, a.end = cmd, sync.OnceValue(cmd.Wait)
 		a.in, a.out = in, bufio.NewReader(out)
 		return func() {
 			in.Close()
-			c.ended <- cmd.Wait()
+			c.ended <- a.end()
 		}
 	}
 }

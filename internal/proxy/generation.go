@@ -93,7 +93,9 @@ type generation struct {
 	tunnels   *tunnel.Set
 	manager   *Manager
 	listeners []*listener
+	elsewhere *listener // stands for those of other configurations whose tunnels are here
 
+	vault    *vault
 	seek     seeking
 	messages chan received
 	found    chan *control.Conn // to a supervisor that was sought
@@ -122,6 +124,7 @@ type generation struct {
 	beat      heartbeat
 	memory    memory
 	limit     *time.Timer // of the drain's streams, or of the stop
+	resumed   bool        // it has the tunnels of a dead generation, and never accepts
 	cut       bool        // the stop's limit was reached
 	over      bool        // stopped before it served
 }
@@ -182,11 +185,12 @@ func Run(ctx context.Context, o Options) error {
 		sockets: make(map[string]int), logFiles: make(map[string]*os.File), process: newProcess(registry),
 		memory: memory{at: time.Now(), wanted: true}, releaseMemory: releaseMemory,
 	}
+	g.vault = newVault(g, min(max(bundle.Stores, 0), mostLoops))
 	return g.live(ctx, conn, o.Terminate)
 }
 
 func newHello() control.Hello {
-	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid()}
+	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion}
 }
 
 // receiveBundle waits for what the generation is to run; nothing else means
@@ -303,12 +307,14 @@ func (g *generation) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	loops, err := newLoops(g.wanted, largestBuffer(g.cfg), g.log)
+	loops, err := g.makeLoops(ctx)
 	if err != nil {
 		return err
 	}
 	g.clusters, g.loops = clusters, loops
-	g.tunnels = tunnel.NewSet(tunnel.Options{Log: g.log, OnEnd: g.onTunnelEnd, Metrics: g.registry, MayHave: descriptors.allow, Loops: loops.all})
+	g.tunnels = tunnel.NewSet(tunnel.Options{
+		Log: g.log, OnEnd: g.onTunnelEnd, OnMoved: g.onTunnelMoved, Metrics: g.registry, MayHave: descriptors.allow, Loops: loops.all, Vault: g.vault,
+	})
 	loops.run()
 	g.manager = NewManager(ManagerOptions{
 		Routes: route.New(g.cfg), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Tunnels: g, Log: g.log, Metrics: g.registry,
@@ -322,8 +328,21 @@ func (g *generation) build(ctx context.Context) error {
 		l.descriptors = descriptors
 		g.listeners = append(g.listeners, l)
 	}
+	g.elsewhere = &listener{descriptors: descriptors, room: make(chan struct{}, 1)}
 	descriptors.built()
 	return nil
+}
+
+// makeLoops makes the generation's own loops, or takes over those of a dead one.
+func (g *generation) makeLoops(ctx context.Context) (*loops, error) {
+	if cap(g.vault.inherited) == 0 {
+		return newLoops(g.wanted, largestBuffer(g.cfg), g.log)
+	}
+	stores, err := g.vault.heirlooms(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return inheritLoops(stores)
 }
 
 func (g *generation) onBuilt(err error) error {
@@ -331,6 +350,7 @@ func (g *generation) onBuilt(err error) error {
 	if err != nil {
 		return errors.Join(err, g.commander().Send(&control.Message{Type: control.TypeReady, Error: err.Error()}, sendTimeout))
 	}
+	close(g.vault.ready)
 	learnt, err := control.Payload(control.Learnt{Addresses: g.clusters.Addresses()})
 	if err != nil {
 		return err
@@ -348,13 +368,14 @@ func (g *generation) onReceived(ctx context.Context, r received) error {
 		g.refuse(r, errors.New("who does not serve yet is not adopted"))
 		return nil
 	}
+	former := g.fence.Commander()
 	switch verdict, err := g.fence.Message(r.from.id, r.m.Type, r.m.Epoch); verdict {
 	case fence.Do:
 		g.do(ctx, r)
 	case fence.Admit:
 		g.prepare(ctx, r)
 	case fence.Commit:
-		g.obey(r)
+		g.obey(r, former)
 	case fence.Refuse:
 		g.refuse(r, err)
 	default: // of a channel that was closed meanwhile
@@ -375,6 +396,13 @@ func (g *generation) do(ctx context.Context, r received) {
 	case control.TypeLogs:
 		g.confirm(r, g.takeLogs(r.m, r.fds))
 		return
+	case control.TypeVault:
+		g.confirm(r, g.connectVault(r.fds))
+		return
+	case control.TypeResume:
+		g.answer(r, control.Message{}, g.resume())
+	case control.TypeMove:
+		g.answer(r, control.Message{}, g.move(r.m.All))
 	case control.TypeLevel:
 		g.confirm(r, g.setLevel(r.m.Level))
 	case control.TypeProfile:
@@ -412,6 +440,9 @@ func (g *generation) confirm(r received, err error) {
 func (g *generation) onChannelEnd(ctx context.Context, c *channel) error {
 	c.conn.Close()
 	delete(g.channels, c.id)
+	if c.id == g.fence.Candidate() {
+		g.vault.dropCandidate()
+	}
 	verdict := g.fence.Ended(c.id)
 	if verdict == fence.Ignore {
 		return nil
@@ -423,8 +454,21 @@ func (g *generation) onChannelEnd(ctx context.Context, c *channel) error {
 	return nil
 }
 
+// connectVault opens the vault channel that the supervisor has sent.
+func (g *generation) connectVault(fds []int) error {
+	if len(fds) != 1 {
+		control.Discard(fds)
+		return errors.New("no channel has come with it")
+	}
+	return g.vault.connect(fds[0], false)
+}
+
 // serve begins to accept, for the first time or again.
 func (g *generation) serve() error {
+	if g.resumed {
+		g.dropSockets()
+		return errors.New("it is there for the tunnels of a dead generation and never accepts")
+	}
 	switch g.phase {
 	case standby:
 		g.openAccessLogs()
@@ -454,7 +498,9 @@ func (g *generation) serve() error {
 		}
 	}
 	g.dropSockets()
+	g.vault.stay()
 	g.tunnels.Undrain()
+	g.vault.serving.Store(true)
 	g.limit.Stop()
 	g.phase, g.served = serving, time.Now()
 	g.log.Info("serving")
@@ -520,6 +566,7 @@ func (g *generation) close() {
 	g.stopAccepting(nil)
 	if g.clusters != nil {
 		g.abandonTunnels()
+		g.vault.close() // the ends were told
 		g.clusters.Close()
 		g.status() // measures the last time what is only known by looking
 		if err := g.loops.stop(); err != nil {

@@ -43,11 +43,20 @@ type commander struct {
 	dropped   atomic.Uint64 // lines of the generation's log
 	received  sync.WaitGroup
 
+	file       string // the configuration
+	number     int    // of the generation
+	stores     int    // in the bundle
 	rendezvous string // in the bundle
 	reunite    func(ctx context.Context, path string, key []byte, hello control.Hello) (*control.Conn, error)
 
 	// run starts the generation with its end of the control channel.
 	run func(fd int) (end func())
+
+	beforeReady func() // nil: nothing is to be done
+
+	hello   *control.Hello
+	fails   bool   // it cannot be built
+	failure string // why
 }
 
 const askPage = "GET / HTTP/1.1\nHost: a.example\n\n"
@@ -74,17 +83,8 @@ func (s *syncBuffer) String() string {
 // "[drain]\nidle_grace = …".
 func command(t *testing.T, limits, more string, options ...func(*commander)) *commander {
 	t.Helper()
-	c := &commander{t: t, conns: make(chan *wire, 16), answers: make(chan *control.Message, 16), payloads: make(chan int, 16),
-		ended: make(chan error, 1), leaving: make(chan struct{}, 1), done: make(chan struct{}), terminate: make(chan os.Signal, 1)}
-	counts, err := metrics.NewFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.counts, c.bundled, c.run = counts, []int{counts.FD()}, c.runHere
-	t.Cleanup(func() { counts.Close() })
-	for _, o := range options {
-		o(c)
-	}
+	c := newCommander(t, options)
+	c.conns = make(chan *wire, 16)
 	endpoint, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -128,11 +128,38 @@ endpoints = [%q]
 	return c
 }
 
+func newCommander(t *testing.T, options []func(*commander)) *commander {
+	t.Helper()
+	c := &commander{t: t, number: 1, answers: make(chan *control.Message, 16), payloads: make(chan int, 16),
+		ended: make(chan error, 1), leaving: make(chan struct{}, 1), done: make(chan struct{}), terminate: make(chan os.Signal, 1)}
+	counts, err := metrics.NewFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.counts, c.bundled, c.run = counts, []int{counts.FD()}, c.runHere
+	t.Cleanup(func() { counts.Close() })
+	for _, o := range options {
+		o(c)
+	}
+	return c
+}
+
+// another starts the next generation, of the same configuration unless an option changes
+// that.
+func (c *commander) another(options ...func(*commander)) *commander {
+	c.t.Helper()
+	next := newCommander(c.t, append([]func(*commander){func(next *commander) { next.file, next.number = c.file, c.number+1 }}, options...))
+	next.conns, next.socket = c.conns, c.socket
+	next.start(next.file)
+	return next
+}
+
 // alone has the bundle sent without memory to count in.
 func alone(c *commander) { c.bundled = nil }
 
 func (c *commander) start(file string) {
 	c.t.Helper()
+	c.file = file
 	ours, theirs, err := control.Pair()
 	if err != nil {
 		c.t.Fatal(err)
@@ -149,9 +176,9 @@ func (c *commander) start(file string) {
 		end() // and with it what we receive
 		c.received.Wait()
 	})
-	c.hear(control.TypeHello)
+	c.hello = c.hear(control.TypeHello).Hello
 	bundle, err := control.Payload(control.Bundle{
-		Path: "a.toml", Config: []byte(file), Generation: 1, Epoch: 1, Rendezvous: c.rendezvous, Key: []byte("key"),
+		Path: "a.toml", Config: []byte(file), Generation: c.number, Epoch: 1, Rendezvous: c.rendezvous, Key: []byte("key"), Stores: c.stores,
 	})
 	if err != nil {
 		c.t.Fatal(err)
@@ -159,7 +186,12 @@ func (c *commander) start(file string) {
 	defer bundle.Close()
 	c.say(&control.Message{Type: control.TypeBundle}, append([]int{int(bundle.Fd())}, c.bundled...)...)
 	c.handOver()
-	c.hear(control.TypeReady)
+	if c.beforeReady != nil {
+		c.beforeReady()
+	}
+	if c.failure = c.hear(control.TypeReady).Error; (c.failure != "") != c.fails {
+		c.t.Fatalf("it is ready but for %q", c.failure)
+	}
 	c.received.Go(func() {
 		for {
 			m, fds, err := ours.Receive()
@@ -212,13 +244,14 @@ func (c *commander) say(m *control.Message, fds ...int) {
 	}
 }
 
-func (c *commander) hear(want control.Type) {
+func (c *commander) hear(want control.Type) *control.Message {
 	c.t.Helper()
 	m, fds, err := c.conn.Receive()
 	control.CloseAll(fds)
-	if err != nil || m.Type != want || m.Error != "" {
+	if err != nil || m.Type != want {
 		c.t.Fatalf("got %+v, %v; want %s", m, err, want)
 	}
+	return m
 }
 
 // handOver gives the generation the listening socket.

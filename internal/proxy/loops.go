@@ -2,13 +2,16 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
 	"holdfast/internal/config"
+	"holdfast/internal/control"
 	"holdfast/internal/poller"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/tunnel/inflight"
@@ -69,11 +72,46 @@ func newLoop(buffers int, pipes []inflight.Pipe) (tunnel.Loop, error) {
 	if err != nil {
 		return tunnel.Loop{}, err
 	}
+	return withPoller(store)
+}
+
+// withPoller takes store over.
+func withPoller(store *inflight.Store) (tunnel.Loop, error) {
 	p, err := poller.New()
 	if err != nil {
 		return tunnel.Loop{}, errors.Join(err, store.Close())
 	}
 	return tunnel.Loop{Poller: p, Store: store}, nil
+}
+
+// mostLoops is how many loops a generation may have: more than machines have processors.
+const mostLoops = 4096
+
+// inheritLoops makes the loops of a dead generation run again, from what the supervisor
+// has kept of each: its memory file, and both ends of its pipes. It takes all over.
+func inheritLoops(stores []*control.VaultPacket) (*loops, error) {
+	l := &loops{all: make([]tunnel.Loop, len(stores))}
+	var errs []error
+	for _, p := range stores {
+		if p.Loop >= len(stores) || l.all[p.Loop].Store != nil || len(p.Files)%2 != 1 {
+			errs = append(errs, fmt.Errorf("loop %d of %d with %d descriptors", p.Loop, len(stores), len(p.Files)))
+			p.CloseFiles()
+			continue
+		}
+		var pipes []inflight.Pipe
+		for i := 1; i < len(p.Files); i += 2 {
+			pipes = append(pipes, inflight.Pipe{R: p.Files[i], W: p.Files[i+1]})
+		}
+		store, err := inflight.Reopen(p.Files[0], pipes, p.Flags&control.VaultKilled != 0)
+		if err == nil {
+			l.all[p.Loop], err = withPoller(store)
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, errors.Join(fmt.Errorf("the loops of a dead generation: %w", err), l.stop())
+	}
+	return l, nil
 }
 
 // run starts the loops. stop ends them.
@@ -87,6 +125,7 @@ func (l *loops) run() {
 // stop ends the loops, whether they run or not, waits for that and lets go of what was
 // in flight. No tunnel may be left.
 func (l *loops) stop() (err error) {
+	l.all = slices.DeleteFunc(l.all, func(l tunnel.Loop) bool { return l.Store == nil })
 	for _, loop := range l.all {
 		loop.Poller.Stop()
 	}

@@ -37,6 +37,9 @@ type Manager struct {
 	origins   sync.Map       // of *tunnel.Origin by originKey
 
 	noDescriptor episode // none is left to connect with
+
+	adopting  sync.Mutex
+	adoptions map[provenance]adoption // at most mostAdoptions
 }
 
 // side is what the manager knows of a listener.
@@ -73,7 +76,7 @@ func NewManager(o ManagerOptions) *Manager {
 	if o.Random == nil {
 		o.Random = rand.Uint64
 	}
-	m := &Manager{options: o, listeners: make(map[string]*side, len(o.Listeners))}
+	m := &Manager{options: o, listeners: make(map[string]*side, len(o.Listeners)), adoptions: make(map[provenance]adoption)}
 	for _, l := range o.Listeners {
 		m.listeners[l.Name] = &side{l.TrustedProxies, newRequestMetrics(o.Metrics, l.Name)}
 	}

@@ -61,6 +61,7 @@ func TestAGenerationGivesMemoryBackOnceForABurst(t *testing.T) {
 	var released atomic.Int64
 	log := slog.New(slog.DiscardHandler)
 	g := &generation{
+		vault: newVault(nil, 0),
 		phase: serving, cfg: new(config.Config), log: log, changed: make(chan struct{}, 1),
 		tunnels: tunnel.NewSet(tunnel.Options{Log: log}), releaseMemory: func() { released.Add(1) },
 	}

@@ -87,7 +87,7 @@ var (
 	routeRedirects     = routeCounter("redirects", "Requests that the route redirected.")
 	routeTimeouts      = routeCounter("timeouts", "Requests that were not answered within the route's timeout, or an upgrade within its tunnels.handshake_timeout.")
 	routeIdleTimeouts  = routeCounter("stream_idle_timeouts", "Requests of which no byte moved within the route's stream_idle_timeout.")
-	routeTunnels       = routeCounter("tunnels", "Tunnels that were made of requests that the route matched.")
+	routeTunnelsTotal  = routeCounter("tunnels", "Tunnels that were made of requests that the route matched.")
 	routeTunnelsActive = metrics.Define(metrics.Desc{
 		Name: "holdfast_route_tunnels_active",
 		Help: "Open tunnels that were made of requests that the route matched.",
@@ -223,9 +223,8 @@ func newRequestMetrics(r *metrics.Registry, listener string) requestMetrics {
 
 // routeMetrics is what is counted of one route. The zero value counts nothing.
 type routeMetrics struct {
+	routeTunnels
 	requests, redirects, timeouts, idleTimeouts, tunnels *metrics.Counter
-	relayedUp, relayedDown                               *metrics.Counter // bytes of tunnels; nil: the route makes none
-	tunnelsActive                                        *metrics.Gauge
 	duration                                             *metrics.Histogram
 	responses                                            exchange.Classes
 }
@@ -233,20 +232,35 @@ type routeMetrics struct {
 func newRouteMetrics(r *metrics.Registry, of *route.Route) routeMetrics {
 	virtualHost, name := of.VirtualHost, of.Name
 	m := routeMetrics{
-		requests:      r.Counter(routeRequests, virtualHost, name),
-		responses:     exchange.NewClasses(r, routeResponses, virtualHost, name),
-		duration:      r.Histogram(routeDuration, virtualHost, name),
-		redirects:     r.Counter(routeRedirects, virtualHost, name),
-		timeouts:      r.Counter(routeTimeouts, virtualHost, name),
-		idleTimeouts:  r.Counter(routeIdleTimeouts, virtualHost, name),
-		tunnels:       r.Counter(routeTunnels, virtualHost, name),
-		tunnelsActive: r.Gauge(routeTunnelsActive, virtualHost, name),
+		routeTunnels: routeTunnels{active: r.Gauge(routeTunnelsActive, virtualHost, name)},
+		requests:     r.Counter(routeRequests, virtualHost, name),
+		responses:    exchange.NewClasses(r, routeResponses, virtualHost, name),
+		duration:     r.Histogram(routeDuration, virtualHost, name),
+		redirects:    r.Counter(routeRedirects, virtualHost, name),
+		timeouts:     r.Counter(routeTimeouts, virtualHost, name),
+		idleTimeouts: r.Counter(routeIdleTimeouts, virtualHost, name),
+		tunnels:      r.Counter(routeTunnelsTotal, virtualHost, name),
 	}
 	if of.WebSocket {
-		m.relayedUp = r.Counter(routeRelayed, virtualHost, name, "upstream")
-		m.relayedDown = r.Counter(routeRelayed, virtualHost, name, "downstream")
+		m.routeTunnels = newRouteTunnels(r, virtualHost, name)
 	}
 	return m
+}
+
+// routeTunnels is what is counted of the living tunnels of a route.
+type routeTunnels struct {
+	active                 *metrics.Gauge
+	relayedUp, relayedDown *metrics.Counter // bytes; nil: the route makes none
+}
+
+// newRouteTunnels returns what is counted under the name of a route, which may be one of a
+// former configuration.
+func newRouteTunnels(r *metrics.Registry, virtualHost, name string) routeTunnels {
+	return routeTunnels{
+		active:      r.Gauge(routeTunnelsActive, virtualHost, name),
+		relayedUp:   r.Counter(routeRelayed, virtualHost, name, "upstream"),
+		relayedDown: r.Counter(routeRelayed, virtualHost, name, "downstream"),
+	}
 }
 
 // since is how long ago t was, as histograms of seconds take it.

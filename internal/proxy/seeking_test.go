@@ -173,7 +173,8 @@ func TestASupervisorThatIsObeyedIsSoughtQuicklyWhenItIsGone(t *testing.T) {
 	}
 	defer conn.Close()
 	g := &generation{log: slog.New(slog.DiscardHandler), fence: fence.New(1), seek: seeking{pause: mostPause}, lost: time.Now(), phase: draining}
-	g.obey(received{from: &channel{id: fence.First, conn: conn}, m: &control.Message{Type: control.TypeObey, Epoch: 2, ID: 1}})
+	g.vault = newVault(g, 0)
+	g.obey(received{from: &channel{id: fence.First, conn: conn}, m: &control.Message{Type: control.TypeObey, Epoch: 2, ID: 1}}, fence.None)
 	if g.seek.pause != 0 || g.expected() {
 		t.Errorf("the pause is %v, another is expected: %v", g.seek.pause, g.expected())
 	}

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"holdfast/internal/exchange"
-	"holdfast/internal/route"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/upstream"
 )
@@ -118,40 +117,4 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 		Tag:    r.tunnelOpened(),
 	})
 	return nil
-}
-
-// originKey is what an origin of tunnels is made for.
-type originKey struct {
-	listener string
-	route    *route.Route
-	endpoint *upstream.Endpoint
-}
-
-// origin returns what all tunnels like the request's have in common.
-func (m *Manager) origin(r *request) *tunnel.Origin {
-	key := originKey{r.listener, r.route, r.endpoint}
-	if o, ok := m.origins.Load(key); ok {
-		return o.(*tunnel.Origin)
-	}
-	limits := &r.route.Tunnels
-	toUpstream, toDownstream := r.endpoint.TunnelBytes()
-	o, _ := m.origins.LoadOrStore(key, &tunnel.Origin{
-		Listener:     r.listener,
-		VirtualHost:  r.route.VirtualHost,
-		Route:        r.route.Name,
-		Cluster:      r.cluster,
-		Endpoint:     r.endpoint.Address,
-		EndpointAddr: r.endpoint.Addr,
-		Limits: tunnel.Limits{
-			IdleTimeout:  limits.IdleTimeout,
-			MaxAge:       limits.MaxAge,
-			DrainTimeout: limits.DrainTimeout,
-			Buffer:       limits.Buffer,
-			KeepAlive:    tunnel.KeepAlive(limits.KeepAlive),
-		},
-		UpBytes:   append(toUpstream, r.routeMetrics.relayedUp),
-		DownBytes: append(toDownstream, r.routeMetrics.relayedDown),
-		Owner:     &tunnelOwner{r.routeMetrics, r.endpoint},
-	})
-	return o.(*tunnel.Origin)
 }

@@ -34,6 +34,8 @@ type Endpoint struct {
 	Addr    netip.AddrPort // where it is; zero for a unix socket
 	Path    string         // of a unix socket
 
+	Tunnels TunnelMetrics // of those to it
+
 	name           string // see String
 	cluster        *Cluster
 	connectTimeout time.Duration
@@ -52,6 +54,7 @@ func newEndpoint(cluster *Cluster, c *config.Cluster, address string, at place, 
 		Address:        address,
 		Addr:           at.addr,
 		Path:           at.path,
+		Tunnels:        NewTunnelMetrics(r, c.Name, address),
 		name:           name,
 		cluster:        cluster,
 		connectTimeout: c.ConnectTimeout,

@@ -120,8 +120,7 @@ type clusterMetrics struct {
 	connections, connectFailures, connectTimeouts, connectExhausted *metrics.Counter
 	closedByEndpoint, closedByUs, received, sent                    *metrics.Counter
 	requests, retries, timeouts, resets, cancelled, errors, tunnels *metrics.Counter
-	relayedUp, relayedDown                                          *metrics.Counter // bytes of tunnels
-	connectionsActive, requestsActive, tunnelsActive, endpoints     *metrics.Gauge
+	connectionsActive, requestsActive, endpoints                    *metrics.Gauge
 	connectDuration, connectionDuration, requestDuration            *metrics.Histogram
 	responses                                                       exchange.Classes
 }
@@ -150,17 +149,13 @@ func newClusterMetrics(r *metrics.Registry, name string) clusterMetrics {
 		cancelled:          r.Counter(clusterCancelled, name),
 		errors:             r.Counter(clusterProtocolErrors, name),
 		tunnels:            r.Counter(clusterTunnels, name),
-		tunnelsActive:      r.Gauge(clusterTunnelsActive, name),
-		relayedUp:          r.Counter(clusterRelayed, name, "upstream"),
-		relayedDown:        r.Counter(clusterRelayed, name, "downstream"),
 	}
 }
 
 // endpointMetrics is what is counted of one endpoint.
 type endpointMetrics struct {
-	connections, connectFailures, requests, errors   *metrics.Counter
-	relayedUp, relayedDown                           *metrics.Counter // bytes of tunnels
-	connectionsActive, requestsActive, tunnelsActive *metrics.Gauge
+	connections, connectFailures, requests, errors *metrics.Counter
+	connectionsActive, requestsActive              *metrics.Gauge
 }
 
 func newEndpointMetrics(r *metrics.Registry, cluster, address string) endpointMetrics {
@@ -171,9 +166,6 @@ func newEndpointMetrics(r *metrics.Registry, cluster, address string) endpointMe
 		requests:          r.Counter(endpointRequests, cluster, address),
 		requestsActive:    r.Gauge(endpointRequestsActive, cluster, address),
 		errors:            r.Counter(endpointErrors, cluster, address),
-		tunnelsActive:     r.Gauge(endpointTunnelsActive, cluster, address),
-		relayedUp:         r.Counter(endpointRelayed, cluster, address, "upstream"),
-		relayedDown:       r.Counter(endpointRelayed, cluster, address, "downstream"),
 	}
 }
 
@@ -289,27 +281,35 @@ func (c *Call) End(o Outcome) {
 // connection.
 func (e *Endpoint) Retried() { e.cluster.metrics.retries.Inc() }
 
-// TunnelOpened counts a tunnel to the endpoint.
-func (e *Endpoint) TunnelOpened() {
-	e.cluster.metrics.tunnels.Inc()
-	e.cluster.metrics.tunnelsActive.Add(1)
-	e.metrics.tunnelsActive.Add(1)
-}
+// TunnelOpened counts that the endpoint has agreed to a tunnel. Whether it lives is counted
+// by [TunnelMetrics.Count].
+func (e *Endpoint) TunnelOpened() { e.cluster.metrics.tunnels.Inc() }
 
 // TunnelFailed counts that a connection which the endpoint gave away for a tunnel was
 // closed without one.
 func (e *Endpoint) TunnelFailed() { e.cluster.metrics.closedByUs.Inc() }
 
-// TunnelClosed counts the end of a tunnel.
-func (e *Endpoint) TunnelClosed() {
-	e.cluster.metrics.tunnelsActive.Add(-1)
-	e.metrics.tunnelsActive.Add(-1)
+// TunnelMetrics is what is counted of the living tunnels to an endpoint, for the endpoint
+// itself and for its cluster.
+type TunnelMetrics struct {
+	active       []*metrics.Gauge
+	ToUpstream   []*metrics.Counter // bytes that the endpoint's sockets have taken
+	ToDownstream []*metrics.Counter // bytes that the clients' have
 }
 
-// TunnelBytes returns what counts the bytes of tunnels to the endpoint, its own and its
-// cluster's: those that the endpoint's sockets have taken, and those that the clients'
-// have.
-func (e *Endpoint) TunnelBytes() (toUpstream, toDownstream []*metrics.Counter) {
-	c := &e.cluster.metrics
-	return []*metrics.Counter{e.metrics.relayedUp, c.relayedUp}, []*metrics.Counter{e.metrics.relayedDown, c.relayedDown}
+// NewTunnelMetrics returns those of an endpoint by its address as configured. It may be
+// one of a former configuration: its tunnels may live on.
+func NewTunnelMetrics(r *metrics.Registry, cluster, address string) TunnelMetrics {
+	return TunnelMetrics{
+		active:       []*metrics.Gauge{r.Gauge(endpointTunnelsActive, cluster, address), r.Gauge(clusterTunnelsActive, cluster)},
+		ToUpstream:   []*metrics.Counter{r.Counter(endpointRelayed, cluster, address, "upstream"), r.Counter(clusterRelayed, cluster, "upstream")},
+		ToDownstream: []*metrics.Counter{r.Counter(endpointRelayed, cluster, address, "downstream"), r.Counter(clusterRelayed, cluster, "downstream")},
+	}
+}
+
+// Count counts tunnels that have come, or with a negative n gone.
+func (m *TunnelMetrics) Count(n int64) {
+	for _, g := range m.active {
+		g.Add(n)
+	}
 }

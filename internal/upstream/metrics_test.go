@@ -88,6 +88,7 @@ func TestConnectionsAreCountedByWhoHasEndedThem(t *testing.T) {
 	busy.conn.Close()
 	tunnel.conn.owner.Taken()
 	e.TunnelOpened()
+	e.Tunnels.Count(1)
 	failed.conn.owner.Taken()
 	e.TunnelFailed()
 	wantFigures(t, r,
@@ -144,13 +145,49 @@ func TestAllAddressesOfANameAreOneEndpointInFigures(t *testing.T) {
 	_, endpoints, r := counted(t, n, web("app.internal:80"))
 	for _, e := range endpoints {
 		e.TunnelOpened()
+		e.Tunnels.Count(1)
 	}
-	endpoints[0].TunnelClosed()
+	endpoints[0].Tunnels.Count(-1)
 	wantFigures(t, r,
 		"cluster_endpoints{web} 2",
 		"cluster_tunnels_total{web} 2",
 		"cluster_tunnels_active{web} 1",
 		"endpoint_tunnels_active{web,app.internal:80} 1",
+	)
+}
+
+// So a tunnel that outlives its endpoint is counted where it was before.
+func TestTheTunnelsOfAFormerEndpointAreCountedByItsName(t *testing.T) {
+	t.Parallel()
+	_, endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
+	same, former := upstream.NewTunnelMetrics(r, "web", "10.0.0.1:80"), upstream.NewTunnelMetrics(r, "web", "10.0.0.9:80")
+	other := upstream.NewTunnelMetrics(r, "chat", "10.0.0.9:80")
+	for i, m := range []upstream.TunnelMetrics{endpoints[0].Tunnels, same, former, other} {
+		m.Count(1)
+		for _, c := range m.ToUpstream {
+			c.Add(1 << i)
+		}
+		for _, c := range m.ToDownstream {
+			c.Add(16 << i)
+		}
+	}
+	wantFigures(t, r,
+		"cluster_endpoints{web} 1",
+		"cluster_tunnels_active{web} 3",
+		"cluster_tunnels_active{chat} 1",
+		"endpoint_tunnels_active{web,10.0.0.1:80} 2",
+		"endpoint_tunnels_active{web,10.0.0.9:80} 1",
+		"endpoint_tunnels_active{chat,10.0.0.9:80} 1",
+		"cluster_tunnel_relayed_bytes_total{web,upstream} 7",
+		"cluster_tunnel_relayed_bytes_total{chat,upstream} 8",
+		"cluster_tunnel_relayed_bytes_total{web,downstream} 112",
+		"cluster_tunnel_relayed_bytes_total{chat,downstream} 128",
+		"endpoint_tunnel_relayed_bytes_total{web,10.0.0.1:80,upstream} 3",
+		"endpoint_tunnel_relayed_bytes_total{web,10.0.0.9:80,upstream} 4",
+		"endpoint_tunnel_relayed_bytes_total{chat,10.0.0.9:80,upstream} 8",
+		"endpoint_tunnel_relayed_bytes_total{web,10.0.0.1:80,downstream} 48",
+		"endpoint_tunnel_relayed_bytes_total{web,10.0.0.9:80,downstream} 64",
+		"endpoint_tunnel_relayed_bytes_total{chat,10.0.0.9:80,downstream} 128",
 	)
 }
 

@@ -1,0 +1,683 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/control"
+	"holdfast/internal/tunnel"
+)
+
+// introduceTimeout is how long an attempt to hand over a loop may take, and introducePause
+// how long the wait is before the next one.
+const (
+	introduceTimeout = time.Second
+	introducePause   = 100 * time.Millisecond
+)
+
+// candidatePatience is how long the supervisor that is to come may take no deposits:
+// tunnels start later while it does.
+const candidatePatience = time.Second
+
+// errNoVault says that nobody keeps deposits at present.
+var errNoVault = errors.New("no supervisor keeps tunnels")
+
+// vault is a generation's side of the vault. It deposits tunnels with the supervisor that
+// commands and, while there is one, with the candidate that may come to; it moves them
+// between generations, and resumes those of a dead one.
+//
+// Loops call the methods of [tunnel.Vault]. The generation's loop calls connect, obeyed
+// and so on, which wait for nothing. Each channel has a goroutine, see talk.
+type vault struct {
+	g         *generation
+	ready     chan struct{} // closed when g is built
+	done      chan struct{} // closed by close
+	closing   sync.Once
+	inherited chan *control.VaultPacket // the loops of a dead generation, for build
+	talks     sync.WaitGroup
+
+	serving atomic.Bool // tunnels of others may come
+
+	rounds sync.Mutex // held to begin a round of deposits
+
+	mu                             sync.RWMutex
+	commander, candidate, resuming *vaultChannel // nil: there is none
+	channels                       map[*vaultChannel]bool
+	moving, all                    bool // tunnels are to move; also those whose routes say "keep"
+
+	origins sync.Mutex
+	from    map[uint64]control.VaultTunnel // what tunnels were before they came here, by their number here
+}
+
+// newVault returns one for a generation that is to have the loops of a dead one, stores of
+// them; 0: it has its own.
+func newVault(g *generation, stores int) *vault {
+	return &vault{
+		g: g, ready: make(chan struct{}), done: make(chan struct{}), inherited: make(chan *control.VaultPacket, stores),
+		channels: make(map[*vaultChannel]bool), from: make(map[uint64]control.VaultTunnel),
+	}
+}
+
+// vaultChannel is one to a supervisor.
+type vaultChannel struct {
+	*control.Vault
+	replaces *vaultChannel // its talk is waited for
+	open     atomic.Bool   // deposits may be sent
+	busy     atomic.Int64  // since when it takes none, in Unix nanoseconds; 0: it takes some
+	ended    chan struct{} // closed when its talk is over
+	said     bool          // that something came which does not belong there; talk's
+}
+
+// try sends a packet without waiting.
+func (c *vaultChannel) try(p *control.VaultPacket) error {
+	if c == nil || !c.open.Load() {
+		return errNoVault
+	}
+	err := c.TrySend(p)
+	if errors.Is(err, control.ErrVaultBusy) {
+		c.busy.CompareAndSwap(0, time.Now().UnixNano())
+		return tunnel.ErrVaultBusy
+	}
+	c.busy.Store(0)
+	return err
+}
+
+// retire ends a channel that another one takes the place of. What the supervisor has sent
+// already is received.
+func (c *vaultChannel) retire() {
+	if c != nil {
+		c.open.Store(false)
+		_ = c.CloseRead() // it fails where the channel is closed
+	}
+}
+
+// round is one time that all tunnels are deposited with a channel.
+type round struct {
+	*vaultChannel
+	commands bool // whose supervisor does
+}
+
+// incoming is a tunnel that may go on here.
+type incoming struct {
+	from control.VaultTunnel
+	by   *vaultChannel
+}
+
+// tell sends a packet to the supervisor that commands and to the candidate. An error says
+// that it is to be sent again, to both: neither is hurt by what it knows.
+func (v *vault) tell(p *control.VaultPacket) error {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	err := v.commander.try(p)
+	if err == tunnel.ErrVaultBusy || v.candidate == nil || !v.candidate.open.Load() {
+		return err
+	}
+	switch other := v.candidate.try(p); {
+	case other == nil:
+		return nil
+	case other == tunnel.ErrVaultBusy && time.Since(time.Unix(0, v.candidate.busy.Load())) < candidatePatience:
+		return other
+	}
+	v.candidate.retire() // it gets another one when it commands
+	return err
+}
+
+// Deposit implements [tunnel.Vault].
+func (v *vault) Deposit(tunnels []tunnel.Deposit) error {
+	p := &control.VaultPacket{Type: control.VaultDeposit, Entries: make([]control.VaultEntry, len(tunnels))}
+	var records []byte
+	for i := range tunnels {
+		d := &tunnels[i]
+		begin := len(records)
+		records = appendRecord(records, d)
+		e := control.VaultEntry{Number: d.Number, From: v.fromOf(d.Number), Record: records[begin:], Files: d.FDs[:]}
+		if d.Released {
+			e.Flags = control.VaultReleased
+		}
+		p.Entries[i] = e
+	}
+	return v.tell(p)
+}
+
+// Withdraw implements [tunnel.Vault].
+func (v *vault) Withdraw(numbers []uint64) error {
+	return v.tell(numbered(control.VaultWithdraw, numbers))
+}
+
+func numbered(t control.VaultType, numbers []uint64) *control.VaultPacket {
+	p := &control.VaultPacket{Type: t, Entries: make([]control.VaultEntry, len(numbers))}
+	for i, n := range numbers {
+		p.Entries[i].Number = n
+	}
+	return p
+}
+
+// Complete implements [tunnel.Vault].
+func (v *vault) Complete(t tunnel.Ticket) error {
+	r := t.(round)
+	p := &control.VaultPacket{Type: control.VaultComplete}
+	if !r.commands {
+		p.Flags = control.VaultCandidate
+	}
+	if err := r.try(p); err == tunnel.ErrVaultBusy {
+		return err
+	}
+	return nil // or the channel is gone, and there is nothing to complete
+}
+
+// Release implements [tunnel.Vault]. Nothing moves while a candidate is there, so that it
+// does not come to command in the middle of that.
+func (v *vault) Release(tunnels []tunnel.Standing) error {
+	p := &control.VaultPacket{Type: control.VaultRelease, Entries: make([]control.VaultEntry, len(tunnels))}
+	for i := range tunnels {
+		e := &p.Entries[i]
+		e.Number = tunnels[i].Number
+		e.State, e.Files = appendState(nil, &tunnels[i])
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.candidate != nil {
+		return tunnel.ErrVaultBusy
+	}
+	return v.commander.try(p)
+}
+
+// Taken implements [tunnel.Vault]. From its success on the tunnel is here, and is counted
+// here. Only the supervisor that has asked may be told so: what became of the tunnel when
+// the channel to another one had ended is known by that end.
+func (v *vault) Taken(t tunnel.Ticket, d tunnel.Deposit) error {
+	in := t.(incoming)
+	p := &control.VaultPacket{Type: control.VaultTaken, Entries: []control.VaultEntry{{Number: d.Number, From: in.from, Record: appendRecord(nil, &d)}}}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if in.by != v.commander || v.candidate != nil {
+		return errNoVault
+	}
+	if err := in.by.try(p); err != nil {
+		return err
+	}
+	v.origin(d.Number, in.from)
+	v.arrived(d.Origin)
+	return nil
+}
+
+// arrived counts a tunnel that was opened in another generation.
+func (v *vault) arrived(o *tunnel.Origin) {
+	v.g.manager.TunnelArrived(o)
+	v.g.listener(o.Listener).enter()
+}
+
+// Declined implements [tunnel.Vault].
+func (v *vault) Declined(t tunnel.Ticket) error {
+	in := t.(incoming)
+	return in.by.try(declining(in.from))
+}
+
+func declining(from ...control.VaultTunnel) *control.VaultPacket {
+	p := &control.VaultPacket{Type: control.VaultDeclined}
+	for _, f := range from {
+		p.Entries = append(p.Entries, control.VaultEntry{From: f})
+	}
+	return p
+}
+
+// origin notes what a tunnel was before it came here; fromOf knows it, and forget does not
+// any more.
+func (v *vault) origin(number uint64, from control.VaultTunnel) {
+	if from != (control.VaultTunnel{}) {
+		v.origins.Lock()
+		v.from[number] = from
+		v.origins.Unlock()
+	}
+}
+
+func (v *vault) fromOf(number uint64) control.VaultTunnel {
+	v.origins.Lock()
+	defer v.origins.Unlock()
+	return v.from[number]
+}
+
+func (v *vault) forget(number uint64) {
+	v.origins.Lock()
+	defer v.origins.Unlock()
+	delete(v.from, number)
+}
+
+// connect makes fd, which it takes over, the channel to the supervisor that commands, or
+// to the candidate.
+func (v *vault) connect(fd int, candidate bool) error {
+	conn, err := control.NewVault(fd)
+	if err != nil {
+		return err
+	}
+	c := &vaultChannel{Vault: conn, ended: make(chan struct{})}
+	v.mu.Lock()
+	place := &v.commander
+	if candidate {
+		place = &v.candidate
+	}
+	c.replaces, *place = *place, c
+	v.channels[c] = true
+	v.mu.Unlock()
+	c.replaces.retire()
+	if candidate {
+		v.g.tunnels.Unmove()
+	}
+	v.talks.Go(func() { v.talk(c) })
+	return nil
+}
+
+// obeyed is called when the candidate has come to command, with a channel or without. All
+// is deposited with it once more: only now it may act upon that, and so it hears how things
+// stand now. Whether anything is to move is for it to say.
+func (v *vault) obeyed() {
+	v.mu.Lock()
+	former, c, moving := v.commander, v.candidate, v.moving
+	v.commander, v.candidate, v.moving = c, nil, false
+	v.mu.Unlock()
+	former.retire()
+	if moving {
+		v.g.tunnels.Unmove()
+	}
+	if c != nil && c.open.Load() { // otherwise that is still to come
+		v.depositAll(c)
+	}
+}
+
+// dropCandidate is called when the candidate will not come to command.
+func (v *vault) dropCandidate() {
+	v.mu.Lock()
+	c := v.candidate
+	v.candidate = nil
+	v.mu.Unlock()
+	c.retire()
+	if c != nil {
+		v.moveOn()
+	}
+}
+
+// move has tunnels go to another generation, all of them or those that are to.
+func (v *vault) move(all bool) {
+	v.mu.Lock()
+	v.moving, v.all = true, all
+	v.mu.Unlock()
+	v.moveOn()
+}
+
+// moveOn does what move has asked for, unless that has to wait for a candidate.
+func (v *vault) moveOn() {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.moving && v.candidate == nil {
+		v.g.tunnels.Move(v.all)
+	}
+}
+
+// stay takes move back.
+func (v *vault) stay() {
+	v.mu.Lock()
+	moving := v.moving
+	v.moving = false
+	v.mu.Unlock()
+	if moving {
+		v.g.tunnels.Unmove()
+	}
+}
+
+// awaitTunnels begins to wait for the tunnels of a dead generation. They come from the
+// supervisor that commands.
+func (v *vault) awaitTunnels() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if cap(v.inherited) == 0 || v.commander == nil {
+		return errors.New("there are no loops of a dead generation here")
+	}
+	v.resuming = v.commander
+	return nil
+}
+
+// awaits says whether more tunnels of a dead generation are to come.
+func (v *vault) awaits() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.resuming != nil
+}
+
+// allCame is called when no more of them come over a channel.
+func (v *vault) allCame(c *vaultChannel) {
+	v.mu.Lock()
+	last := v.resuming == c
+	if last {
+		v.resuming = nil
+	}
+	v.mu.Unlock()
+	if last {
+		v.g.tunnels.Resumed()
+		v.g.notice()
+	}
+}
+
+// close ends all channels and waits for whoever receives from them. It may be called
+// again.
+func (v *vault) close() {
+	v.closing.Do(func() { close(v.done) })
+	v.mu.Lock()
+	for c := range v.channels {
+		c.open.Store(false)
+		go c.Close() // see control.Discard
+	}
+	v.mu.Unlock()
+	v.talks.Wait()
+	for {
+		select {
+		case p := <-v.inherited:
+			p.CloseFiles()
+		default:
+			return
+		}
+	}
+}
+
+// talk is the life of a channel. It introduces the generation and then does what the
+// supervisor says, until either has ended the channel.
+func (v *vault) talk(c *vaultChannel) {
+	defer v.hangUp(c)
+	if c.replaces != nil { // what it has brought comes first
+		<-c.replaces.ended
+		c.replaces = nil
+	}
+	if err := v.introduce(c); err != nil {
+		v.g.log.Error("cannot tell the supervisor what keeps tunnels", "err", err)
+		return
+	}
+	for {
+		p, err := c.Receive()
+		if err != nil && !errors.Is(err, control.ErrProtocol) {
+			return
+		}
+		if err != nil {
+			v.complain(c, "err", err)
+		}
+		if p != nil {
+			v.handle(c, p)
+		}
+	}
+}
+
+// introduce hands over the loops of the generation, and begins to deposit. One that is to
+// have the loops of a dead generation is known already.
+func (v *vault) introduce(c *vaultChannel) error {
+	if !v.built() && cap(v.inherited) > 0 {
+		c.open.Store(true)
+		return nil
+	}
+	select {
+	case <-v.ready:
+	case <-v.done:
+		return nil
+	}
+	for i, loop := range v.g.loops.all {
+		files := []int{loop.Store.FD()}
+		for _, pipe := range loop.Store.Pipes() {
+			files = append(files, pipe.R, pipe.W)
+		}
+		if err := v.insist(c, &control.VaultPacket{Type: control.VaultStore, Loop: i, Files: files}); err != nil {
+			return err
+		}
+	}
+	v.depositAll(c)
+	return nil
+}
+
+// insist sends a packet, as often as there is no room for it: the supervisor may be slow,
+// or the user may have too many descriptors on their way (unix(7), ETOOMANYREFS).
+func (v *vault) insist(c *vaultChannel, p *control.VaultPacket) error {
+	for said := false; ; {
+		err := c.Send(p, introduceTimeout)
+		if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, unix.ETOOMANYREFS) && !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+		if !said {
+			said = true
+			v.g.log.Warn("the supervisor cannot be told yet what keeps tunnels; trying again", "err", err)
+		}
+		select {
+		case <-time.After(introducePause):
+		case <-v.done:
+			return nil
+		}
+	}
+}
+
+func (v *vault) built() bool {
+	select {
+	case <-v.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+// depositAll has all tunnels deposited with a supervisor that knows of none, or that has
+// come to command.
+func (v *vault) depositAll(c *vaultChannel) {
+	v.rounds.Lock() // so that the last round says what holds last
+	defer v.rounds.Unlock()
+	v.mu.RLock()
+	commands, wanted := c == v.commander, c == v.commander || c == v.candidate
+	if wanted {
+		c.open.Store(true)
+	}
+	v.mu.RUnlock()
+	if wanted {
+		v.g.tunnels.Deposit(round{c, commands})
+	}
+}
+
+// hangUp lets go of a channel.
+func (v *vault) hangUp(c *vaultChannel) {
+	c.open.Store(false)
+	c.Close()
+	v.mu.Lock()
+	delete(v.channels, c)
+	if v.commander == c {
+		v.commander = nil
+	}
+	candidate := v.candidate == c
+	if candidate {
+		v.candidate = nil
+	}
+	v.mu.Unlock()
+	v.allCame(c)
+	if candidate {
+		v.moveOn()
+	}
+	close(c.ended)
+}
+
+// complain says once for each channel that what has come there does not belong there.
+func (v *vault) complain(c *vaultChannel, attrs ...any) {
+	if !c.said {
+		c.said = true
+		v.g.log.Warn("what the supervisor says about tunnels is not understood; more of that will not be logged", attrs...)
+	}
+}
+
+// handle does what a supervisor says. A candidate has nothing to say.
+func (v *vault) handle(c *vaultChannel, p *control.VaultPacket) {
+	v.mu.RLock()
+	commands, resumes := c == v.commander, c == v.resuming
+	v.mu.RUnlock()
+	switch t := p.Type; {
+	case t == control.VaultStore && v.inherit(p):
+		return
+	case t == control.VaultResume && resumes:
+		v.resume(c, p)
+		return
+	case t == control.VaultComplete && resumes:
+		v.allCame(c)
+	case t == control.VaultTake && commands:
+		v.take(c, p)
+		return
+	case t == control.VaultRefused && commands && v.built():
+		v.g.tunnels.Refused(numbersOf(p))
+	case t == control.VaultGone && commands && v.built():
+		v.gone(numbersOf(p))
+	case t == control.VaultReturned && commands && v.built():
+		v.g.tunnels.Returned(numbersOf(p))
+	case commands || resumes:
+		v.complain(c, "type", int(t))
+	}
+	p.CloseFiles()
+}
+
+func numbersOf(p *control.VaultPacket) []uint64 {
+	numbers := make([]uint64, len(p.Entries))
+	for i := range p.Entries {
+		numbers[i] = p.Entries[i].Number
+	}
+	return numbers
+}
+
+// gone: tunnels are elsewhere. A candidate that has them as ours is told, too.
+func (v *vault) gone(numbers []uint64) {
+	v.g.tunnels.Gone(numbers)
+	v.mu.RLock()
+	c := v.candidate
+	v.mu.RUnlock()
+	if c != nil && c.open.Load() && c.Send(numbered(control.VaultWithdraw, numbers), candidatePatience) != nil {
+		c.retire()
+	}
+}
+
+// take has tunnels of another generation go on here, or says of each one that it does not.
+func (v *vault) take(c *vaultChannel, p *control.VaultPacket) {
+	var arriving []tunnel.Arriving
+	var declined []control.VaultTunnel
+	for i := range p.Entries {
+		e := &p.Entries[i]
+		if a, err := v.arriving(c, e); err == nil {
+			arriving = append(arriving, a)
+			continue
+		}
+		control.Discard(e.Files)
+		declined = append(declined, e.From)
+	}
+	control.Discard(p.Files)
+	if len(arriving) > 0 {
+		v.g.tunnels.Take(arriving)
+	}
+	if len(declined) > 0 {
+		_ = c.Send(declining(declined...), sendTimeout) // who does not take it sees the end
+	}
+}
+
+// arriving makes a tunnel of what came.
+func (v *vault) arriving(c *vaultChannel, e *control.VaultEntry) (tunnel.Arriving, error) {
+	if !v.serving.Load() || len(e.Files) < 2 {
+		return tunnel.Arriving{}, errNoVault
+	}
+	r, err := parseRecord(e.Record)
+	if err != nil {
+		return tunnel.Arriving{}, err
+	}
+	s, err := parseState(e.State, e.Files[2:])
+	if err != nil {
+		return tunnel.Arriving{}, err
+	}
+	who, ends := v.adopt(r)
+	return tunnel.Arriving{Record: who, FDs: [2]int(e.Files), Standing: s, Ticket: incoming{e.From, c}, Sentence: ends}, nil
+}
+
+// adopt says what a tunnel is here.
+func (v *vault) adopt(r *record) (tunnel.Record, tunnel.Sentence) {
+	a := v.g.manager.adopt(r.provenance)
+	who := tunnel.Record{Origin: a.origin, ID: r.id, Client: r.client, Started: r.started}
+	if r.tag != nil {
+		who.Tag = r.tag
+	}
+	if a.closes {
+		return who, tunnel.Sentence{Ends: tunnel.RouteRemoved, Within: v.g.cfg.Drain.CloseSpread}
+	}
+	return who, tunnel.Sentence{}
+}
+
+// resume has tunnels of a dead generation go on here. Of one of which nothing is understood
+// the connections are closed: the supervisor lets go of what is withdrawn.
+func (v *vault) resume(c *vaultChannel, p *control.VaultPacket) {
+	resumed := make([][]tunnel.Resumed, len(v.g.loops.all))
+	var lost []uint64
+	for i := range p.Entries {
+		e := &p.Entries[i]
+		r, err := parseRecord(e.Record)
+		if err != nil || len(e.Files) != 2 || e.Number == 0 || r.place.Loop >= len(resumed) {
+			lost = append(lost, e.Number)
+			control.Discard(e.Files)
+			continue
+		}
+		who, ends := v.adopt(r)
+		who.Number = e.Number
+		v.origin(e.Number, e.From)
+		v.arrived(who.Origin)
+		resumed[r.place.Loop] = append(resumed[r.place.Loop], tunnel.Resumed{Record: who, FDs: [2]int(e.Files), Place: r.place, Sentence: ends})
+	}
+	control.Discard(p.Files)
+	for loop, tunnels := range resumed {
+		if len(tunnels) > 0 {
+			v.g.tunnels.Resume(loop, tunnels)
+		}
+	}
+	if len(lost) > 0 {
+		v.g.log.Error("tunnels of a dead generation cannot be resumed", "tunnels", len(lost))
+		_ = c.Send(numbered(control.VaultWithdraw, lost), sendTimeout) // who does not take it sees the end
+	}
+}
+
+// inherit takes a loop of a dead generation over. It returns false, with the packet
+// untouched, if none is missing.
+func (v *vault) inherit(p *control.VaultPacket) bool {
+	if v.built() {
+		return false
+	}
+	select {
+	case v.inherited <- p:
+		return true
+	default:
+		return false
+	}
+}
+
+// heirlooms waits for the loops of a dead generation. They are the caller's.
+func (v *vault) heirlooms(ctx context.Context) ([]*control.VaultPacket, error) {
+	var all []*control.VaultPacket
+	for range cap(v.inherited) {
+		select {
+		case p := <-v.inherited:
+			all = append(all, p)
+		case <-ctx.Done():
+			for _, p := range all {
+				p.CloseFiles()
+			}
+			return nil, fmt.Errorf("the loops of a dead generation: %w", context.Cause(ctx))
+		}
+	}
+	return all, nil
+}
+
+// onTunnelMoved is called by the Set.
+func (g *generation) onTunnelMoved(r tunnel.Record) {
+	if g.log.Enabled(context.Background(), slog.LevelDebug) {
+		g.log.Debug("tunnel moved to another generation", "request_id", r.ID)
+	}
+	g.vault.forget(r.Number)
+	g.manager.TunnelLeft(r.Origin)
+	g.listener(r.Listener).leave()
+}
