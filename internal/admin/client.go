@@ -115,6 +115,12 @@ func (c *Client) Kill(ctx context.Context, generation int) error {
 	return err
 }
 
+// MoveTunnels is [supervisor.Commands.MoveTunnels].
+func (c *Client) MoveTunnels(ctx context.Context, generation int) error {
+	_, err := c.do(ctx, "POST", "/move", url.Values{"generation": {strconv.Itoa(generation)}})
+	return err
+}
+
 // Metrics returns what all generations have counted, and the supervisor itself, in
 // the text format of Prometheus. It is for a person to read: a character that
 // could drive a terminal is replaced.

@@ -42,6 +42,7 @@ func (s *Server) resources() []resource {
 		{"POST", "/stop", "end the service; ?now=1 without waiting for anything, ?wait=1 answers when it has ended", s.stop},
 		{"POST", "/ready", "?on=false has /readyz answer 503, ?on=true takes that back", s.setReady},
 		{"POST", "/kill", "?generation=N ends a generation at once", s.kill},
+		{"POST", "/move", "?generation=N has one that drains pass its tunnels to the one that serves", s.move},
 		{"POST", "/log-level", "?level=debug, info, warn or error sets it, ?level=config takes that back", s.setLogLevel},
 		{"POST", "/reopen-logs", "write access logs to what their paths name now", s.reopenLogs},
 	}
@@ -313,6 +314,22 @@ func (s *Server) kill(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	answerText(w, http.StatusOK, "killed")
+	return nil
+}
+
+// move answers when the generation was told: tunnels go one batch after the other, and
+// /status says how many are left.
+func (s *Server) move(w http.ResponseWriter, r *http.Request) error {
+	generation, err := generationNumber(r)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
+	defer cancel()
+	if err := s.cmds.MoveTunnels(ctx, generation); err != nil {
+		return err
+	}
+	answerText(w, http.StatusOK, "moving")
 	return nil
 }
 

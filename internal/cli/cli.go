@@ -98,7 +98,7 @@ func (c *commands) root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&c.runtimeDir, "runtime-dir", "",
 		"where the supervisor is found (default $HOLDFAST_RUNTIME_DIR, $RUNTIME_DIRECTORY, "+systemRuntimeDir+" or $XDG_RUNTIME_DIR/holdfast)")
-	root.AddCommand(c.run(), c.check(), c.reload(), c.upgrade(), c.status(), c.stop(), c.ready(), c.kill(),
+	root.AddCommand(c.run(), c.check(), c.reload(), c.upgrade(), c.status(), c.stop(), c.ready(), c.kill(), c.move(),
 		c.config(), c.diff(), c.metrics(), c.logLevel(), c.reopenLogs(), c.profile(), versionCommand())
 	root.AddCommand(c.program.Tools...)
 	return root
@@ -247,9 +247,10 @@ func (c *commands) kill() *cobra.Command {
 	var generation int
 	cmd := &cobra.Command{
 		Use:   "kill --generation N",
-		Short: "End a generation at once, with all that it holds",
-		Long: "Ends a generation at once, with all its requests and tunnels: for one that does not answer.\n" +
-			"Where it is the serving one, another takes its place; new connections wait meanwhile.",
+		Short: "End a generation at once, with all its requests",
+		Long: "Ends a generation at once, with all its requests: for one that does not answer. Another process goes on\n" +
+			"with those of its tunnels that are deposited; the others end. Where it is the serving one, another takes\n" +
+			"its place; new connections wait meanwhile.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkGeneration(generation); err != nil {

@@ -91,6 +91,8 @@ func TestACommandLineThatIsNotUnderstood(t *testing.T) {
 		"check":                       "holdfast: required flag(s) \"config\" not set\n" + usageHint,
 		"kill":                        "holdfast: required flag(s) \"generation\" not set\n" + usageHint,
 		"kill --generation x":         "holdfast: invalid argument \"x\" for \"--generation\" flag: strconv.ParseInt: parsing \"x\": invalid syntax\n" + usageHint,
+		"move":                        "holdfast: required flag(s) \"generation\" not set\n" + usageHint,
+		"move --generation 0":         "holdfast: there is no generation 0: the first is 1\n" + usageHint,
 		"kill --generation 0":         "holdfast: there is no generation 0: the first is 1\n" + usageHint,
 		"log-level":                   "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
 		"log-level loud":              "holdfast: invalid argument \"loud\" for \"holdfast log-level\"\n" + usageHint,
@@ -133,7 +135,7 @@ func TestCommandsThatFindNoSupervisor(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
 	for _, line := range []string{
-		"reload", "status", "stop", "ready off", "kill --generation 3",
+		"reload", "status", "stop", "ready off", "kill --generation 3", "move --generation 3",
 		"config", "diff", "metrics", "log-level debug", "reopen-logs", "profile heap",
 	} {
 		got := execute(&cli.Program{}, "--runtime-dir "+dir+" "+line)
@@ -167,6 +169,7 @@ func TestCommandsWhoseAnswerIsLost(t *testing.T) {
 		"stop --timeout 100ms": "the service was told to stop and its end was not seen",
 		"ready off":            "whether readiness was set is not known",
 		"kill --generation 3":  "whether generation 3 was killed is not known",
+		"move --generation 3":  "whether generation 3 moves its tunnels is not known",
 		"log-level debug":      "whether the log level was set is not known",
 		"reopen-logs":          "whether the access logs were opened again is not known",
 	} {
@@ -446,13 +449,14 @@ func TestStatus(t *testing.T) {
 	busy.Started = ago(3*day + 4*hour)
 	busy.FileDiffers = true
 	busy.LogsDropped = 1300
+	busy.Vault = supervisor.VaultStatus{Deposits: 1187, Resuming: 1, Bereft: 9000, Refused: 17, Resumed: 3, Moved: 12}
 	busy.LastReload = &supervisor.LastReload{Time: ago(2 * hour), Error: "configuration: h.toml:3: a\nh.toml:4: b"}
 	busy.Listeners = []supervisor.ListenerStatus{
 		{Name: "public", Key: "0.0.0.0:443", Address: "0.0.0.0:443"},
 		{Name: "any", Key: "any@127.0.0.1:0", Address: "127.0.0.1:40123"},
 	}
 	busy.Generations = []supervisor.GenerationStatus{
-		{Number: 1208, State: "serving", PID: 4250, Version: "1.2.0", ConfigHash: "3f2a9c1b7d00", Started: ago(2 * hour), Requests: 12, Tunnels: 1204, OldestTunnel: ago(hour), RSS: 38 << 20},
+		{Number: 1208, State: "serving", PID: 4250, Version: "1.2.0", ConfigHash: "3f2a9c1b7d00", Started: ago(2 * hour), Requests: 12, Tunnels: 1204, Deposits: 1187, OldestTunnel: ago(hour), RSS: 38 << 20},
 		{Number: 7, State: "draining", NotAnswering: true, PID: 433, Version: "1.1.10", ConfigHash: "00ff00ff0000", Started: ago(3 * day), Tunnels: 3, OldestTunnel: ago(2 * day), RSS: 900 << 10},
 	}
 	off := quiet
@@ -475,14 +479,16 @@ last reload    2h 0m ago: refused: configuration: h.toml:3: a
                h.toml:4: b
 listeners      public on 0.0.0.0:443
                any on 127.0.0.1:40123
+vault          9,000 tunnels of 1 dead generation to be resumed
+               17 tunnels found no room so far, and would end with their process: the supervisor has too few descriptors
 log            1,300 lines dropped: the reader of the log is gone or too slow, or its disk is full
 
-GENERATION  STATE                    VERSION  CONFIG     PID    AGE  REQUESTS  TUNNELS  OLDEST      RSS
-1208        serving                  1.2.0    3f2a9c1b  4250  2h 0m        12    1,204   1h 0m   38 MiB
-7           draining, not answering  1.1.10   00ff00ff   433  3d 0h         0        3   2d 0h  900 KiB
+GENERATION  STATE                    VERSION  CONFIG     PID    AGE  REQUESTS  TUNNELS  DEPOSITED  OLDEST      RSS
+1208        serving                  1.2.0    3f2a9c1b  4250  2h 0m        12    1,204      1,187   1h 0m   38 MiB
+7           draining, not answering  1.1.10   00ff00ff   433  3d 0h         0        3          0   2d 0h  900 KiB
 
 generation 7 does not answer; its figures are the last ones.
-` + "`holdfast kill --generation 7`" + ` ends it, with all that it holds.
+` + "`holdfast kill --generation 7`" + ` ends it: its requests are cut, and another process goes on with its deposited tunnels.
 `},
 		"turned off, with a file that cannot be read": {off, `holdfast 1.2.0, pid 4242, up 1h 0m
 
@@ -491,7 +497,7 @@ configuration  /etc/holdfast/holdfast.toml (3f2a9c1b)
 ready          no: turned off; ` + "`holdfast ready on`" + ` turns it on
 last reload    running
 
-GENERATION  STATE  VERSION  CONFIG  PID  AGE  REQUESTS  TUNNELS  OLDEST  RSS
+GENERATION  STATE  VERSION  CONFIG  PID  AGE  REQUESTS  TUNNELS  DEPOSITED  OLDEST  RSS
 `},
 		"nothing serves because it crashes": {crashing, `holdfast 1.2.0, pid 4242, up 1h 0m
 
@@ -500,7 +506,7 @@ ready          no: crashed
 last reload    none
 crashes        7 in a row; the last: the serving generation has died: signal: killed
 
-GENERATION  STATE  VERSION  CONFIG  PID  AGE  REQUESTS  TUNNELS  OLDEST  RSS
+GENERATION  STATE  VERSION  CONFIG  PID  AGE  REQUESTS  TUNNELS  DEPOSITED  OLDEST  RSS
 `},
 		"stopping": {stopping, `holdfast 1.2.0, pid 4242, up 1h 0m
 
@@ -508,7 +514,7 @@ configuration  /etc/holdfast/holdfast.toml (-)
 ready          no: stopping
 last reload    none
 
-GENERATION  STATE  VERSION  CONFIG  PID  AGE  REQUESTS  TUNNELS  OLDEST  RSS
+GENERATION  STATE  VERSION  CONFIG  PID  AGE  REQUESTS  TUNNELS  DEPOSITED  OLDEST  RSS
 `},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -15,7 +15,7 @@ const (
 	exitDone    = 0 // what was asked for is so
 	exitFailed  = 1 // it was refused or did not work, and the message says why
 	exitWrong   = 2 // the configuration or the command line is wrong: trying again is of no use
-	exitUnknown = 3 // it was asked for and the answer was lost: `holdfast status` shows what is so
+	exitUnknown = 3 // it was asked for, and how it ended was not seen: `holdfast status` shows what is so
 	exitDiffers = 4 // `holdfast diff --exit-code` has worked, and found a difference
 )
 
@@ -58,10 +58,16 @@ func exitCode(err error) int {
 	if refusal, ok := errors.AsType[*supervisor.Refusal](err); ok && refusal.Step == "configuration" {
 		return exitWrong
 	}
-	if errors.Is(err, admin.ErrUnknown) {
+	if notSeen(err) {
 		return exitUnknown
 	}
 	return exitFailed
+}
+
+// notSeen says whether what was asked for may have been done, or may go on.
+func notSeen(err error) bool {
+	_, left := errors.AsType[*leftError](err)
+	return left || errors.Is(err, admin.ErrUnknown)
 }
 
 // complain writes err, if there is one, in the voice described above.
@@ -98,7 +104,7 @@ func hintFor(err error) string {
 		return "`holdfast stop`, which ends it with all generations"
 	case crashed:
 		return "the log of the service, which says how it ended; `holdfast status` shows what serves"
-	case errors.Is(err, admin.ErrUnknown):
+	case notSeen(err):
 		return "`holdfast status`"
 	case errors.Is(err, fs.ErrPermission):
 		return "the same as the user of the service, or as root"

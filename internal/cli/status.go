@@ -58,6 +58,13 @@ func showStatus(w io.Writer, s *supervisor.Status, now time.Time) {
 		}
 		heading = append(heading, []string{label, l.Name + " on " + l.Address})
 	}
+	for i, note := range vaultNotes(&s.Vault) {
+		label := ""
+		if i == 0 {
+			label = "vault"
+		}
+		heading = append(heading, []string{label, note})
+	}
 	if s.LogLevel != "" {
 		heading = append(heading, []string{"log level", s.LogLevel + ", set by command; `holdfast log-level config` takes that back"})
 	}
@@ -67,7 +74,7 @@ func showStatus(w io.Writer, s *supervisor.Status, now time.Time) {
 	table(w, heading, 0)
 
 	fmt.Fprintln(w)
-	rows := [][]string{{"GENERATION", "STATE", "VERSION", "CONFIG", "PID", "AGE", "REQUESTS", "TUNNELS", "OLDEST", "RSS"}}
+	rows := [][]string{{"GENERATION", "STATE", "VERSION", "CONFIG", "PID", "AGE", "REQUESTS", "TUNNELS", "DEPOSITED", "OLDEST", "RSS"}}
 	for _, g := range s.Generations {
 		rows = append(rows, generationRow(g, now))
 	}
@@ -75,7 +82,7 @@ func showStatus(w io.Writer, s *supervisor.Status, now time.Time) {
 	for _, g := range s.Generations {
 		if g.NotAnswering {
 			fmt.Fprintf(w, "\ngeneration %d does not answer; its figures are the last ones.\n", g.Number)
-			fmt.Fprintf(w, "`holdfast kill --generation %d` ends it, with all that it holds.\n", g.Number)
+			fmt.Fprintf(w, "`holdfast kill --generation %d` ends it: its requests are cut, and another process goes on with its deposited tunnels.\n", g.Number)
 		}
 	}
 }
@@ -93,7 +100,7 @@ func generationRow(g supervisor.GenerationStatus, now time.Time) []string {
 	}
 	return []string{
 		fmt.Sprint(g.Number), state, g.Version, short(g.ConfigHash), fmt.Sprint(g.PID), old,
-		number(g.Requests), number(g.Tunnels), oldest, size(g.RSS),
+		number(g.Requests), number(g.Tunnels), number(g.Deposits), oldest, size(g.RSS),
 	}
 }
 
@@ -105,6 +112,18 @@ func fileNote(s *supervisor.Status) string {
 		return "the file on disk differs from what runs: `holdfast diff` says how, `holdfast reload` puts it into service"
 	}
 	return ""
+}
+
+// vaultNotes says what is not as it should be with what is kept of tunnels.
+func vaultNotes(v *supervisor.VaultStatus) []string {
+	var notes []string
+	if v.Resuming > 0 {
+		notes = append(notes, count(v.Bereft, "tunnel")+" of "+count(v.Resuming, "dead generation")+" to be resumed")
+	}
+	if v.Refused > 0 {
+		notes = append(notes, count(int(v.Refused), "tunnel")+" found no room so far, and would end with their process: the supervisor has too few descriptors")
+	}
+	return notes
 }
 
 func readiness(s *supervisor.Status) string {

@@ -392,9 +392,10 @@ func (s *Supervisor) takeIn(v *visitor) *generation {
 		g.release, v.release = v.release, nil
 	}
 	g.cutOff = nil // where it only had no channel
+	g.movesTo = 0
 	g.started, g.served, g.silent = v.report.Started, servedSince(v.report.Served), false
 	g.mu.Lock()
-	g.version = v.version
+	g.version, g.vaultVersion = v.version, v.report.Vault
 	g.mu.Unlock()
 	if !known {
 		g.state = draining // it is placed in a moment
@@ -449,7 +450,12 @@ func (s *Supervisor) place(v *visitor, g *generation) {
 	default:
 		s.relinquish(g, s.unserved(v.listeners))
 	}
-	if err := errors.Join(s.handLevel(g, g.send), s.handEstate(g)); err != nil {
+	err := errors.Join(s.handLevel(g, g.send), s.handEstate(g))
+	if !s.vault.Has(g.number) { // a predecessor has given it a channel to us already
+		s.vault.Expect([]int{g.number}) // it may have taken tunnels before we knew it
+		err = errors.Join(err, s.handVault(g, g.send))
+	}
+	if err != nil {
 		g.log.Warn("generation cannot be told what its supervisor wants", "err", err)
 	}
 }

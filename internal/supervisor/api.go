@@ -72,6 +72,17 @@ type Status struct {
 	Listeners   []ListenerStatus   `json:"listeners"`
 	Generations []GenerationStatus `json:"generations"` // living ones, newest first
 	LogsDropped uint64             `json:"logs_dropped"`
+	Vault       VaultStatus        `json:"vault"`
+}
+
+// VaultStatus is what the supervisor keeps of tunnels.
+type VaultStatus struct {
+	Deposits int    `json:"deposits"` // tunnels that outlive their process
+	Resuming int    `json:"resuming"` // dead generations whose tunnels no other has resumed yet
+	Bereft   int    `json:"bereft"`   // those tunnels
+	Refused  uint64 `json:"refused"`  // deposits for which there were no descriptors
+	Resumed  uint64 `json:"resumed"`  // times that a generation has resumed those of a dead one
+	Moved    uint64 `json:"moved"`    // tunnels that one living generation has taken over from another
 }
 
 // LastReload is how the last reload ended.
@@ -104,6 +115,7 @@ type GenerationStatus struct {
 	RequestsTotal uint64    `json:"requests_total"`
 	TunnelsTotal  uint64    `json:"tunnels_total"`
 	LogsDropped   uint64    `json:"logs_dropped"`
+	Deposits      int       `json:"deposits"` // tunnels that outlive the process
 }
 
 // Commands is what the admin surface and signals may ask of a running supervisor.
@@ -132,6 +144,10 @@ type Commands interface {
 
 	// Kill ends a generation at once, whatever it holds.
 	Kill(ctx context.Context, generation int) error
+
+	// MoveTunnels has a draining generation pass its tunnels to the one that serves, and
+	// returns when it was told to. What cannot be moved stays where it is.
+	MoveTunnels(ctx context.Context, generation int) error
 
 	// Metrics returns what all living and ended generations, and the supervisor
 	// itself, have counted.

@@ -163,6 +163,7 @@ func (s *Supervisor) resume(ctx context.Context) {
 		in.absent = append(in.absent, g.Generation)
 	}
 	in.epoch = max(in.epoch, in.facts.Epoch+1)
+	s.expectDeposits(&in)
 	s.takeOver(&in)
 	dropAll(stored)
 }

@@ -11,11 +11,22 @@ import (
 	"holdfast/internal/socket"
 )
 
-const (
-	// steadyAfter is how long a generation must have served for its death to count
-	// as the first in a row.
-	steadyAfter = 30 * time.Second
+// steadyAfter is how long a generation must have served for its death to count as the
+// first in a row.
+var steadyAfter = steadyTime(steadyOverride)
 
+// steadyOverride is set by the linker, for tests that kill without a pause:
+// -X holdfast/internal/supervisor.steadyOverride=100ms
+var steadyOverride string
+
+func steadyTime(text string) time.Duration {
+	if d, err := time.ParseDuration(text); err == nil {
+		return d
+	}
+	return 30 * time.Second
+}
+
+const (
 	// The first replacement starts at once; from the second on each waits twice as
 	// long as the one before.
 	backOffFirst = 100 * time.Millisecond
@@ -42,15 +53,15 @@ func (s *Supervisor) onDeath(g *generation, how string, lost losses) {
 	s.totals.End(g.number)
 	close(g.died)
 	g.closeChannel()
-	s.stats.tunnelsLost.Add(uint64(lost.tunnels))
 	s.stats.recordsLost.Add(uint64(lost.records))
 	if g.diedEarly(was) {
 		s.stats.deaths[was].Inc()
 		if s.serving != g && was != starting && was != ready { // that is for others to say
-			g.log.Error("a "+was.String()+" generation has died", "how", how, "tunnels_lost", lost.tunnels)
+			g.log.Error("a "+was.String()+" generation has died", "how", how, "tunnels", lost.tunnels)
 		}
 	}
 	s.discount(g, "the serving generation has died: "+how)
+	s.mourn(g, lost.tunnels)
 	s.closeUnused(g.release)
 	s.note()
 }
@@ -129,7 +140,7 @@ func (s *Supervisor) lost(g *generation, why string) {
 	if s.upgrading != nil { // it comes first that something serves
 		s.upgrading.cancel(errors.New(why))
 	}
-	g.log.Error(why+"; new connections wait in the listen queues", "in_a_row", s.crashes, "tunnels_lost", g.lost.tunnels)
+	g.log.Error(why+"; new connections wait in the listen queues", "in_a_row", s.crashes, "tunnels", g.lost.tunnels)
 	s.ensureServing()
 }
 
@@ -153,6 +164,9 @@ func (s *Supervisor) ensureServing() {
 // where it still lives, or a new one of the same release. It tries until something
 // serves.
 func (s *Supervisor) restore(ctx context.Context) {
+	if s.awaitBegin(ctx) != nil { // who may still be discarded leaves it to its predecessor
+		return
+	}
 	for {
 		var wait time.Duration
 		s.do(func() { wait = backOff(s.crashes) })

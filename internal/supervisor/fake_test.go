@@ -73,6 +73,8 @@ func fakeProxy(command string) int {
 		time.Sleep(time.Hour)
 	case "foreign":
 		hello.Core, hello.CoreMin = 99, 90
+	case "keeps tunnels":
+		hello.Vault = control.VaultVersion
 	case "escapes":
 		hello.Version = "1.0\x1b[2J"
 	}
@@ -121,6 +123,7 @@ func fakeGeneration(conn *control.Conn) int {
 		}
 	}
 	own := newBelongings(&b)
+	keeper := &fakeKeeper{b: &b, note: note}
 	for {
 		m, fds, err := conn.Receive()
 		if err != nil {
@@ -129,7 +132,7 @@ func fakeGeneration(conn *control.Conn) int {
 			}
 			continue
 		}
-		if own.take(conn, m, &fds) {
+		if own.take(conn, m, &fds) || keeper.take(conn, m, fds) {
 			continue
 		}
 		answer := func() {

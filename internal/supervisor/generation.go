@@ -54,6 +54,9 @@ type generation struct {
 	cutOff   error     // why its channel was closed
 	lost     losses    // what went with it
 	silent   bool      // did not answer the last question
+	movesTo  int       // the generation for which it was told to move tunnels last
+	movesAll bool      // the operator wants all of them to go
+	bequests int       // times in a row that the tunnels that it resumes were left by one that had died soon
 	lastSeen control.Status
 	counts   *metrics.File // that it counts in, which belongs to the totals; nil: not known
 
@@ -62,6 +65,9 @@ type generation struct {
 	heard   chan struct{} // closed when all that came over ch was taken
 	version string
 	lastID  uint64
+
+	vaultVersion int // as it says; 0: it knows no vault
+
 	waiting map[uint64]chan answer
 
 	// unanswered is how many questions it was sent since it last answered one.
@@ -147,7 +153,7 @@ func (g *generation) take(m *control.Message, fds []int) error {
 			return fmt.Errorf("%w: a hello without a version that can be shown", control.ErrProtocol)
 		}
 		g.mu.Lock()
-		g.version = m.Hello.Version
+		g.version, g.vaultVersion = m.Hello.Version, m.Hello.Vault
 		g.mu.Unlock()
 		offer(g.hello, m.Hello)
 	case control.TypeReady:
@@ -279,8 +285,9 @@ func (g *generation) question(ctx context.Context, m control.Message, within tim
 	}
 }
 
-// prepare brings a started process to ready: hello, bundle, listeners.
-func (g *generation) prepare(ctx context.Context, listeners map[string]int, start control.Bundle) error {
+// prepare brings a started process to ready: hello, bundle, what provide gives it, and
+// listeners.
+func (g *generation) prepare(ctx context.Context, listeners map[string]int, start control.Bundle, provide func() error) error {
 	hello, err := await(ctx, g, g.hello, "did not say hello")
 	if err != nil {
 		return err
@@ -294,6 +301,9 @@ func (g *generation) prepare(ctx context.Context, listeners map[string]int, star
 	}
 	defer bundle.Close()
 	err = g.send(&control.Message{Type: control.TypeBundle}, int(bundle.Fd()), g.counts.FD())
+	if err == nil {
+		err = provide()
+	}
 	if err == nil {
 		err = g.handLogs(g.send)
 	}

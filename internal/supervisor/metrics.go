@@ -66,9 +66,29 @@ var (
 		Name: "holdfast_generation_replacements_total", Type: metrics.TypeCounter, Labels: []string{"by"},
 		Help: "Serving generations that crashed, were cut off or were told by a signal to end, and were replaced, by what serves in their place: new (a new process) or reinstated (the one before).",
 	})
+	vaultDeposits = metrics.Define(metrics.Desc{
+		Name: "holdfast_vault_deposits", Type: metrics.TypeGauge,
+		Help: "Tunnels of which the supervisor holds what another generation needs to go on with them.",
+	})
+	vaultBereft = metrics.Define(metrics.Desc{
+		Name: "holdfast_vault_bereft_tunnels", Type: metrics.TypeGauge,
+		Help: "Tunnels whose process has died, and that no other has resumed yet.",
+	})
+	vaultRefused = metrics.Define(metrics.Desc{
+		Name: "holdfast_vault_refused_total", Type: metrics.TypeCounter,
+		Help: "Deposits for which the supervisor had no descriptors.",
+	})
+	vaultMoved = metrics.Define(metrics.Desc{
+		Name: "holdfast_vault_moved_total", Type: metrics.TypeCounter,
+		Help: "Tunnels that one living generation has taken over from another.",
+	})
+	vaultResumptions = metrics.Define(metrics.Desc{
+		Name: "holdfast_vault_resumptions_total", Type: metrics.TypeCounter, Labels: []string{"result"},
+		Help: "Attempts to have a new generation go on with the tunnels of one that has died, by result: done or failed (there is another one then).",
+	})
 	tunnelsLost = metrics.Define(metrics.Desc{
 		Name: "holdfast_tunnels_lost_total", Type: metrics.TypeCounter,
-		Help: "Tunnels that were open when their process died. Those that were started are these, the ended and the active ones.",
+		Help: "Tunnels that were open when their process died and were not deposited, so that they ended with it. Those that were started are these, the ended and the active ones.",
 	})
 	replacementFailures = metrics.Define(metrics.Desc{
 		Name: "holdfast_generation_replacement_failures_total", Type: metrics.TypeCounter,
@@ -170,7 +190,11 @@ type stats struct {
 	reopened, reopenFailures         *metrics.Counter
 	adopted                          *metrics.Counter
 	upgradesDone, upgradesRefused    *metrics.Counter
-	logLinesDropped, strangers       follower // owned by the supervisor's loop
+	resumed, resumeFailures          *metrics.Counter
+
+	// Owned by the supervisor's loop.
+	logLinesDropped, strangers follower
+	vaultRefused, vaultMoved   follower
 }
 
 // newStats returns stats that go on from what a predecessor has counted.
@@ -197,6 +221,8 @@ func newStats(previous []metrics.Family) (*stats, error) {
 		reopened: r.Counter(logsReopened, "done"), reopenFailures: r.Counter(logsReopened, "failed"),
 		adopted:      r.Counter(generationsAdopted),
 		upgradesDone: r.Counter(supervisorUpgrades, "done"), upgradesRefused: r.Counter(supervisorUpgrades, "refused"),
+		resumed: r.Counter(vaultResumptions, "done"), resumeFailures: r.Counter(vaultResumptions, "failed"),
+		vaultRefused: follower{counter: r.Counter(vaultRefused)}, vaultMoved: follower{counter: r.Counter(vaultMoved)},
 		logLinesDropped: follower{counter: r.Counter(logLinesDropped)},
 		strangers:       follower{counter: r.Counter(rendezvousRefused)},
 	}
@@ -303,6 +329,9 @@ func (s *Supervisor) Metrics(ctx context.Context) ([]*dto.MetricFamily, error) {
 // followOthers counts what has happened outside of the loop. Called in the loop.
 func (s *Supervisor) followOthers() {
 	s.stats.logLinesDropped.follow(s.opts.LogsDropped())
+	kept := s.vault.Totals()
+	s.stats.vaultRefused.follow(kept.Refused)
+	s.stats.vaultMoved.follow(kept.Moved)
 	if s.opts.Rendezvous != nil {
 		s.stats.strangers.follow(s.opts.Rendezvous.Refused())
 	}
@@ -325,6 +354,8 @@ func (s *Supervisor) gauges() []metrics.Family {
 	all := []metrics.Family{
 		infos, states,
 		one(probationActive, truth(s.probation != nil)),
+		one(vaultDeposits, int64(s.vault.Totals().Deposits)),
+		one(vaultBereft, int64(s.bereft())),
 		one(crashesInARow, int64(s.crashesNow())),
 		one(listenersOpen, int64(len(s.sockets))),
 		one(readiness, truth(s.Ready())),

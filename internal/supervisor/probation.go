@@ -84,6 +84,7 @@ func (s *Supervisor) endProbation(result string) {
 		p.result = result
 		s.stats.probations[result].Inc()
 		close(p.over)
+		s.retarget()
 	}
 }
 
@@ -111,6 +112,11 @@ func (s *Supervisor) closeUnused(r *release) {
 	}
 	for _, g := range s.living {
 		if g.release == r {
+			return
+		}
+	}
+	for _, b := range s.resuming {
+		if b.release == r {
 			return
 		}
 	}

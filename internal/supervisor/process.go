@@ -101,8 +101,11 @@ func (f found) Signal(sig os.Signal) error { return f.p.Signal(sig) }
 
 func (f found) Wait() string {
 	f.p.Wait()
-	return "it was started by another supervisor, and how it ended is not known"
+	return endedUnseen
 }
+
+// endedUnseen is how a process ends that is not our child, as far as we know.
+const endedUnseen = "it was started by another supervisor, and how it ended is not known"
 
 func (f found) Close() error { return f.p.Close() }
 

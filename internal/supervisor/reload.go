@@ -137,6 +137,7 @@ type plan struct {
 	release       *release
 	sockets       map[string]*socket.Socket // of the new configuration, by key
 	commit, abort func()                    // exactly one is called, abort not in the loop
+	resumes       int                       // the dead generation whose tunnels it is for; 0: none
 
 	// Set when the plan is installed.
 	added     []string // keys of the sockets that were not served before

@@ -55,7 +55,7 @@ func (e event) String() string {
 // event is not meant for that state, and nothing changes.
 var transitions = [numStates][numEvents]state{
 	starting: {evReady: ready, evStop: stopping, evDied: ended},
-	ready:    {evServe: serving, evStop: stopping, evDied: ended},
+	ready:    {evServe: serving, evDrain: draining, evStop: stopping, evDied: ended}, // drained at once: it resumes tunnels
 	serving:  {evDrain: draining, evStop: stopping, evDied: ended},
 	// Drained once more: only how long it must stay at hand changes.
 	draining: {evServe: serving, evDrain: draining, evStop: stopping, evDied: ended},

@@ -6,7 +6,7 @@ import "testing"
 func TestEveryEventInEveryState(t *testing.T) {
 	allowed := map[state]map[event]state{
 		starting: {evReady: ready, evStop: stopping, evDied: ended},
-		ready:    {evServe: serving, evStop: stopping, evDied: ended},
+		ready:    {evServe: serving, evDrain: draining, evStop: stopping, evDied: ended},
 		serving:  {evDrain: draining, evStop: stopping, evDied: ended},
 		draining: {evServe: serving, evDrain: draining, evStop: stopping, evDied: ended},
 		stopping: {evStop: stopping, evDied: ended},

@@ -113,7 +113,14 @@ func (s *Supervisor) fill(st *Status) {
 	}
 	slices.SortFunc(st.Listeners, func(a, b ListenerStatus) int { return cmp.Compare(a.Name, b.Name) })
 	for _, g := range s.newestFirst() {
-		st.Generations = append(st.Generations, g.status())
+		status := g.status()
+		status.Deposits = s.vault.Deposits(g.number)
+		st.Generations = append(st.Generations, status)
+	}
+	kept := s.vault.Totals()
+	st.Vault = VaultStatus{
+		Deposits: kept.Deposits, Resuming: len(s.resuming), Bereft: s.bereft(),
+		Refused: s.stats.vaultRefused.counter.Value(), Resumed: s.stats.resumed.Value(), Moved: s.stats.vaultMoved.counter.Value(),
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"holdfast/internal/metrics"
 	"holdfast/internal/metrics/merge"
 	"holdfast/internal/socket"
+	"holdfast/internal/vault"
 )
 
 // answerTimeout bounds how long a generation may take to accept or to stop
@@ -99,6 +100,7 @@ type Supervisor struct {
 	// Set once.
 	kernel kernel
 	rounds rounds
+	vault  *vault.Vault
 
 	begun    chan struct{} // closed when what was found at the start is adopted
 	arrivals chan *visitor // until then
@@ -124,8 +126,10 @@ type Supervisor struct {
 	living   map[int]*generation
 	visiting map[int]bool // those that are being met at the rendezvous
 	serving  *generation
-	passed   *generation // passed probation last; nil when it is gone
-	pinned   *release    // its release; what a crash is mended with
+	resuming map[int]*bequest // of dead ones, by number, whose tunnels wait for another one
+	target   int              // where tunnels move to; 0: nowhere
+	passed   *generation      // passed probation last; nil when it is gone
+	pinned   *release         // its release; what a crash is mended with
 	oom      oomRanks
 
 	// The listening sockets, by key.
@@ -159,7 +163,7 @@ type Supervisor struct {
 // New returns a supervisor that Run starts.
 func New(opts Options) *Supervisor {
 	work, stopWork := context.WithCancelCause(context.Background())
-	return &Supervisor{
+	s := &Supervisor{
 		opts: opts, log: opts.Log, started: time.Now(),
 		inbox: make(chan func()), ended: make(chan struct{}), begun: make(chan struct{}),
 		work: work, stopWork: stopWork,
@@ -170,9 +174,12 @@ func New(opts Options) *Supervisor {
 		open:       make(map[string]*held),
 		left:       make(map[string]int),
 		visiting:   make(map[int]bool),
+		resuming:   make(map[int]*bequest),
 		stopNow:    make(chan struct{}),
 		switchTurn: make(chan struct{}, 1),
 	}
+	s.vault = vault.New(vault.Options{Log: opts.Log, Reserve: vaultReserve, Lost: s.onVaultLost})
+	return s
 }
 
 // Run adopts the generations that another supervisor has left, or starts the first one,
@@ -189,6 +196,13 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.estate.close()
+	defer func() {
+		if s.succeeded { // the surface is the successor's: nothing may hold up the end of ours
+			go s.vault.Close()
+			return
+		}
+		s.vault.Close()
+	}()
 	go s.loop()
 	s.alive.Store(true)
 	defer context.AfterFunc(ctx, s.Stop)()
@@ -299,6 +313,7 @@ func (s *Supervisor) stateChanged() {
 	s.noteReadiness()
 	s.note()
 	s.rankForOOM()
+	s.retarget()
 }
 
 // noteReadiness is called after every change of what it looks at. Called in the loop.
@@ -321,7 +336,16 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = g.prepare(ctx, descriptors(p), s.startOf(g)); err == nil {
+	start := s.startOf(g)
+	start.Stores = s.vault.Stores(p.resumes)
+	provide := func() error {
+		err := s.handVault(g, g.send)
+		if err == nil && p.resumes != 0 {
+			err = s.vault.HandStores(p.resumes, g.number)
+		}
+		return err
+	}
+	if err = g.prepare(ctx, descriptors(p), start, provide); err == nil {
 		err = errors.Join(s.handLevel(g, g.send), s.handEstate(g))
 	}
 	s.do(func() {

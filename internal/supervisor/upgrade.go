@@ -77,7 +77,9 @@ func (s *Supervisor) beginUpgrade(ctx context.Context) (u *upgrading, err error)
 				err = refuse("upgrade", errors.New("this supervisor cannot be upgraded"))
 			case s.upgrading != nil || s.upgradeAsked && !asked:
 				err = refuse("upgrade", errors.New("another upgrade is under way"))
-			case s.reloading || s.restoring:
+			case s.unresumed() != 0:
+				err = refuse("upgrade", fmt.Errorf("tunnels of generation %d, which has died, are not resumed yet: see the log", s.unresumed()))
+			case s.reloading || s.restoring || len(s.resuming) > 0:
 				asked, s.upgradeAsked = true, true
 				wait = make(chan struct{})
 				s.quiet = append(s.quiet, wait)
@@ -88,6 +90,7 @@ func (s *Supervisor) beginUpgrade(ctx context.Context) (u *upgrading, err error)
 				u = &upgrading{over: make(chan struct{})}
 				u.ctx, u.cancel = context.WithCancelCause(s.work)
 				s.upgrading = u
+				s.retarget() // nothing is on its way from one to another when the successor asks
 			}
 		}); gone != nil {
 			return nil, gone
@@ -159,6 +162,10 @@ func (s *Supervisor) headroomForUpgrade() (err error) {
 
 // handOver gives the successor all that it needs, and then the command.
 func (s *Supervisor) handOver(u *upgrading, successor Successor) error {
+	err := s.vault.Settle(u.ctx) // nothing is released to anybody since the upgrade began
+	if err != nil {
+		return err
+	}
 	estate, fds, err := s.offer(u.ctx)
 	defer closeEnds(fds)
 	if err == nil {
@@ -195,7 +202,11 @@ func descriptorsOf(fds map[string]offered) map[string]int {
 	return all
 }
 
-const estateGeneration = "generation "
+// The keys of channels to generations, with the number behind.
+const (
+	estateGeneration = "generation "
+	estateVault      = "vault "
+)
 
 // offer gathers what a successor gets, and prepares the generations for it.
 func (s *Supervisor) offer(ctx context.Context) (*control.Estate, map[string]offered, error) {
@@ -224,12 +235,14 @@ func (s *Supervisor) offer(ctx context.Context) (*control.Estate, map[string]off
 	var failed error
 	for _, g := range all {
 		preparing.Go(func() {
-			end, err := s.prepareFor(ctx, g, estate.Epoch)
+			ends, err := s.prepareFor(ctx, g, estate.Epoch)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
 			case err == nil:
-				fds[estateGeneration+strconv.Itoa(g.number)] = offered{end, true}
+				for i, end := range ends {
+					fds[[]string{estateGeneration, estateVault}[i]+strconv.Itoa(g.number)] = offered{end, true}
+				}
 			case g == serving:
 				failed = fmt.Errorf("the serving generation cannot be handed over: %w", err)
 			default:
@@ -242,18 +255,27 @@ func (s *Supervisor) offer(ctx context.Context) (*control.Estate, map[string]off
 }
 
 // prepareFor gives g another channel, on which a supervisor of the epoch may adopt it,
-// and returns that one's end.
-func (s *Supervisor) prepareFor(ctx context.Context, g *generation, epoch uint64) (int, error) {
-	ours, theirs, err := s.kernel.ends()
-	if err != nil {
-		return -1, err
+// and another vault channel if it knows what that is. It returns that one's ends.
+func (s *Supervisor) prepareFor(ctx context.Context, g *generation, epoch uint64) (ends []int, err error) {
+	wanted := 1
+	if g.keepsTunnels() {
+		wanted = 2
 	}
-	defer control.CloseAll([]int{theirs})
-	if _, err = g.ask(ctx, control.Message{Type: control.TypePrepare, Epoch: epoch}, answerTimeout, theirs); err != nil {
-		control.CloseAll([]int{ours})
-		return -1, err
+	var theirs []int
+	defer func() { control.CloseAll(theirs) }()
+	for range wanted {
+		a, b, err := s.kernel.ends()
+		if err != nil {
+			control.CloseAll(ends)
+			return nil, err
+		}
+		ends, theirs = append(ends, a), append(theirs, b)
 	}
-	return ours, nil
+	if _, err = g.ask(ctx, control.Message{Type: control.TypePrepare, Epoch: epoch}, answerTimeout, theirs...); err != nil {
+		control.CloseAll(ends)
+		return nil, err
+	}
+	return ends, nil
 }
 
 // reclaim ends an upgrade that came to nothing. The candidate is dead, but some
@@ -266,6 +288,7 @@ func (s *Supervisor) reclaim(u *upgrading) {
 		s.upgrading = nil
 		s.note()
 		for _, g := range s.newestFirst() {
+			g.movesTo = 0 // it may have obeyed the candidate, and have forgotten
 			ch, heard := g.channel()
 			if ch == (unattached{}) {
 				continue // it was absent before, and may be for as long as it likes
@@ -278,6 +301,7 @@ func (s *Supervisor) reclaim(u *upgrading) {
 			}
 		}
 		close(u.over)
+		s.retarget()
 	})
 	s.commandAll(all)
 	s.do(func() {
@@ -342,6 +366,13 @@ func (s *Supervisor) succeed() error {
 	}
 	in.legacy = s.legacyFrom("the predecessor", fds)
 	s.takeOver(in)
+	s.do(func() {
+		for _, g := range estate.Generations {
+			if s.living[g.Number] == nil && s.resuming[g.Number] == nil {
+				s.mournUnmet(g.Number)
+			}
+		}
+	})
 	dropAll(fds)
 	s.stats.upgradesDone.Inc()
 	if s.opts.Rendezvous != nil {
@@ -365,10 +396,12 @@ func (s *Supervisor) inherit(estate *control.Estate, fds map[string]int) (*inher
 	var mu sync.Mutex
 	var meetings sync.WaitGroup
 	var refusal error
+	deposits := make(map[int]int) // ends of vault channels
 	for _, g := range estate.Generations {
-		key := estateGeneration + strconv.Itoa(g.Number)
-		fd, there := fds[key]
-		delete(fds, key)
+		fd, there := takeKey(fds, estateGeneration+strconv.Itoa(g.Number))
+		if end, keeps := takeKey(fds, estateVault+strconv.Itoa(g.Number)); keeps {
+			deposits[g.Number] = end
+		}
 		meetings.Go(func() {
 			v, err := s.meetOffered(g, fd, there)
 			mu.Lock()
@@ -390,7 +423,18 @@ func (s *Supervisor) inherit(estate *control.Estate, fds map[string]int) (*inher
 		})
 	}
 	meetings.Wait()
+	s.expectDeposits(in)
+	for generation, fd := range deposits {
+		meetings.Go(func() { s.awaitDeposits(generation, fd) })
+	}
+	meetings.Wait()
 	return in, refusal
+}
+
+func takeKey(fds map[string]int, key string) (fd int, there bool) {
+	fd, there = fds[key]
+	delete(fds, key)
+	return fd, there
 }
 
 func (s *Supervisor) meetOffered(g control.EstateGeneration, fd int, there bool) (*visitor, error) {

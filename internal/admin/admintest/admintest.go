@@ -21,6 +21,7 @@ type Supervisor struct {
 	OnStatus  func(ctx context.Context) (*supervisor.Status, error)
 	OnReady   func(ready bool) error
 	OnKill    func(generation int) error
+	OnMove    func(generation int) error
 	OnStop    func()
 	OnMetrics func(ctx context.Context) ([]*dto.MetricFamily, error)
 	OnConfig  func(file bool) (string, error)
@@ -35,7 +36,7 @@ type Supervisor struct {
 	calls []string
 }
 
-// Calls returns what it was told to do, in order: "stop", "kill 3", "ready false",
+// Calls returns what it was told to do, in order: "stop", "kill 3", "move 3", "ready false",
 // "reload", "reload and wait", "upgrade", "log level debug", "reopen logs".
 func (s *Supervisor) Calls() []string {
 	s.mu.Lock()
@@ -97,6 +98,14 @@ func (s *Supervisor) Kill(_ context.Context, generation int) error {
 		return nil
 	}
 	return s.OnKill(generation)
+}
+
+func (s *Supervisor) MoveTunnels(_ context.Context, generation int) error {
+	s.note("move %d", generation)
+	if s.OnMove == nil {
+		return nil
+	}
+	return s.OnMove(generation)
 }
 
 func (s *Supervisor) Metrics(ctx context.Context) ([]*dto.MetricFamily, error) {
