@@ -9,7 +9,7 @@ STATICCHECK = $(GO) tool -modfile=tools.mod staticcheck
 # A test that misses a tool of the machine skips by default; here it fails.
 export HOLDFAST_TEST_REQUIRE_TOOLS ?= 1
 
-.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-smoke soak drill drill-long fuzz mutations clean
+.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-vault bench-smoke soak soak-vault drill drill-long fuzz mutations clean
 
 build:
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/supervisor
@@ -40,26 +40,42 @@ unit:
 
 # Real processes and real clients, as an unprivileged user where we are root.
 e2e:
-	$(GO) test -race -count=1 ./test/...
+	$(GO) test -race -count=1 -timeout 20m ./test/...
 
 # Measures Holdfast beside other proxies and writes the table of docs/performance.md.
 # Wants an otherwise idle machine for some twenty minutes.
 bench:
 	$(GO) run ./bench -docs docs
 
+# Measures what the vault costs and does, for the other table of docs/performance.md.
+# Wants the same for some ten minutes.
+bench-vault:
+	$(GO) run ./bench -vault -docs docs
+
 # Shows that the tool still works. Its figures mean nothing.
 bench-smoke:
 	$(GO) run ./bench -smoke -proxies holdfast,httputil
+	$(GO) run ./bench -smoke -vault
 
 # Some thousand reloads, and nothing may be left of them. Takes some minutes.
 SOAK_RELOADS ?= 5000
 soak:
 	HOLDFAST_SOAK_RELOADS=$(SOAK_RELOADS) $(GO) test -race -count=1 -timeout 2h -v -run TestReloadsWithoutEnd ./test/e2e
 
+# Some thousand kills of generations, at all kinds of moments, and thousands of tunnels
+# that are moved again and again; none may lose a byte. Takes most of an hour.
+SOAK_KILLS ?= 5000
+SOAK_MOVED ?= 5000
+STORM = --only 'generations killed in a storm'
+soak-vault: build
+	test/unprivileged bin/holdfast drill --kills $(SOAK_KILLS) $(STORM) $(STORM) $(STORM) $(STORM) \
+		--only 'generation killed while tunnels are moved' --only 'supervisor killed during an upgrade' --only 'tunnels moved'
+	HOLDFAST_SOAK_MOVED=$(SOAK_MOVED) $(GO) test -count=1 -v -run TestTunnelsAreMovedAtEveryReload ./test/e2e
+
 # Reloads, upgrades and kills an instance under load and counts what clients notice; every
 # kind of round twice. The unit tests have each once.
 drill: build
-	bin/holdfast drill --rounds 22
+	bin/holdfast drill --rounds 32
 
 # What is to be all zeros before a release. Takes some eight minutes.
 drill-long: build

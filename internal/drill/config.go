@@ -21,6 +21,8 @@ type configuration struct {
 
 	routes, clusters, listeners [extras]bool
 	probation                   string
+	moves                       bool // tunnels to the generation that serves
+	mortal                      bool // tunnels end with their generation
 }
 
 // change makes another configuration of it: something beside what the canary uses
@@ -31,6 +33,7 @@ func (c *configuration) change(r *rand.Rand) {
 	i := r.IntN(extras)
 	of[i] = !of[i]
 	c.probation = []string{"0s", "200ms", "2s"}[r.IntN(3)]
+	c.moves = r.IntN(2) == 0
 }
 
 // mark is the path that only this configuration redirects.
@@ -51,10 +54,14 @@ func (c *configuration) String() string {
 [reload]
 probation = %q
 
+[tunnels]
+on_reload = %q
+survive_crash = %t
+
 [[listeners]]
 name = "canary"
 address = "127.0.0.1:0"
-`, c.probation)
+`, c.probation, map[bool]string{false: "keep", true: "move"}[c.moves], !c.mortal)
 	for i, there := range c.listeners {
 		if there {
 			fmt.Fprintf(&b, "\n[[listeners]]\nname = \"extra-%d\"\naddress = %q\n", i, c.listener(i))

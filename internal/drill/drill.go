@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -25,8 +26,13 @@ const canaryCommand = "drill-canary"
 
 // Options say how much is drilled.
 type Options struct {
-	Rounds   int           // 0: as many as there is time for
-	For      time.Duration // 0: as long as the rounds take
+	// One of the three; the others are 0.
+	Rounds int
+	For    time.Duration
+	Kills  int // of generations
+
+	Only     []string // kinds of rounds, those that are named more often more often; none: all kinds
+	Tunnels  int      // of each kind of the canary's
 	Seed     uint64
 	Sabotage string    // one of the sabotages; "": none
 	Log      io.Writer // gets a line for each round
@@ -43,9 +49,9 @@ func Commands() []*cobra.Command {
 			"through it. Then it reloads, upgrades and kills in a random order, and says at the end what the canary\n" +
 			"has noticed. It ends early if the instance does not recover. The exit code is 0 if the promise held.",
 		Args: func(cmd *cobra.Command, args []string) error {
-			if cmd.Flags().Changed("for") {
-				if cmd.Flags().Changed("rounds") {
-					return errors.New("either --rounds or --for, not both")
+			if cmd.Flags().Changed("for") || cmd.Flags().Changed("kills") {
+				if cmd.Flags().Changed("rounds") || o.For > 0 && o.Kills > 0 {
+					return errors.New("only one of --rounds, --for and --kills")
 				}
 				o.Rounds = 0
 			}
@@ -71,7 +77,7 @@ func Commands() []*cobra.Command {
 				err = result.WriteTable(cmd.OutOrStdout())
 			}
 			if err == nil && !result.Held {
-				err = fmt.Errorf("the promise did not hold; configuration and log are in %s", result.Files)
+				err = fmt.Errorf("the promise did not hold; configuration, log, and how things were in the end are in %s", result.Files)
 			}
 			return err
 		},
@@ -79,8 +85,11 @@ func Commands() []*cobra.Command {
 	flags := drill.Flags()
 	flags.IntVar(&o.Rounds, "rounds", 50, "so many rounds")
 	flags.DurationVar(&o.For, "for", 0, "instead, as many rounds as there are in this time")
+	flags.IntVar(&o.Kills, "kills", 0, "instead, as many rounds as it takes to kill so many generations")
+	flags.IntVar(&o.Tunnels, "tunnels", 4, "so many tunnels of each of the canary's kinds at a time")
+	flags.StringArrayVar(&o.Only, "only", nil, "only rounds of this kind, as the table calls it; may be given several times, also the same, for more of these")
 	flags.Uint64Var(&o.Seed, "seed", 0, "decides what happens, and in which order (default a random one)")
-	flags.StringVar(&o.Sabotage, "sabotage", "", "break the promise on purpose: close a listener, flip a byte or cut a tunnel (listener, byte, tunnel)")
+	flags.StringVar(&o.Sabotage, "sabotage", "", "break the promise on purpose: close a listener, flip a byte, cut a tunnel or have nobody keep tunnels (listener, byte, tunnel, vault)")
 	flags.BoolVar(&asJSON, "json", false, "print the result as JSON")
 	flags.BoolVarP(&verbose, "verbose", "v", false, "print a line for each round on the standard error")
 	process := &cobra.Command{
@@ -98,10 +107,18 @@ func Commands() []*cobra.Command {
 // check says what is wrong with the options.
 func (o *Options) check() error {
 	if _, ok := sabotages[o.Sabotage]; !ok && o.Sabotage != "" {
-		return fmt.Errorf("there is no sabotage %q: it is listener, byte or tunnel", o.Sabotage)
+		return fmt.Errorf("there is no sabotage %q: it is listener, byte, tunnel or vault", o.Sabotage)
 	}
-	if o.Rounds < 1 && o.For <= 0 {
+	for _, name := range o.Only {
+		if !slices.ContainsFunc(kinds, func(k kind) bool { return k.name == name }) {
+			return fmt.Errorf("there are no rounds of the kind %q", name)
+		}
+	}
+	if o.Rounds < 1 && o.For <= 0 && o.Kills < 1 {
 		return errors.New("there must be a round at least")
+	}
+	if o.Tunnels < 1 {
+		return errors.New("there must be a tunnel at least")
 	}
 	return nil
 }
@@ -110,7 +127,7 @@ func (o *Options) check() error {
 // ctx ends, and leaves no process behind. The files are left if the promise was broken.
 // The error is that there was no drill.
 func Run(ctx context.Context, o Options) (*Result, error) {
-	s, err := newStage(rand.New(rand.NewPCG(o.Seed, 0)))
+	s, err := newStage(o)
 	if err != nil {
 		return nil, err
 	}
@@ -121,10 +138,13 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	}
 	result := newResult(o.Seed)
 	s.play(ctx, o, result)
+	if !result.Held {
+		s.keepTraces()
+	}
 	if err := s.conclude(result); err != nil {
 		result.mishap("the end", err)
 	}
-	result.Duration = time.Since(began)
+	result.Duration, result.Kills, result.Changes = time.Since(began), s.kills, s.counters.changes()
 	if result.Held {
 		return result, s.remove()
 	}
@@ -136,9 +156,10 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 func (s *stage) play(ctx context.Context, o Options, result *Result) {
 	end := time.Now().Add(o.For)
 	over := func() bool {
-		return ctx.Err() != nil || result.Mishaps > 0 || o.Rounds > 0 && result.Rounds == o.Rounds || o.For > 0 && time.Now().After(end)
+		return ctx.Err() != nil || result.Mishaps > 0 || o.Rounds > 0 && result.Rounds == o.Rounds ||
+			o.For > 0 && time.Now().After(end) || o.Kills > 0 && s.kills.Generations() >= o.Kills
 	}
-	for kinds := (deck{random: s.random}); !over(); {
+	for kinds := newDeck(s.random, o.Only); !over(); {
 		s.round(ctx, kinds.next(), o, result)
 	}
 }

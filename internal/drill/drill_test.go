@@ -46,6 +46,7 @@ func TestTheDrill(t *testing.T) {
 		"listener": func(r *Result) int64 { return min(r.Seen.Refused, r.Seen.Dropped) },
 		"byte":     func(r *Result) int64 { return r.Seen.Damage.Changed },
 		"tunnel":   func(r *Result) int64 { return r.Seen.Dropped },
+		"vault":    func(r *Result) int64 { return r.Seen.Dropped },
 	} {
 		t.Run("fails when it is sabotaged: "+sabotage, func(t *testing.T) {
 			p := play(t, holdfast, nil, "--rounds", "1", "--seed", "1", "--json", "--sabotage", sabotage)
@@ -72,7 +73,10 @@ func TestTheDrill(t *testing.T) {
 		p.wantNothingLeft(t)
 	})
 	t.Run("wants to be asked in a way that makes sense", func(t *testing.T) {
-		for _, args := range [][]string{{"--rounds", "0"}, {"--sabotage", "everything"}, {"--rounds", "1", "--for", "1s"}, {"more"}} {
+		for _, args := range [][]string{
+			{"--rounds", "0"}, {"--sabotage", "everything"}, {"--rounds", "1", "--for", "1s"}, {"--kills", "1", "--for", "1s"},
+			{"--only", "nothing"}, {"--tunnels", "0"}, {"more"},
+		} {
 			play(t, holdfast, nil, args...).want(t, 2, "")
 		}
 	})
@@ -92,7 +96,7 @@ func TestTheDrill(t *testing.T) {
 // beginsWith returns a seed with which the first round is of the kind.
 func beginsWith(kind string) string {
 	for seed := uint64(1); ; seed++ {
-		d := deck{random: rand.New(rand.NewPCG(seed, 0))}
+		d := newDeck(rand.New(rand.NewPCG(seed, 0)), nil)
 		if kinds[d.next()].name == kind {
 			return strconv.FormatUint(seed, 10)
 		}

@@ -20,6 +20,8 @@ type Result struct {
 	Rounds   int           `json:"rounds"`
 	Kinds    []KindResult  `json:"kinds"`
 
+	Kills     Kills         `json:"kills"`
+	Changes   Changes       `json:"changes"`
 	Seen      canary.Report `json:"seen"`               // by the canary, in the whole drill
 	Mishaps   int           `json:"mishaps"`            // things that did not go as they should, whoever noticed
 	Compared  int           `json:"counters_compared"`  // between two scrapes, all together
@@ -27,6 +29,30 @@ type Result struct {
 
 	Broken []string `json:"broken,omitempty"` // where the promise did not hold: the first of it
 	Files  string   `json:"files,omitempty"`  // the folder that is left then
+}
+
+// Changes are how often tunnels have come from one process to another, as the service has
+// counted.
+type Changes struct {
+	Resumed int64 `json:"resumed"` // after a death
+	Moved   int64 `json:"moved"`
+
+	// Directions of resumed tunnels: all, and those of which bytes were found in a
+	// buffer, in a pipe, or sent and still in the sender's queue.
+	Flows    int64 `json:"flows"`
+	Buffered int64 `json:"buffered"`
+	Piped    int64 `json:"piped"`
+	Peeked   int64 `json:"peeked"`
+}
+
+// changes are those that the counters tell of.
+func (c counters) changes() Changes {
+	found := func(what string) int64 { return int64(c[`holdfast_tunnel_recovered_flows_total{found="`+what+`"}`]) }
+	t := Changes{Buffered: found("buffer"), Piped: found("pipe"), Peeked: found("peeked")}
+	t.Flows = found("nothing") + t.Buffered + t.Piped + t.Peeked
+	t.Resumed = int64(c["holdfast_tunnels_resumed_total"])
+	t.Moved = int64(c[`holdfast_tunnels_moved_total{direction="in"}`])
+	return t
 }
 
 // KindResult is what came of the rounds of one kind.
@@ -75,6 +101,7 @@ func (r *Result) mishap(when string, err error) {
 // see takes the canary's report since the one before.
 func (r *Result) see(when string, report *canary.Report) {
 	if report.Broken() > r.Seen.Broken() {
+		r.Held = false
 		r.wrong(when, report.Failures...)
 	}
 	worst := r.Seen.Pauses.Longest(report.Pauses)
@@ -97,8 +124,11 @@ func (r *Result) WriteTable(out io.Writer) error {
 	text.WriteByte('\n')
 	r.brokenTable(&text)
 	s := &r.Seen
-	fmt.Fprintf(&text, "\nWith processes that were killed ended, which is not in the table: %d requests and %d tunnels.\n",
-		s.KilledRequests, s.KilledTunnels)
+	fmt.Fprintf(&text, "\n%s\n%s\n", &r.Kills, &r.Changes)
+	fmt.Fprintf(&text, "With the killed ended, which is not in the table, %d requests and tunnels that were not open yet.\n", s.KilledRequests)
+	if s.Tunnels > 0 && s.Lossy == 0 {
+		text.WriteString("No segment was lost on purpose: this kernel permits that only with CAP_NET_ADMIN.\n")
+	}
 	if r.Held {
 		text.WriteString("The promise held.\n")
 	} else {
@@ -111,11 +141,20 @@ func (r *Result) WriteTable(out io.Writer) error {
 	return err
 }
 
+func (c *Changes) String() string {
+	return fmt.Sprintf("Tunnels went on in another process %d times, and were moved %d times. Of %d directions that went on, %d had bytes\n"+
+		"in a buffer, %d in a pipe, and %d had bytes that were sent and not yet taken from the sender.",
+		c.Resumed, c.Moved, c.Flows, c.Buffered, c.Piped, c.Peeked)
+}
+
 // kindTable says how often what was done, and the longest that it made anybody wait.
 func (r *Result) kindTable(out io.Writer) {
 	t := newTable(out)
 	fmt.Fprintf(t, "%s\tROUNDS\tWORST PAUSE: CONNECTION\tREQUEST\tTUNNEL\t\n", first(""))
 	for _, k := range r.Kinds {
+		if k.Rounds == 0 {
+			continue
+		}
 		p := k.Pauses
 		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t\n", first(k.Kind), k.Rounds, short(p.Connection), short(p.Request), short(p.Tunnel))
 	}
@@ -152,6 +191,6 @@ func newTable(out io.Writer) *tabwriter.Writer {
 
 // first is a cell of the first column: that is aligned to the left, the others to the
 // right.
-func first(s string) string { return fmt.Sprintf("%-41s", s) }
+func first(s string) string { return fmt.Sprintf("%-44s", s) }
 
 func short(d time.Duration) string { return d.Round(time.Millisecond).String() }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -34,7 +35,12 @@ var kinds = []kind{
 	{name: "supervisor killed during an upgrade", do: (*stage).killDuringUpgrade},
 	{name: "supervisor stopped for a moment", do: (*stage).stopSupervisor},
 	{name: "serving generation killed after a reload", do: (*stage).killServing, mend: true},
+	{name: "serving generation crashed", do: (*stage).crashServing, mend: true},
 	{name: "draining generation killed", do: (*stage).killDraining},
+	{name: "draining generation killed during an upgrade", do: (*stage).killDrainingDuringUpgrade},
+	{name: "tunnels moved", do: (*stage).moveTunnels},
+	{name: "generation killed while tunnels are moved", do: (*stage).killDuringMove, mend: true},
+	{name: "generations killed in a storm", do: (*stage).storm, mend: true},
 }
 
 // between is the longest time between two rounds.
@@ -43,12 +49,31 @@ const between = 300 * time.Millisecond
 // deck gives each kind once, in random order, before any comes again.
 type deck struct {
 	random *rand.Rand
+	all    []int
 	left   []int
+}
+
+// newDeck has the kinds of these names, as often as they are named, or all where none
+// is.
+func newDeck(random *rand.Rand, only []string) *deck {
+	d := &deck{random: random}
+	for i, k := range kinds {
+		if len(only) == 0 {
+			d.all = append(d.all, i)
+		}
+		for _, name := range only {
+			if name == k.name {
+				d.all = append(d.all, i)
+			}
+		}
+	}
+	return d
 }
 
 func (d *deck) next() int {
 	if len(d.left) == 0 {
-		d.left = d.random.Perm(len(kinds))
+		d.left = slices.Clone(d.all)
+		d.random.Shuffle(len(d.left), func(i, j int) { d.left[i], d.left[j] = d.left[j], d.left[i] })
 	}
 	k := d.left[0]
 	d.left = d.left[1:]
@@ -118,6 +143,7 @@ func (s *stage) killSupervisor(ctx context.Context) error {
 	if err := s.kill(ctx, s.supervisor.PID); err != nil {
 		return err
 	}
+	s.kills.Supervisors++
 	s.within(400 * time.Millisecond)
 	return s.launch()
 }
@@ -129,6 +155,7 @@ func (s *stage) killSuccessor(ctx context.Context) error {
 	}
 	s.within(200 * time.Millisecond)
 	s.launched.Kill()
+	s.kills.Supervisors++
 	return s.launch()
 }
 
@@ -149,10 +176,10 @@ func (s *stage) killDuringUpgrade(ctx context.Context) error {
 	said := s.begun(ctx, "upgrade")
 	s.within(150 * time.Millisecond)
 	err := s.kill(ctx, s.supervisor.PID)
-	if errors.Is(err, os.ErrProcessDone) { // it was relieved before
-		err = nil
+	if err == nil {
+		s.kills.Supervisors++
 	}
-	return errors.Join(err, <-said)
+	return errors.Join(unlessEnded(err), <-said) // it may have been relieved before
 }
 
 // reloadDuringUpgrade commands both at once. Each may be refused.
@@ -172,10 +199,10 @@ func (s *stage) reloadDuringUpgrade(ctx context.Context) error {
 
 // begun begins a command that may be done, refused or cut short. The error is that it
 // was something else.
-func (s *stage) begun(ctx context.Context, command string) <-chan error {
+func (s *stage) begun(ctx context.Context, command ...string) <-chan error {
 	said := make(chan error, 1)
 	go func() {
-		code, text := s.holdfast(ctx, command)
+		code, text := s.holdfast(ctx, command...)
 		if code != 0 && code != 1 && code != 3 {
 			said <- fmt.Errorf("%s: exit code %d: %s", command, code, text)
 		}
@@ -196,36 +223,126 @@ func (s *stage) stopSupervisor(ctx context.Context) error {
 	return errors.Join(s.signal(pid, syscall.SIGCONT), <-said)
 }
 
-// killServing kills the generation that has just come into service. The tunnels of
-// before live on in the one that drains.
+// killServing kills the generation that has just come into service.
 func (s *stage) killServing(ctx context.Context) error {
-	if err := s.reload(ctx); err != nil {
+	g, err := s.serveAnother(ctx)
+	if err != nil {
 		return err
+	}
+	return s.killGeneration(ctx, g, syscall.SIGKILL)
+}
+
+// crashServing has it end by a fault.
+func (s *stage) crashServing(ctx context.Context) error {
+	g, err := s.serveAnother(ctx)
+	if err != nil {
+		return err
+	}
+	return s.killGeneration(ctx, g, syscall.SIGSEGV)
+}
+
+// serveAnother has another generation serve, and returns it after a moment.
+func (s *stage) serveAnother(ctx context.Context) (g supervisor.GenerationStatus, err error) {
+	if err := s.reload(ctx); err != nil {
+		return g, err
 	}
 	s.within(400 * time.Millisecond)
 	status, err := s.status(ctx)
 	if err != nil {
-		return err
+		return g, err
 	}
-	return s.killGeneration(ctx, servingOf(status).PID)
+	return servingOf(status), nil
 }
 
 // killDraining kills one of the generations that drain.
 func (s *stage) killDraining(ctx context.Context) error {
-	if err := s.reload(ctx); err != nil { // so that there is one
-		return err
-	}
-	status, err := s.status(ctx)
+	g, err := s.drainOne(ctx)
 	if err != nil {
 		return err
 	}
+	return unlessEnded(s.killGeneration(ctx, g, syscall.SIGKILL))
+}
+
+// killDrainingDuringUpgrade does so at any moment of an upgrade, which may be refused
+// then.
+func (s *stage) killDrainingDuringUpgrade(ctx context.Context) error {
+	g, err := s.drainOne(ctx)
+	if err != nil {
+		return err
+	}
+	said := s.begun(ctx, "upgrade")
+	s.within(150 * time.Millisecond)
+	return errors.Join(unlessEnded(s.killGeneration(ctx, g, syscall.SIGKILL)), <-said)
+}
+
+// moveTunnels has a generation that drains pass its tunnels to the one that serves. So
+// it ends.
+func (s *stage) moveTunnels(ctx context.Context) error {
+	g, err := s.drainOne(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.move(ctx, g); err != nil {
+		return err
+	}
+	return s.awaitEnd(ctx, g.PID)
+}
+
+// killDuringMove kills, while tunnels are passed on, the generation that has them or
+// the one that gets them.
+func (s *stage) killDuringMove(ctx context.Context) error {
+	g, err := s.drainOne(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.move(ctx, g); err != nil {
+		return err
+	}
+	s.within(20 * time.Millisecond)
+	if s.random.IntN(2) == 0 {
+		status, err := s.status(ctx)
+		if err != nil {
+			return err
+		}
+		g = servingOf(status)
+	}
+	return unlessEnded(s.killGeneration(ctx, g, syscall.SIGKILL))
+}
+
+// move has g's tunnels moved. That is refused until the generation that serves has
+// passed its probation, and once g has ended.
+func (s *stage) move(ctx context.Context, g supervisor.GenerationStatus) error {
+	return s.until(ctx, "tunnels to be moved", func(ctx context.Context) error {
+		code, said := s.holdfast(ctx, "move", "--generation", strconv.Itoa(g.Number))
+		if _, err := s.process(g.PID); code == 0 || err != nil {
+			return nil
+		}
+		return fmt.Errorf("move: exit code %d: %s", code, said)
+	})
+}
+
+// drainOne has a generation drain and returns one that does, or an empty one where none
+// has anything left to do.
+func (s *stage) drainOne(ctx context.Context) (g supervisor.GenerationStatus, err error) {
+	if err := s.reload(ctx); err != nil {
+		return g, err
+	}
+	status, err := s.status(ctx)
+	if err != nil {
+		return g, err
+	}
 	draining := slices.DeleteFunc(status.Generations, func(g supervisor.GenerationStatus) bool { return g.State != "draining" })
 	if len(draining) == 0 {
-		return nil // its last tunnel has just ended
+		return g, nil
 	}
-	err = s.killGeneration(ctx, draining[s.random.IntN(len(draining))].PID)
-	if errors.Is(err, os.ErrProcessDone) { // likewise
-		err = nil
+	return draining[s.random.IntN(len(draining))], nil
+}
+
+// unlessEnded leaves out that a process could not be killed because it had ended, as
+// those do that have nothing left to do.
+func unlessEnded(err error) error {
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
 	}
 	return err
 }

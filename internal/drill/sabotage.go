@@ -3,9 +3,12 @@ package drill
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"syscall"
 
 	"holdfast/internal/drill/canary"
+	"holdfast/internal/supervisor"
 )
 
 // sabotages break the promise, in the first round. What the drill then says shows that
@@ -14,6 +17,7 @@ var sabotages = map[string]func(*stage, context.Context) error{
 	"listener": (*stage).closeListener,
 	"byte":     func(s *stage, _ context.Context) error { return s.spoil("byte") },
 	"tunnel":   func(s *stage, _ context.Context) error { return s.spoil("tunnel") },
+	"vault":    (*stage).closeVault,
 }
 
 // closeListener closes the listening sockets in the only way that there is: whoever
@@ -34,4 +38,26 @@ func (s *stage) closeListener(ctx context.Context) error {
 func (s *stage) spoil(how string) error {
 	_, err := s.canary.Do(canary.Command{Do: "spoil", How: how})
 	return err
+}
+
+// closeVault kills a generation whose tunnels nobody keeps.
+func (s *stage) closeVault(ctx context.Context) error {
+	s.config.mortal = true
+	if err := s.reload(ctx); err != nil {
+		return err
+	}
+	var serving supervisor.GenerationStatus
+	if err := s.until(ctx, "tunnels that nobody keeps", func(ctx context.Context) error {
+		status, err := s.status(ctx)
+		if err != nil {
+			return err
+		}
+		if serving = servingOf(status); serving.Tunnels < s.tunnels {
+			return fmt.Errorf("generation %d has %d tunnels", serving.Number, serving.Tunnels)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return s.killGeneration(ctx, serving, syscall.SIGKILL)
 }

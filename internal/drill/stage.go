@@ -27,7 +27,7 @@ import (
 const (
 	// patience bounds every step; each is a matter of milliseconds, unless crashes in
 	// a row make the supervisor wait.
-	patience = 20 * time.Second
+	patience = time.Minute
 
 	// restartPause is RestartSec of the unit.
 	restartPause = 100 * time.Millisecond
@@ -36,15 +36,13 @@ const (
 	look = 10 * time.Millisecond
 )
 
-// tunnels is how many of each kind the canary keeps.
-const tunnels = 4
-
 // stage is everything that the drill has started.
 type stage struct {
 	self   string // this program
 	dir    string
 	random *rand.Rand
 
+	tunnels       int // of each kind of the canary's
 	canaryProcess *child.Child
 	canary        *canary.Client
 
@@ -63,9 +61,10 @@ type stage struct {
 	strange   []string               // how others have ended
 
 	counters counters // of the last scrape
+	kills    Kills
 }
 
-func newStage(random *rand.Rand) (*stage, error) {
+func newStage(o Options) (*stage, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -79,7 +78,7 @@ func newStage(random *rand.Rand) (*stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{self: self, dir: dir, random: random}
+	s := &stage{self: self, dir: dir, random: rand.New(rand.NewPCG(o.Seed, 0)), tunnels: o.Tunnels}
 	s.processes, s.killed = make(map[int]*pidfd.Process), make(map[int]bool)
 	return s, nil
 }
@@ -104,12 +103,12 @@ func (s *stage) begin(ctx context.Context) error {
 	if err := s.settle(ctx, false); err != nil {
 		return fmt.Errorf("start holdfast: %w", err)
 	}
-	if _, err := s.canary.Do(canary.Command{Do: "start", Address: s.address, Tunnels: tunnels}); err != nil {
+	if _, err := s.canary.Do(canary.Command{Do: "start", Address: s.address, Tunnels: s.tunnels}); err != nil {
 		return err
 	}
 	return s.until(ctx, "all tunnels of the canary", func(context.Context) error {
 		r, err := s.canary.Do(canary.Command{Do: "report"})
-		if all := int64(tunnels * canary.Kinds); err == nil && r.Tunnels < all {
+		if all := int64(s.tunnels * canary.Kinds); err == nil && r.Tunnels < all {
 			err = fmt.Errorf("%d of %d tunnels were opened %q", r.Tunnels, all, r.Failures)
 		}
 		return err
@@ -172,6 +171,7 @@ func (h hopeless) Unwrap() error { return h.error }
 func (s *stage) until(ctx context.Context, what string, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	var amiss error
 	for {
 		err := f(ctx)
 		if err == nil {
@@ -180,10 +180,13 @@ func (s *stage) until(ctx context.Context, what string, f func(context.Context) 
 		if _, ok := errors.AsType[hopeless](err); ok {
 			return err
 		}
+		if amiss == nil || ctx.Err() == nil { // otherwise it says no more than that
+			amiss = err
+		}
 		select {
 		case <-time.After(look):
 		case <-ctx.Done():
-			return fmt.Errorf("waited for %s: %w", what, err)
+			return fmt.Errorf("waited for %s: %w", what, amiss)
 		}
 	}
 }
@@ -249,11 +252,14 @@ func (s *stage) note(status *supervisor.Status) error {
 		if known {
 			continue
 		}
+		var p *pidfd.Process
 		id, err := pidfd.Of(pid)
-		if err != nil {
-			return err
+		if err == nil {
+			p, err = pidfd.Open(id)
 		}
-		p, err := pidfd.Open(id)
+		if errors.Is(err, os.ErrProcessDone) {
+			continue // it has ended since
+		}
 		if err != nil {
 			return err
 		}
@@ -308,6 +314,8 @@ func (s *stage) unwell(status *supervisor.Status) error {
 			serving++
 		case g.State != "draining":
 			return fmt.Errorf("generation %d is %s", g.Number, g.State)
+		case g.Deposits < g.Tunnels && !s.config.mortal: // some have begun or ended since they were counted
+			return fmt.Errorf("generation %d has %d tunnels, and %d would outlive it", g.Number, g.Tunnels, g.Deposits)
 		}
 	}
 	switch {
@@ -315,6 +323,8 @@ func (s *stage) unwell(status *supervisor.Status) error {
 		return fmt.Errorf("%d generations serve, and ready is %t", serving, status.Ready)
 	case status.Reloading || status.Upgrading || status.Stopping:
 		return errors.New("a command is under way")
+	case status.Vault.Resuming > 0:
+		return fmt.Errorf("%d tunnels have no process", status.Vault.Bereft)
 	}
 	for _, pid := range append(s.living(), s.orphans()...) {
 		if !known[pid] {
@@ -414,13 +424,18 @@ func (s *stage) signal(pid int, sig syscall.Signal) error {
 
 // kill kills a process and waits until it is gone.
 func (s *stage) kill(ctx context.Context, pid int) error {
-	s.mu.Lock()
-	s.killed[pid] = true
-	s.mu.Unlock()
-	if err := s.signal(pid, syscall.SIGKILL); err != nil {
+	if err := s.end(pid, syscall.SIGKILL); err != nil {
 		return err
 	}
 	return s.awaitEnd(ctx, pid)
+}
+
+// end sends a process a signal that ends it.
+func (s *stage) end(pid int, sig syscall.Signal) error {
+	s.mu.Lock()
+	s.killed[pid] = true
+	s.mu.Unlock()
+	return s.signal(pid, sig)
 }
 
 func (s *stage) awaitEnd(ctx context.Context, pid int) error {
@@ -432,31 +447,36 @@ func (s *stage) awaitEnd(ctx context.Context, pid int) error {
 	})
 }
 
-// killGeneration kills a generation, and tells the canary before which of its
-// connections go with it. The process stands still in between, so that there are no others.
-func (s *stage) killGeneration(ctx context.Context, pid int) error {
-	if err := s.signal(pid, syscall.SIGSTOP); err != nil {
+// killGeneration ends a generation by a signal, and tells the canary before which of its
+// requests go with it. The process stands still in between, so that there are no others.
+func (s *stage) killGeneration(ctx context.Context, g supervisor.GenerationStatus, sig syscall.Signal) error {
+	if err := s.signal(g.PID, syscall.SIGSTOP); err != nil {
 		return err
 	}
 	if err := s.until(ctx, "a process to stand still", func(context.Context) error {
-		if _, err := s.process(pid); err != nil {
+		if _, err := s.process(g.PID); err != nil {
 			return hopeless{err} // it was ending
 		}
-		if !stopped(pid) {
+		if !stopped(g.PID) {
 			return errors.New("it runs")
 		}
 		return nil
 	}); err != nil {
 		return err
 	}
-	sockets, err := socketsOf(pid)
+	sockets, err := socketsOf(g.PID)
 	if err != nil {
 		return err
 	}
 	if _, err := s.canary.Do(canary.Command{Do: "killed", Sockets: sockets}); err != nil {
 		return err
 	}
-	return s.kill(ctx, pid)
+	if err := s.end(g.PID, sig); err != nil {
+		return err
+	}
+	s.signal(g.PID, syscall.SIGCONT) // for which any signal but SIGKILL waits
+	s.kills.note(g.State, sig, "", s.supervisor.Vault.Bereft > 0)
+	return s.awaitEnd(ctx, g.PID)
 }
 
 // clear ends what was started, those in front first, and removes the files. It says
@@ -464,7 +484,11 @@ func (s *stage) killGeneration(ctx context.Context, pid int) error {
 func (s *stage) clear() error {
 	var wrong []error
 	if s.launched != nil {
-		if code, said := s.holdfast(context.Background(), "stop", "--now"); code != 0 && s.supervisor != nil {
+		code, said := s.holdfast(context.Background(), "stop", "--now")
+		if code != 0 { // a round that was interrupted may have killed it
+			code, said = s.holdfast(context.Background(), "stop", "--orphans", "--now")
+		}
+		if code != 0 && s.supervisor != nil {
 			wrong = append(wrong, fmt.Errorf("stop: exit code %d: %s", code, said))
 		}
 		wrong = append(wrong, s.launched.Stop())
@@ -480,6 +504,16 @@ func (s *stage) clear() error {
 		wrong = append(wrong, s.canaryProcess.Stop())
 	}
 	return errors.Join(wrong...)
+}
+
+// keepTraces writes down how things are, as far as anybody answers.
+func (s *stage) keepTraces() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for name, args := range map[string][]string{"status.json": {"status", "--json"}, "metrics.txt": {"metrics"}} {
+		_, said := s.holdfast(ctx, args...)
+		os.WriteFile(filepath.Join(s.dir, name), []byte(said), 0o600) // without it the rest is still there
+	}
 }
 
 // remove removes the files.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -20,7 +21,7 @@ import (
 func TestEachKindComesBeforeAnyComesAgain(t *testing.T) {
 	t.Parallel()
 	play := func(seed uint64) (order []int) {
-		d := deck{random: rand.New(rand.NewPCG(seed, 0))}
+		d := newDeck(rand.New(rand.NewPCG(seed, 0)), nil)
 		for range 3 * len(kinds) {
 			order = append(order, d.next())
 		}
@@ -37,13 +38,41 @@ func TestEachKindComesBeforeAnyComesAgain(t *testing.T) {
 	}
 }
 
+func TestKindsComeAsOftenAsTheyAreNamed(t *testing.T) {
+	t.Parallel()
+	d := newDeck(rand.New(rand.NewPCG(1, 0)), []string{"upgrade", "reload", "upgrade"})
+	for range 3 {
+		var turn []string
+		for range 3 {
+			turn = append(turn, kinds[d.next()].name)
+		}
+		if slices.Sort(turn); !slices.Equal(turn, []string{"reload", "upgrade", "upgrade"}) {
+			t.Errorf("a turn is %q", turn)
+		}
+	}
+}
+
+func TestKillsAreToldApart(t *testing.T) {
+	t.Parallel()
+	var k Kills
+	k.note("serving", syscall.SIGKILL, "", false)
+	k.note("serving", syscall.SIGSEGV, "reload", false)
+	k.note("draining", syscall.SIGKILL, "move", true)
+	k.note("ready", syscall.SIGKILL, "reload", true)
+	k.note("starting", syscall.SIGKILL, "", true)
+	want := Kills{Serving: 2, Draining: 1, Starting: 2, Faults: 1, During: map[string]int{"reload": 2, "move": 1}, Bereft: 3}
+	if !reflect.DeepEqual(k, want) || k.Generations() != 5 {
+		t.Errorf("%+v, want %+v", k, want)
+	}
+}
+
 func TestEveryConfigurationIsGoodAndAnother(t *testing.T) {
 	t.Parallel()
 	c := configuration{dir: "/tmp/drill", upstream: "127.0.0.1:4711", probation: "0s"}
 	random := rand.New(rand.NewPCG(1, 0))
 	known := make(map[string]bool)
-	listeners := make(map[int]bool)
-	for range 100 {
+	listeners, moves := make(map[int]bool), make(map[bool]bool)
+	for range 300 {
 		text := c.String()
 		parsed, err := config.Parse("holdfast.toml", []byte(text))
 		if err != nil {
@@ -54,10 +83,14 @@ func TestEveryConfigurationIsGoodAndAnother(t *testing.T) {
 		}
 		known[text] = true
 		listeners[len(parsed.Listeners)] = true
+		moves[c.moves] = true
 		c.change(random)
 	}
 	if len(listeners) != extras+1 {
 		t.Errorf("there were %v listeners", listeners)
+	}
+	if len(moves) != 2 {
+		t.Errorf("tunnels are always moved, or never: %v", moves)
 	}
 }
 
@@ -119,6 +152,28 @@ holdfast_seconds_count 4
 	}
 	if all := before.decreased(after); !slices.Equal(all, want) {
 		t.Errorf("decreased:\n%s\nwant:\n%s", strings.Join(all, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestChangesAreCounted(t *testing.T) {
+	t.Parallel()
+	c, err := readCounters(`
+# TYPE holdfast_tunnels_resumed_total counter
+holdfast_tunnels_resumed_total 3
+# TYPE holdfast_tunnels_moved_total counter
+holdfast_tunnels_moved_total{direction="in"} 4
+holdfast_tunnels_moved_total{direction="out"} 5
+# TYPE holdfast_tunnel_recovered_flows_total counter
+holdfast_tunnel_recovered_flows_total{found="nothing"} 10
+holdfast_tunnel_recovered_flows_total{found="buffer"} 20
+holdfast_tunnel_recovered_flows_total{found="pipe"} 30
+holdfast_tunnel_recovered_flows_total{found="peeked"} 40
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := c.changes(), (Changes{Resumed: 3, Moved: 4, Flows: 100, Buffered: 20, Piped: 30, Peeked: 40}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }
 
@@ -189,21 +244,26 @@ func TestAResultSaysWhatWasBroken(t *testing.T) {
 	t.Parallel()
 	held := newResult(7)
 	held.Rounds, held.Duration = 3, 1500*time.Millisecond
-	held.Kinds[0].Rounds = 3
+	held.Kinds[0].Rounds, held.Kinds[1].Rounds = 3, 1
+	held.Changes = Changes{Moved: 7}
+	held.Kills = Kills{Supervisors: 4, Serving: 5, During: map[string]int{"move": 6}}
 	held.Kinds[0].Pauses = canary.Pauses{Connection: 31 * time.Millisecond}
-	held.see("round 1", &canary.Report{Connections: 100, KilledRequests: 2, KilledTunnels: 5})
+	held.see("round 1", &canary.Report{Connections: 100, KilledRequests: 2})
 	broken := newResult(8)
 	broken.see("round 1", &canary.Report{Connections: 100})
 	broken.see("round 2", &canary.Report{Connections: 200, Refused: 6, Failures: slices.Repeat([]string{"connect: refused"}, 6)})
 	broken.wrong("round 3")
-	if !held.Held || broken.Held || len(broken.Broken) != mostAtOnce+1 {
+	silent := newResult(9)
+	silent.see("round 1", &canary.Report{Dropped: 1})
+	if !held.Held || broken.Held || silent.Held || len(broken.Broken) != mostAtOnce+1 {
 		t.Errorf("held: %t and %t; broken: %q", held.Held, broken.Held, broken.Broken)
 	}
 	for _, want := range []struct {
 		result *Result
 		lines  []string
 	}{
-		{held, []string{"3 rounds in 2s, seed 7", "reload 3 31ms 0s 0s", "connections refused 0 100", "2 requests and 5 tunnels", "The promise held."}},
+		{held, []string{"3 rounds in 2s, seed 7", "reload 3 31ms 0s 0s", "reload refused 1", "connections refused 0 100",
+			"Killed: 4 supervisors; 5 generations that served", "6 while tunnels were moved", "and were moved 7 times", "2 requests", "The promise held."}},
 		{broken, []string{"connections refused 6 200", "The promise did not hold:", "round 2: connect: refused", "round 2: and 2 more of this"}},
 	} {
 		var table bytes.Buffer

@@ -43,28 +43,31 @@ func (i *instance) withLogs(backend string, names ...string) string {
 	return simple(backend, logs.String())
 }
 
-// wantRecords waits until a log has so many records. Each line is one.
-func (i *instance) wantRecords(name string, n int) []access {
+// records are those that a log has now, of which each line is one.
+func (i *instance) records(name string) (all []access) {
 	i.t.Helper()
-	var records []access
-	var data []byte
-	eventually(i.t, func() bool {
-		data, _ = os.ReadFile(filepath.Join(i.dir, name))
-		records = records[:0]
-		for line := range strings.Lines(string(data)) {
-			if !strings.HasSuffix(line, "\n") {
-				return false // still being written
-			}
-			var a access
-			if err := json.Unmarshal([]byte(line), &a); err != nil {
-				i.t.Fatalf("%v: %q", err, line)
-			}
-			records = append(records, a)
+	data, _ := os.ReadFile(filepath.Join(i.dir, name))
+	for line := range strings.Lines(string(data)) {
+		if !strings.HasSuffix(line, "\n") {
+			break // it is still being written
 		}
-		return len(records) >= n
-	}, func() string { return fmt.Sprintf("%d records in %s; it holds\n%s", n, name, data) })
+		var a access
+		if err := json.Unmarshal([]byte(line), &a); err != nil {
+			i.t.Fatalf("%v: %q", err, line)
+		}
+		all = append(all, a)
+	}
+	return all
+}
+
+// wantRecords waits until a log has so many records.
+func (i *instance) wantRecords(name string, n int) (records []access) {
+	i.t.Helper()
+	eventually(i.t, func() bool { records = i.records(name); return len(records) >= n }, func() string {
+		return fmt.Sprintf("%d records in %s; it holds %+v", n, name, records)
+	})
 	if len(records) > n {
-		i.t.Errorf("%d records in %s, want %d:\n%s", len(records), name, n, data)
+		i.t.Errorf("%d records in %s, want %d: %+v", len(records), name, n, records)
 	}
 	return records
 }

@@ -53,6 +53,9 @@ type status struct {
 		Name, Key, Address string
 	} `json:"listeners"`
 	Generations []generation `json:"generations"`
+	Vault       struct {
+		Resuming int `json:"resuming"`
+	} `json:"vault"`
 }
 
 type generation struct {
@@ -64,6 +67,9 @@ type generation struct {
 	Requests     int    `json:"requests"`
 	Tunnels      int    `json:"tunnels"`
 	Connections  int    `json:"connections"`
+	Deposits     int    `json:"deposits"`
+
+	OldestTunnel time.Time `json:"oldest_tunnel"`
 }
 
 // states is the status in a word: "2 serving, 1 draining".

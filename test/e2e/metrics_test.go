@@ -299,7 +299,7 @@ func TestWhatIsCounted(t *testing.T) {
 func TestTunnelsThatDieWithTheirProcessAreCounted(t *testing.T) {
 	t.Parallel()
 	up := newUpstream(t)
-	i := serve(t, simple(up.addr, ""))
+	i := serve(t, simple(up.addr, "[tunnels]\nsurvive_crash = false\n"))
 	s := &stage{T: t, service: i, addresses: i.addresses(), host: "a.test", up: up}
 	for range 3 {
 		s.tunnel("/ws")
@@ -315,7 +315,7 @@ func TestTunnelsThatDieWithTheirProcessAreCounted(t *testing.T) {
 		"holdfast_tunnels_started_total": 4, "holdfast_tunnels_active": 0, "holdfast_tunnels_lost_total": 3,
 		"holdfast_tunnels_ended_total{reason=downstream closed}": 1,
 	})
-	s.wantLog("the serving generation has died", "tunnels_lost=3")
+	s.wantLog("the serving generation has died", "tunnels=3")
 }
 
 // version is what the service says it is.

@@ -17,7 +17,7 @@ import (
 )
 
 // patience is how long anything may take before it counts as failed.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // How much it does.
 const (
@@ -26,11 +26,13 @@ const (
 	connectEvery    = 10 * time.Millisecond
 	slowAnswers     = 2 // at a time
 
-	// The first tunnel of each kind is kept for ever. The others live for a time
-	// between these.
+	// The first half of the tunnels of each kind is kept for ever. The others live for
+	// a time between these.
 	shortLife = 500 * time.Millisecond
 	longLife  = 5 * time.Second
 	forEver   = 10_000 * time.Hour
+
+	opensAtOnce = 64 // tunnels
 )
 
 // Kinds is how many kinds of tunnels there are.
@@ -40,18 +42,26 @@ const Kinds = len(kinds)
 type Command struct {
 	// Do is one of:
 	//
-	//	start   use the proxy at Address, with Tunnels tunnels of each kind
+	//	start   use the proxy at Address, with Tunnels tunnels of each kind, and besides
+	//	        with Quiet ones that carry little and are kept for ever
 	//	report  say what you have seen
 	//	killed  the process that has the Sockets is killed as soon as this is answered
+	//	storm   any process may be killed from now on: have tunnels, and nothing else,
+	//	        under way
+	//	calm    that is over
 	//	spoil   have a tunnel be spoiled on its way to the proxy, as How says
 	//	end     close everything in order, and report
 	Do string
 
 	Address string
 	Tunnels int
+	Quiet   int
 	Sockets []string // each as "ADDRESS ADDRESS": its own and the other end's
 	How     string   // byte: one is changed; tunnel: it is cut
 }
+
+// reports says whether the answer has a report.
+func (cmd *Command) reports() bool { return cmd.Do == "report" || cmd.Do == "end" }
 
 // An Answer is the answer to a command.
 type Answer struct {
@@ -74,10 +84,16 @@ type canary struct {
 
 	tunnels atomic.Uint64 // so many were begun
 	opening sync.Map      // by their numbers: those that no upstream has accepted yet
+	opens   chan struct{} // has room for one more that opens
+
+	// requests is held for reading during each, and for writing during a storm. Who
+	// keeps a connection gives it up after one.
+	requests sync.RWMutex
+	storms   atomic.Int64
 }
 
 func newCanary() *canary {
-	c := &canary{conns: newConns()}
+	c := &canary{conns: newConns(), opens: make(chan struct{}, opensAtOnce)}
 	c.tally.began = make(map[*tunnel]time.Time)
 	c.live, c.end = context.WithCancel(context.Background())
 	return c
@@ -107,7 +123,9 @@ func Serve(in io.Reader, out io.Writer) error {
 		if err := c.do(cmd); err != nil {
 			a.Error = err.Error()
 		}
-		a.Report = c.tally.take()
+		if cmd.reports() {
+			a.Report = c.tally.take()
+		}
 		if err := answers.Encode(a); err != nil {
 			return err
 		}
@@ -118,13 +136,19 @@ func (c *canary) do(cmd Command) error {
 	switch cmd.Do {
 	case "start":
 		c.address = cmd.Address
-		c.start(cmd.Tunnels)
+		c.request()
+		c.start(cmd.Tunnels, cmd.Quiet)
 	case "report":
 	case "killed":
 		c.conns.kill(cmd.Sockets)
+	case "storm":
+		c.storm(true)
+	case "calm":
+		c.storm(false)
 	case "spoil":
 		return c.spoil(cmd.How)
 	case "end":
+		c.storm(false)
 		c.end()
 		c.work.Wait()
 	default:
@@ -133,7 +157,8 @@ func (c *canary) do(cmd Command) error {
 	return nil
 }
 
-func (c *canary) start(tunnels int) {
+// request begins to send requests.
+func (c *canary) request() {
 	for range keptConnections {
 		c.work.Go(c.keepAlive)
 	}
@@ -141,13 +166,39 @@ func (c *canary) start(tunnels int) {
 		c.work.Go(c.slowRequests)
 	}
 	c.work.Go(c.connect)
-	for kind := range kinds {
-		c.work.Go(func() { c.keepTunnel(kind, func() time.Duration { return forEver }) })
-		for range tunnels - 1 {
-			c.work.Go(func() {
-				c.keepTunnel(kind, func() time.Duration { return shortLife + rand.N(longLife-shortLife) })
-			})
+}
+
+// start begins to use tunnels.
+func (c *canary) start(ofEach, quietOnes int) {
+	always := func() time.Duration { return forEver }
+	aWhile := func() time.Duration { return shortLife + rand.N(longLife-shortLife) }
+	for i := range kinds {
+		for n := range ofEach {
+			life := always
+			if n >= (ofEach+1)/2 {
+				life = aWhile
+			}
+			c.work.Go(func() { c.keepTunnel(&kinds[i], life) })
 		}
+	}
+	for range quietOnes {
+		c.work.Go(func() { c.keepTunnel(&quietKind, always) })
+	}
+}
+
+// storm has requests pause, and counts apart what cannot be opened, while generations
+// are killed that nobody can know the sockets of.
+func (c *canary) storm(rages bool) {
+	if rages == c.tally.stormy() {
+		return
+	}
+	if rages {
+		c.storms.Add(1)
+		c.requests.Lock()
+		c.tally.storm(true)
+	} else {
+		c.tally.storm(false)
+		c.requests.Unlock()
 	}
 }
 
@@ -158,7 +209,12 @@ func (c *canary) connect() {
 	for {
 		select {
 		case <-tick.C:
-			c.work.Go(c.oneRequest)
+			if c.requests.TryRLock() {
+				c.work.Go(func() {
+					defer c.requests.RUnlock()
+					c.oneRequest()
+				})
+			}
 		case <-c.live.Done():
 			return
 		}
@@ -170,7 +226,7 @@ func (c *canary) dial(address string) (*conn, bool) {
 	c.tally.count(func(r *Report) { r.Connections++ })
 	conn, err := c.conns.dial(address)
 	if err != nil {
-		c.tally.fail(nil, nil, &c.tally.Refused, "connect: %v", err)
+		c.tally.fail(&c.tally.Refused, "connect: %v", err)
 	}
 	return conn, err == nil
 }

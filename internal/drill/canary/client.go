@@ -39,7 +39,8 @@ func NewClient(in io.Writer, out io.Reader) (*Client, error) {
 	return c, err
 }
 
-// Do has a command carried out. After an error the process is of no further use.
+// Do has a command carried out. The report is empty if the command is not one for which
+// there is one. After an error the process is of no further use.
 func (c *Client) Do(cmd Command) (*Report, error) {
 	if err := json.NewEncoder(c.in).Encode(cmd); err != nil {
 		return nil, fmt.Errorf("%s: tell the canary: %w", cmd.Do, err)

@@ -10,7 +10,7 @@ import (
 // conn is a connection to the proxy.
 type conn struct {
 	*net.TCPConn
-	killed atomic.Bool // the process at its other end was killed, or is about to be
+	killed atomic.Bool // the process at its other end was killed while it was open, or is about to be
 	of     *conns
 }
 
@@ -20,8 +20,7 @@ func (c *conn) Close() error {
 }
 
 // conns are the connections to the proxy that are open, by what the proxy's process
-// knows of them: our ends of the connections, and of those that it has to our upstream
-// on behalf of them.
+// knows of them.
 type conns struct {
 	mu     sync.Mutex
 	open   map[string]*conn
@@ -45,26 +44,24 @@ func (cs *conns) dial(address string) (*conn, error) {
 		return nil, err
 	}
 	c := &conn{TCPConn: nc.(*net.TCPConn), of: cs}
-	cs.note(c, c)
+	cs.note(c)
 	return c, nil
 }
 
-// note notes that c cannot do without its part, which is itself or leads from the
-// proxy to the upstream.
-func (cs *conns) note(c *conn, part net.Conn) {
+func (cs *conns) note(c *conn) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	name := seenByPeer(part)
+	name := seenByPeer(c)
 	cs.open[name] = c
 	if at, ok := cs.killed[name]; ok && time.Since(at) < overtaken {
 		c.killed.Store(true)
 	}
 }
 
-func (cs *conns) forget(part net.Conn) {
+func (cs *conns) forget(c *conn) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	delete(cs.open, seenByPeer(part))
+	delete(cs.open, seenByPeer(c))
 }
 
 // kill marks the connections with a process that is killed next; its sockets are named

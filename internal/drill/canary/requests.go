@@ -28,31 +28,41 @@ const (
 // another.
 func (c *canary) keepAlive() {
 	for c.live.Err() == nil {
+		storms := c.storms.Load()
 		conn, ok := c.dial(c.address)
 		if !ok {
 			c.pause(requestPause)
 			continue
 		}
-		c.converse(conn)
+		c.converse(conn, storms)
 		conn.Close()
 	}
 }
 
-func (c *canary) converse(conn *conn) {
+// converse sends requests on a connection that was opened when there had been so many
+// storms.
+func (c *canary) converse(conn *conn, storms int64) {
 	answers := bufio.NewReader(conn)
-	for n := 0; c.live.Err() == nil; n++ {
-		began := time.Now()
-		last, err := c.echo(conn, answers, false)
-		if err != nil {
-			c.tally.fail(conn, &c.tally.KilledRequests, &c.tally.Failed, "request %d on a connection that was kept: %v", n+1, err)
-			return
-		}
-		c.tally.count(func(r *Report) { r.Pauses.Request = max(r.Pauses.Request, time.Since(began)) })
-		if last {
-			return
-		}
+	for n := 1; c.live.Err() == nil && c.next(conn, answers, storms, n); n++ {
 		c.pause(requestPause)
 	}
+}
+
+// next sends the request of that number and returns whether there may be another one.
+func (c *canary) next(conn *conn, answers *bufio.Reader, storms int64, number int) bool {
+	c.requests.RLock()
+	defer c.requests.RUnlock()
+	if c.storms.Load() != storms {
+		return false // it may have taken the connection along
+	}
+	began := time.Now()
+	last, err := c.echo(conn, answers, false)
+	if err != nil {
+		c.tally.failOn(conn, &c.tally.Failed, "request %d on a connection that was kept: %v", number, err)
+		return false
+	}
+	c.tally.count(func(r *Report) { r.Pauses.Request = max(r.Pauses.Request, time.Since(began)) })
+	return !last
 }
 
 // oneRequest opens a connection for it.
@@ -72,7 +82,7 @@ func (c *canary) oneRequest() {
 	if _, answered := errors.AsType[*wrongAnswer](err); answered {
 		counted = &c.tally.Failed
 	}
-	c.tally.fail(conn, &c.tally.KilledRequests, counted, "the request of a new connection: %v", err)
+	c.tally.failOn(conn, counted, "the request of a new connection: %v", err)
 }
 
 // wrongAnswer is an answer that is not what it should be.
@@ -114,16 +124,25 @@ func (c *canary) echo(conn *conn, answers *bufio.Reader, last bool) (bool, error
 // slowRequests asks for answers that take their time.
 func (c *canary) slowRequests() {
 	for c.live.Err() == nil {
-		conn, ok := c.dial(c.address)
-		if !ok {
+		if !c.oneSlowRequest() {
 			c.pause(requestPause)
-			continue
 		}
-		if err := c.slowRequest(conn); err != nil {
-			c.tally.fail(conn, &c.tally.KilledRequests, &c.tally.Failed, "a slow answer: %v", err)
-		}
-		conn.Close()
 	}
+}
+
+// oneSlowRequest returns whether there was somebody to ask.
+func (c *canary) oneSlowRequest() bool {
+	c.requests.RLock()
+	defer c.requests.RUnlock()
+	conn, ok := c.dial(c.address)
+	if !ok {
+		return false
+	}
+	defer conn.Close()
+	if err := c.slowRequest(conn); err != nil {
+		c.tally.failOn(conn, &c.tally.Failed, "a slow answer: %v", err)
+	}
+	return true
 }
 
 func (c *canary) slowRequest(conn *conn) error {

@@ -23,7 +23,7 @@ func (c *canary) spoil(how string) error {
 	}
 	defer listener.Close()
 	s := &spoiler{how: how, address: c.address, done: make(chan struct{})}
-	c.work.Go(func() { c.tunnel(listener.Addr().String(), 0, longLife) })
+	c.work.Go(func() { c.tunnel(listener.Addr().String(), &kinds[0], longLife) })
 	client, err := listener.Accept()
 	if err != nil {
 		return err

@@ -13,12 +13,13 @@ type Report struct {
 	Requests    int64  `json:"requests"`
 	Failed      int64  `json:"failed"` // of these
 	Tunnels     int64  `json:"tunnels"`
+	Lossy       int64  `json:"lossy"`   // of these, with segments that were lost
 	Dropped     int64  `json:"dropped"` // of these, before their ends wanted it
 	Bytes       int64  `json:"bytes"`   // that arrived through tunnels
 	Damage      Damage `json:"damage"`
-	// What went with a process that was killed is counted here alone.
+	// What went with a process that was killed is counted here alone: requests, and
+	// tunnels that were being opened.
 	KilledRequests int64 `json:"killed_requests"`
-	KilledTunnels  int64 `json:"killed_tunnels"`
 
 	// Since the report before.
 	Pauses   Pauses   `json:"pauses"`
@@ -53,6 +54,7 @@ const mostFailures = 8
 type tally struct {
 	mu    sync.Mutex
 	began map[*tunnel]time.Time // those that are open
+	rages bool                  // a storm
 	Report
 }
 
@@ -75,16 +77,34 @@ func (t *tally) count(f func(*Report)) {
 	f(&t.Report)
 }
 
-// fail counts what has gone wrong, in apart if the process behind it was killed.
-func (t *tally) fail(c *conn, apart, counted *int64, format string, args ...any) {
+// fail counts what has gone wrong.
+func (t *tally) fail(counted *int64, format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if c != nil && c.killed.Load() {
-		*apart++
-		return
-	}
 	*counted++
 	t.describe(format, args...)
+}
+
+// failOn counts what has gone wrong with a request, or with a tunnel that was being
+// opened: apart, if the process behind it was killed, or may have been.
+func (t *tally) failOn(c *conn, counted *int64, format string, args ...any) {
+	if c.killed.Load() || t.stormy() {
+		t.count(func(r *Report) { r.KilledRequests++ })
+		return
+	}
+	t.fail(counted, format, args...)
+}
+
+func (t *tally) storm(rages bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.rages = rages
+}
+
+func (t *tally) stormy() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.rages
 }
 
 // describe is called with mu held.
@@ -99,6 +119,9 @@ func (t *tally) opened(tu *tunnel) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.Tunnels++
+	if tu.loses.Load() {
+		t.Lossy++
+	}
 	t.began[tu] = time.Now()
 }
 
@@ -108,7 +131,7 @@ func (t *tally) closed(tu *tunnel) {
 	delete(t.began, tu)
 }
 
-// arrived counts bytes of a tunnel, and how long they took.
+// arrived counts bytes of a tunnel, and how long they took: 0 where that says nothing.
 func (t *tally) arrived(n int, took time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -15,41 +15,67 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TunnelPath is followed by a tunnel's number.
 const TunnelPath = "/tunnel/"
 
 // A pace is how a direction of a tunnel is used.
-type pace int
-
-const (
-	talking  pace = iota // something small now and then
-	brief                // as talking, and closed soon
-	flooding             // as much as is taken, which is not much
-)
-
-// kinds are the tunnels that there are, by what is done in their directions.
-var kinds = [...]struct {
-	name     string
-	up, down pace // to the upstream, to the client
-}{
-	{"talking both ways", talking, talking},
-	{"half-closed by the client", brief, talking},
-	{"half-closed by the upstream", talking, brief},
-	{"with a slow client", talking, flooding},
-	{"with a slow upstream", flooding, talking},
+type pace struct {
+	most  int           // bytes at once; how many is random
+	pause time.Duration // between two times
+	ends  bool          // soon: after briefEnds, or bulkEnds if it comes in bulk
+	bulk  bool          // always most at once
+	slow  bool          // the receiver takes little, so there is always something in the way
 }
 
+var (
+	talking  = pace{most: 2000, pause: 20 * time.Millisecond}
+	brief    = pace{most: 2000, pause: 20 * time.Millisecond, ends: true}
+	quiet    = pace{most: 100, pause: 4 * time.Second}
+	bulky    = pace{most: 512 << 10, pause: 100 * time.Millisecond, bulk: true}
+	large    = pace{most: 512 << 10, pause: 20 * time.Millisecond, bulk: true, ends: true}
+	flooding = pace{most: slowRead, bulk: true, slow: true}
+)
+
 const (
-	talkPause = 20 * time.Millisecond
-	talkMost  = 2000 // bytes at once
 	briefEnds = 300 * time.Millisecond
+	bulkEnds  = 4 << 20
 
 	// A slow receiver reads so much, and then does nothing for a slowPause.
 	slowRead   = 32 << 10
 	slowBuffer = 64 << 10
+
+	// A pause is longer or shorter than told by at most this part of it.
+	unevenness = 4
 )
+
+// kind is a kind of tunnels, by what is done in their directions.
+type kind struct {
+	name     string
+	up, down pace // to the upstream, to the client
+	lossy    bool // both ends lose some of what reaches them, and get it again
+}
+
+var kinds = [...]kind{
+	{name: "talking both ways", up: talking, down: talking},
+	{name: "half-closed by the client", up: brief, down: talking},
+	{name: "half-closed by the upstream", up: talking, down: brief},
+	{name: "half-closed by the client after some MiB", up: large, down: talking},
+	{name: "half-closed by the upstream after some MiB", up: talking, down: large},
+	{name: "with a slow client", up: talking, down: flooding},
+	{name: "with a slow upstream", up: flooding, down: talking},
+	{name: "half-closed by the client, which is slow", up: brief, down: flooding},
+	{name: "half-closed by the upstream, which is slow", up: flooding, down: brief},
+	{name: "with bulk for both", up: bulky, down: bulky},
+	{name: "talking, with losses", up: talking, down: talking, lossy: true},
+	{name: "with bulk for both, and losses", up: bulky, down: bulky, lossy: true},
+	quietKind,
+}
+
+var quietKind = kind{name: "quiet", up: quiet, down: quiet}
 
 // The key is always the same, so its answer (RFC 6455, section 4.2.2) is too. The
 // answer says which tunnel's it is.
@@ -64,30 +90,34 @@ const (
 // tunnel is one tunnel, of which both ends are ours.
 type tunnel struct {
 	number uint64
-	kind   int
+	kind   *kind
 	client *conn
 	up     flow // to the upstream
 	down   flow // to the client
 
 	live     context.Context // until its ends shall close it
+	over     context.CancelFunc
 	whole    context.Context // until it is cut; the cause is why
 	cut      context.CancelCauseFunc
 	accepted chan struct{} // closed when the upstream has done with it
+	carried  atomic.Bool   // something has arrived
+	loses    atomic.Bool   // segments
 }
 
-func (c *canary) newTunnel(kind int, client *conn, live context.Context) *tunnel {
-	t := &tunnel{number: c.tunnels.Add(1), kind: kind, client: client, live: live, accepted: make(chan struct{})}
-	t.up.stream, t.up.pace = streamOf(2*t.number), kinds[kind].up
-	t.down.stream, t.down.pace = streamOf(2*t.number+1), kinds[kind].down
+func (c *canary) newTunnel(kind *kind, client *conn, lifetime time.Duration) *tunnel {
+	t := &tunnel{number: c.tunnels.Add(1), kind: kind, client: client, accepted: make(chan struct{})}
+	t.live, t.over = context.WithTimeout(c.live, lifetime)
+	t.up.stream, t.up.pace = streamOf(2*t.number), kind.up
+	t.down.stream, t.down.pace = streamOf(2*t.number+1), kind.down
 	t.whole, t.cut = context.WithCancelCause(context.Background())
 	return t
 }
 
-func (t *tunnel) String() string { return fmt.Sprintf("tunnel %d (%s)", t.number, kinds[t.kind].name) }
+func (t *tunnel) String() string { return fmt.Sprintf("tunnel %d (%s)", t.number, t.kind.name) }
 
 // keepTunnel has a tunnel open until the canary ends; after its lifetime, or its
 // death, another one.
-func (c *canary) keepTunnel(kind int, lifetime func() time.Duration) {
+func (c *canary) keepTunnel(kind *kind, lifetime func() time.Duration) {
 	for c.live.Err() == nil {
 		if !c.tunnel(c.address, kind, lifetime()) {
 			c.pause(requestPause)
@@ -97,38 +127,52 @@ func (c *canary) keepTunnel(kind int, lifetime func() time.Duration) {
 
 // tunnel opens a tunnel at address and uses it until its lifetime is over or it
 // breaks. It returns whether there was one.
-func (c *canary) tunnel(address string, kind int, lifetime time.Duration) bool {
-	conn, ok := c.dial(address)
+func (c *canary) tunnel(address string, kind *kind, lifetime time.Duration) bool {
+	t, ok := c.open(address, kind, lifetime)
 	if !ok {
 		return false
 	}
-	defer conn.Close()
-	live, over := context.WithTimeout(c.live, lifetime)
-	defer over()
-	t := c.newTunnel(kind, conn, live)
-	c.opening.Store(t.number, t)
-	err := t.open()
-	c.opening.Delete(t.number)
-	if err != nil {
-		t.cut(err)
-		c.tally.fail(conn, &c.tally.KilledRequests, &c.tally.Failed, "%s cannot be opened: %v", t, err)
-		return false
-	}
+	defer t.over()
+	defer t.client.Close()
 	c.tally.opened(t)
 	defer c.tally.closed(t)
-	c.use(t, conn.TCPConn, conn, &t.up, &t.down)
+	c.use(t, t.client.TCPConn, t.client, &t.up, &t.down)
 	<-t.accepted
-	if err := context.Cause(t.whole); err != nil {
-		c.tally.fail(conn, &c.tally.KilledTunnels, &c.tally.Dropped, "%s was dropped: %v", t, err)
+	if err := context.Cause(t.whole); err != nil && t.carried.Load() {
+		c.tally.fail(&c.tally.Dropped, "%s was dropped: %v", t, err)
+	} else if err != nil { // so perhaps it was not a tunnel yet
+		c.tally.failOn(t.client, &c.tally.Dropped, "%s was dropped before it was used: %v", t, err)
 	}
 	return true
 }
 
-// open asks for the upgrade.
-func (t *tunnel) open() error {
+// open opens a tunnel.
+func (c *canary) open(address string, kind *kind, lifetime time.Duration) (*tunnel, bool) {
+	c.opens <- struct{}{}
+	defer func() { <-c.opens }()
+	conn, ok := c.dial(address)
+	if !ok {
+		return nil, false
+	}
+	t := c.newTunnel(kind, conn, lifetime)
+	c.opening.Store(t.number, t)
+	err := t.shake()
+	c.opening.Delete(t.number)
+	if err != nil {
+		t.cut(err)
+		t.over()
+		conn.Close()
+		c.tally.failOn(conn, &c.tally.Failed, "%s cannot be opened: %v", t, err)
+		return nil, false
+	}
+	return t, true
+}
+
+// shake asks for the upgrade.
+func (t *tunnel) shake() error {
 	client := t.client
-	if t.up.pace == flooding || t.down.pace == flooding {
-		slow(client.TCPConn)
+	if err := t.prepare(client.TCPConn); err != nil {
+		return err
 	}
 	client.SetDeadline(time.Now().Add(patience))
 	if _, err := fmt.Fprintf(client, upgradeTo, TunnelPath, t.number); err != nil {
@@ -148,11 +192,22 @@ func (t *tunnel) open() error {
 	return nil
 }
 
-// slow keeps the kernel from taking much on our behalf, so that the proxy is what
-// has to wait.
-func slow(c *net.TCPConn) {
-	c.SetReadBuffer(slowBuffer)
-	c.SetWriteBuffer(slowBuffer)
+// prepare has the kernel do with an end's connection what the tunnel's kind wants.
+func (t *tunnel) prepare(c *net.TCPConn) error {
+	if t.up.pace.slow || t.down.pace.slow {
+		// The kernel takes little on our behalf, so that the proxy is what has to wait.
+		c.SetReadBuffer(slowBuffer)
+		c.SetWriteBuffer(slowBuffer)
+	}
+	if !t.kind.lossy {
+		return nil
+	}
+	err := lose(c)
+	if errors.Is(err, unix.EPERM) { // some kernels want CAP_NET_ADMIN
+		return nil
+	}
+	t.loses.Store(err == nil)
+	return err
 }
 
 // acceptTunnel is the upstream's end of a tunnel.
@@ -171,11 +226,10 @@ func (c *canary) acceptTunnel(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer nc.Close()
-	c.conns.note(t.client, nc)
-	defer c.conns.forget(nc)
 	tcp := nc.(*net.TCPConn)
-	if t.up.pace == flooding || t.down.pace == flooding {
-		slow(tcp)
+	if err := t.prepare(tcp); err != nil {
+		t.cut(err)
+		return
 	}
 	if _, err := fmt.Fprintf(tcp, switching, t.number); err != nil {
 		t.cut(err)
@@ -247,20 +301,23 @@ func (f *flow) arrive(upTo int64) (longest time.Duration) {
 // send sends at the flow's pace until the tunnel is to end, and then closes the
 // direction.
 func (c *canary) send(t *tunnel, f *flow, to *net.TCPConn) error {
-	live := t.live
-	if f.pace == brief {
+	live, most := t.live, int64(1<<62)
+	switch {
+	case f.pace.ends && f.pace.bulk:
+		most = bulkEnds
+	case f.pace.ends:
 		var over context.CancelFunc
 		live, over = context.WithTimeout(live, briefEnds)
 		defer over()
 	}
-	for buf := make([]byte, slowRead); live.Err() == nil; {
+	for buf := make([]byte, f.pace.most); live.Err() == nil && f.sent.Load() < most; {
 		b := buf
-		if f.pace != flooding {
-			b = buf[:1+rand.IntN(talkMost)]
+		if !f.pace.bulk {
+			b = buf[:1+rand.IntN(len(buf))]
 		}
 		offset := f.sent.Load()
 		f.stream.fill(b, offset)
-		if f.pace != flooding {
+		if f.timed(t) {
 			f.depart(offset + int64(len(b)))
 		}
 		f.sent.Add(int64(len(b)))
@@ -268,13 +325,16 @@ func (c *canary) send(t *tunnel, f *flow, to *net.TCPConn) error {
 		if _, err := to.Write(b); err != nil {
 			return err
 		}
-		if f.pace != flooding {
-			wait(live, talkPause)
+		if pause := f.pace.pause; pause > 0 {
+			wait(live, pause-pause/unevenness+rand.N(2*pause/unevenness))
 		}
 	}
 	f.finished.Store(true)
 	return to.CloseWrite()
 }
+
+// timed says whether the time that f's bytes take is the proxy's.
+func (f *flow) timed(t *tunnel) bool { return !f.pace.slow && !t.kind.lossy }
 
 // receive checks what arrives until the direction is closed.
 func (c *canary) receive(t *tunnel, f *flow, conn *net.TCPConn, from io.Reader) error {
@@ -286,15 +346,16 @@ func (c *canary) receive(t *tunnel, f *flow, conn *net.TCPConn, from io.Reader) 
 			seen = now
 		}
 	}
-	for buf := make([]byte, slowRead); ; {
+	for buf := make([]byte, min(f.pace.most, slowRead)); ; {
 		conn.SetReadDeadline(time.Now().Add(patience))
 		n, err := from.Read(buf)
 		check.feed(buf[:n])
 		note(check.soFar())
 		c.tally.arrived(n, f.arrive(check.high))
+		if n > 0 {
+			t.carried.Store(true)
+		}
 		switch {
-		case errors.Is(err, io.EOF) && t.client.killed.Load():
-			return errors.New("its process was killed")
 		case errors.Is(err, io.EOF) && f.finished.Load():
 			note(check.end(f.sent.Load()))
 			return nil
@@ -303,7 +364,7 @@ func (c *canary) receive(t *tunnel, f *flow, conn *net.TCPConn, from io.Reader) 
 		case err != nil:
 			return err
 		}
-		if f.pace == flooding {
+		if f.pace.slow {
 			wait(t.live, slowPause)
 		}
 	}
