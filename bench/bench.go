@@ -24,14 +24,6 @@ import (
 // load costs and how much the tool could make.
 const direct = "direct"
 
-func proxyNames() []string {
-	var names []string
-	for _, k := range peer.Kinds() {
-		names = append(names, k.Name)
-	}
-	return append(names, direct)
-}
-
 // A contestant is a proxy that is measured, or none (direct).
 type contestant struct {
 	name     string
@@ -82,7 +74,7 @@ func (b *bench) prepare() error {
 	if b.run.Machine, err = machine(); err != nil {
 		return err
 	}
-	b.run.Command, b.run.Sizes = b.command, b.sizes
+	b.run.Command, b.run.Sizes, b.run.Reference = b.command, b.sizes, b.table.reference
 	if b.temp, err = os.MkdirTemp("/tmp", "hf-bench-"); err != nil { // short: paths of unix sockets are
 		return err
 	}
@@ -121,12 +113,12 @@ func (b *bench) findProxies() error {
 		return err
 	}
 	finder := peer.Finder{Root: b.root, Holdfast: b.holdfast, Self: self, Temp: b.temp, Say: b.say}
-	for _, k := range peer.Kinds() {
+	for _, k := range b.table.kinds {
 		if !slices.Contains(b.proxies, k.Name) {
 			continue
 		}
 		program, err := k.Find(finder)
-		if err != nil && k.Name == report.Reference {
+		if err != nil && k.Ours {
 			return err
 		}
 		if err != nil {

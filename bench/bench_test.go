@@ -27,23 +27,19 @@ func TestMain(m *testing.M) {
 
 const docs = "../docs"
 
-// The table is never edited by hand: it is what the run beside it comes to.
-func TestPageShowsTheRunBesideIt(t *testing.T) {
+// The tables are never edited by hand: each is what the run beside it comes to.
+func TestPageShowsTheRunsBesideIt(t *testing.T) {
 	t.Parallel()
-	r, err := report.Read(filepath.Join(docs, "performance.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	page, err := os.ReadFile(filepath.Join(docs, "performance.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := r.Insert(string(page))
+	want, err := insertAll(docs, string(page))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if want != string(page) {
-		t.Error("the table in docs/performance.md is not that of docs/performance.json; try: go run ./bench -render docs")
+		t.Error("the tables in docs/performance.md are not those of the runs beside it; try: go run ./bench -render docs")
 	}
 }
 
@@ -53,7 +49,10 @@ func TestPageNamesEveryFlagProxyAndMode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	words := slices.Concat(proxyNames(), modeNames())
+	var words []string
+	for _, table := range tables {
+		words = append(words, slices.Concat(table.proxies(), table.modes)...)
+	}
 	newCommandLine().flags.VisitAll(func(f *flag.Flag) { words = append(words, "-"+f.Name) })
 	for _, w := range words {
 		if !strings.Contains(string(page), "`"+w) {
@@ -65,12 +64,12 @@ func TestPageNamesEveryFlagProxyAndMode(t *testing.T) {
 func TestChosen(t *testing.T) {
 	t.Parallel()
 	all := []string{"a", "b", "c"}
-	for list, want := range map[string][]string{"a": {"a"}, "c,a": {"a", "c"}, "a,b,c": all} {
+	for list, want := range map[string][]string{"": all, "a": {"a"}, "c,a": {"a", "c"}, "a,b,c": all} {
 		if got, err := chosen(list, all); err != nil || !slices.Equal(got, want) {
 			t.Errorf("of %s: %q, %v", list, got, err)
 		}
 	}
-	for _, list := range []string{"", "d", "a,", "a,d"} {
+	for _, list := range []string{"d", "a,", "a,d", ","} {
 		if got, err := chosen(list, all); err == nil {
 			t.Errorf("of %q: %q", list, got)
 		}
@@ -83,7 +82,7 @@ func TestRun(t *testing.T) {
 	sizes.Measured = report.Duration(50 * time.Millisecond)
 	var temp string
 	r, err := func() (*report.Run, error) {
-		b, err := newBench(options{proxies: []string{"httputil", "iocopy", direct}, modes: modeNames(), sizes: sizes, root: "..", command: "x"})
+		b, err := newBench(options{table: tables[0], proxies: []string{"httputil", "iocopy", direct}, modes: tables[0].modes, sizes: sizes, root: "..", command: "x"})
 		if err != nil {
 			return nil, err
 		}
@@ -142,7 +141,7 @@ func TestRun(t *testing.T) {
 }
 
 func TestRunEndsWhenItIsInterrupted(t *testing.T) {
-	b, err := newBench(options{proxies: []string{"httputil"}, modes: modeNames(), sizes: smoke, root: "..", command: "x"})
+	b, err := newBench(options{table: tables[0], proxies: []string{"httputil"}, modes: tables[0].modes, sizes: smoke, root: "..", command: "x"})
 	if err != nil {
 		t.Fatal(err)
 	}

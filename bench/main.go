@@ -4,6 +4,7 @@
 //	go run ./bench                                              everything, as on the page
 //	go run ./bench -quick -proxies holdfast,nginx -modes echo   a first look
 //	go run ./bench -docs docs                                   … and writes the page's table
+//	go run ./bench -vault -docs docs                            the same of the page's other table: what the vault costs and does
 //	go run ./bench -targets docs/performance.json               what is asked of Holdfast, and what a run has shown
 //
 // The client, the upstream and each proxy are processes of their own. The proxies take
@@ -21,6 +22,8 @@
 //	connect  connect, upgrade, close
 //	reload   reloads while tunnels are open and new ones are tried
 //	crash    SIGKILL to a process that relays; the run plays the service manager
+//	resume   SIGKILL to the process that relays -tunnels tunnels, until all have echoed again
+//	move     -tunnels tunnels go to the next generation while messages are paced
 //
 // Whatever is started is ended by its pid, all addresses are on loopback, and
 // temporary files are removed. HAProxy and nginx are those of the machine (Debian's
@@ -93,6 +96,7 @@ func play(args []string) error {
 
 // options are what the command line says.
 type options struct {
+	table    *table
 	proxies  []string
 	modes    []string
 	sizes    report.Sizes
@@ -101,10 +105,44 @@ type options struct {
 	command  string // as a person would type it
 }
 
-// full is what the page shows. It takes some twenty minutes.
+// A table is one of the page's.
+type table struct {
+	name      string // of the file with its run, and of its block of the page
+	kinds     []*peer.Kind
+	direct    bool     // no proxy is one of its columns, too
+	modes     []string // in their order
+	reference string
+	full      report.Sizes // what the page shows
+}
+
+// tables are all. The first one is what is measured unless another is asked for.
+var tables = []*table{
+	{name: "performance", kinds: peer.Kinds(), direct: true, modes: []string{"idle", "echo", "paced", "bulk", "connect", "reload", "crash"}, full: full},
+	{name: "vault", kinds: peer.VaultKinds(), modes: []string{"idle", "echo", "bulk", "connect", "resume", "move"}, reference: report.NoVault, full: fullVault},
+}
+
+func (t *table) proxies() []string {
+	var names []string
+	for _, k := range t.kinds {
+		names = append(names, k.Name)
+	}
+	if t.direct {
+		names = append(names, direct)
+	}
+	return names
+}
+
+// full takes some twenty minutes.
 var full = report.Sizes{
 	Idle: 9000, Few: 100, Many: 1000, Rate: 10_000, Message: 64, Held: 1000, Reloads: 10, Rounds: 5, Slow: 1,
 	Measured: report.Duration(1500 * time.Millisecond), Settle: report.Duration(8 * time.Second),
+}
+
+// fullVault has more and shorter rounds: the differences are small. It takes some ten
+// minutes.
+var fullVault = report.Sizes{
+	Idle: 9000, Few: 100, Many: 1000, Rate: 5000, Message: 64, Rounds: 15, Slow: 5,
+	Measured: report.Duration(time.Second), Settle: report.Duration(8 * time.Second),
 }
 
 // quick is for a first look, and smoke only shows that everything works.
@@ -114,7 +152,7 @@ var (
 		Measured: report.Duration(time.Second), Settle: report.Duration(6 * time.Second),
 	}
 	smoke = report.Sizes{
-		Idle: 50, Few: 5, Many: 20, Rate: 500, Message: 64, Held: 20, Reloads: 2, Rounds: 1, Slow: 1,
+		Idle: 50, Few: 5, Many: 20, Rate: 2000, Message: 64, Held: 20, Reloads: 2, Rounds: 1, Slow: 1,
 		Measured: report.Duration(100 * time.Millisecond), Settle: report.Duration(100 * time.Millisecond),
 	}
 )
@@ -123,7 +161,7 @@ var (
 type commandLine struct {
 	flags                            *flag.FlagSet
 	proxies, modes                   string
-	quick, smoke                     bool
+	vault, quick, smoke              bool
 	rounds, tunnels                  int
 	docs, rendered, judged, holdfast string
 }
@@ -131,15 +169,16 @@ type commandLine struct {
 func newCommandLine() *commandLine {
 	c := &commandLine{flags: flag.NewFlagSet("bench", flag.ContinueOnError)}
 	f := c.flags
-	f.StringVar(&c.proxies, "proxies", strings.Join(proxyNames(), ","), "which are measured")
-	f.StringVar(&c.modes, "modes", strings.Join(modeNames(), ","), "what is measured")
+	f.BoolVar(&c.vault, "vault", false, "what the vault costs and does, instead of Holdfast beside others")
+	f.StringVar(&c.proxies, "proxies", "", "which are measured, if not all of the table")
+	f.StringVar(&c.modes, "modes", "", "what is measured, if not all of the table")
 	f.BoolVar(&c.quick, "quick", false, "one short round with fewer tunnels")
 	f.BoolVar(&c.smoke, "smoke", false, "a round so small that its figures mean nothing, to see that everything works")
 	f.IntVar(&c.rounds, "rounds", 0, "rounds of everything, if not as usual")
 	f.IntVar(&c.tunnels, "tunnels", 0, "idle tunnels, if not as usual")
 	f.StringVar(&c.holdfast, "holdfast", "", "folder with the programs holdfast and holdfast-proxy, if they are not to be built from this tree")
-	f.StringVar(&c.docs, "docs", "", "folder in which performance.json and the table of performance.md are written")
-	f.StringVar(&c.rendered, "render", "", "measures nothing: writes the table of performance.md in this folder again, from its performance.json")
+	f.StringVar(&c.docs, "docs", "", "folder in which performance.json (with -vault: vault.json) and its table of performance.md are written")
+	f.StringVar(&c.rendered, "render", "", "measures nothing: writes the tables of performance.md in this folder again, from the runs beside it")
 	f.StringVar(&c.judged, "targets", "", "measures nothing: says which targets the run in this file has met")
 	return c
 }
@@ -173,7 +212,7 @@ func run(args []string) error {
 	fmt.Print(r.Markdown(), "\n")
 	r.WriteTargets(os.Stdout)
 	if c.docs != "" {
-		err = errors.Join(r.Write(filepath.Join(c.docs, "performance.json")), render(c.docs))
+		err = errors.Join(r.Write(filepath.Join(c.docs, o.table.name+".json")), render(c.docs))
 	}
 	if n := len(r.Failures); n > 0 {
 		err = errors.Join(err, fmt.Errorf("%d measurements did not come about", n))
@@ -182,7 +221,11 @@ func run(args []string) error {
 }
 
 func (c *commandLine) options() (options, error) {
-	o := options{sizes: full, holdfast: c.holdfast}
+	o := options{table: tables[0], holdfast: c.holdfast}
+	if c.vault {
+		o.table = tables[1]
+	}
+	o.sizes = o.table.full
 	switch {
 	case c.smoke:
 		o.sizes = smoke
@@ -196,14 +239,17 @@ func (c *commandLine) options() (options, error) {
 		o.sizes.Idle = c.tunnels
 	}
 	var errs [3]error
-	o.proxies, errs[0] = chosen(c.proxies, proxyNames())
-	o.modes, errs[1] = chosen(c.modes, modeNames())
+	o.proxies, errs[0] = chosen(c.proxies, o.table.proxies())
+	o.modes, errs[1] = chosen(c.modes, o.table.modes)
 	o.root, errs[2] = moduleRoot()
 	return o, errors.Join(errs[:]...)
 }
 
-// chosen splits a list and keeps the order of all.
+// chosen splits a list and keeps the order of all, which an empty one means.
 func chosen(list string, all []string) ([]string, error) {
+	if list == "" {
+		return all, nil
+	}
 	wanted := strings.Split(list, ",")
 	for _, w := range wanted {
 		if !slices.Contains(all, w) {
@@ -227,20 +273,29 @@ func measure(o options) (r *report.Run, err error) {
 	return &b.run, b.all()
 }
 
-// render writes the page's table from the run that is kept beside it.
+// render writes the page's tables from the runs that are kept beside it.
 func render(docs string) error {
-	r, err := report.Read(filepath.Join(docs, "performance.json"))
-	if err != nil {
-		return err
-	}
 	name := filepath.Join(docs, "performance.md")
 	page, err := os.ReadFile(name)
 	if err != nil {
 		return err
 	}
-	written, err := r.Insert(string(page))
+	written, err := insertAll(docs, string(page))
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(name, []byte(written), 0o644)
+}
+
+func insertAll(docs, page string) (string, error) {
+	for _, t := range tables {
+		r, err := report.Read(filepath.Join(docs, t.name+".json"))
+		if err != nil {
+			return "", err
+		}
+		if page, err = r.Insert(page, t.name); err != nil {
+			return "", err
+		}
+	}
+	return page, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"time"
 
@@ -30,14 +31,8 @@ var modes = []mode{
 	{name: "connect", measure: (*bench).connect},
 	{name: "reload", measure: (*bench).reload, alone: true, tunnels: (*bench).heldTunnels, possible: (*peer.Kind).Reloads},
 	{name: "crash", measure: (*bench).crash, alone: true, tunnels: (*bench).heldTunnels},
-}
-
-func modeNames() []string {
-	var names []string
-	for _, m := range modes {
-		names = append(names, m.name)
-	}
-	return names
+	{name: "resume", measure: (*bench).resume, alone: true, tunnels: (*bench).idleTunnels, possible: (*peer.Kind).KeepsTunnels},
+	{name: "move", measure: (*bench).move, alone: true, tunnels: (*bench).idleTunnels, possible: (*peer.Kind).KeepsTunnels},
 }
 
 const (
@@ -118,43 +113,66 @@ func (b *bench) idle(c *contestant) error {
 	if _, err := b.client.Do(load.Command{Do: "close"}); err != nil {
 		return err
 	}
-	start, fds, err := b.settled(c)
+	start, err := b.settled(c)
 	if err != nil {
 		return err
 	}
 	if err := b.open(c, load.EchoPath, tunnels); err != nil {
 		return err
 	}
-	full, fullFDs, err := b.settled(c)
+	full, err := b.settled(c)
 	if err != nil {
 		return err
 	}
 	if _, err := b.client.Do(load.Command{Do: "close"}); err != nil {
 		return err
 	}
-	after, _, err := b.settled(c)
+	after, err := b.settled(c)
 	if err != nil {
 		return err
 	}
 	const mb = 1e6
 	b.run.Add("idle.tunnels", c.name, float64(tunnels))
-	b.run.Add("idle.private", c.name, float64(full-start)/float64(tunnels))
-	b.run.Add("idle.descriptors", c.name, float64(fullFDs-fds)/float64(tunnels))
-	b.run.Add("idle.start", c.name, float64(start)/mb)
-	b.run.Add("idle.left", c.name, float64(after-start)/mb)
+	b.run.Add("idle.private", c.name, float64(full.relays.private-start.relays.private)/float64(tunnels))
+	b.run.Add("idle.descriptors", c.name, float64(full.relays.descriptors-start.relays.descriptors)/float64(tunnels))
+	if start.above.descriptors > 0 {
+		b.run.Add("idle.above.private", c.name, float64(full.above.private-start.above.private)/float64(tunnels))
+		b.run.Add("idle.above.descriptors", c.name, float64(full.above.descriptors-start.above.descriptors)/float64(tunnels))
+		b.run.Add("idle.above.left", c.name, float64(after.above.private-start.above.private)/mb)
+	}
+	b.run.Add("idle.start", c.name, float64(start.relays.private)/mb)
+	b.run.Add("idle.left", c.name, float64(after.relays.private-start.relays.private)/mb)
 	return nil
 }
 
+// holding is what processes hold.
+type holding struct {
+	private     int64
+	descriptors int
+}
+
+// A look is what a proxy holds: in the processes that relay, and in the one above them,
+// if there is one.
+type look struct{ relays, above holding }
+
 // settled waits for what a proxy does behind the scenes, and then looks at it.
-func (b *bench) settled(c *contestant) (private int64, descriptors int, err error) {
+func (b *bench) settled(c *contestant) (look, error) {
 	time.Sleep(time.Duration(b.sizes.Settle))
-	relays := c.instance.Relays()
-	m, err := proc.MemoryOf(relays)
+	above, relays := c.instance.Parts()
+	var l look
+	var errs [2]error
+	l.relays, errs[0] = held(relays)
+	l.above, errs[1] = held(above)
+	return l, errors.Join(errs[:]...)
+}
+
+func held(pids []int) (holding, error) {
+	m, err := proc.MemoryOf(pids)
 	if err != nil {
-		return 0, 0, err
+		return holding{}, err
 	}
-	descriptors, err = proc.Descriptors(relays)
-	return m.Private, descriptors, err
+	descriptors, err := proc.Descriptors(pids)
+	return holding{m.Private, descriptors}, err
 }
 
 func (b *bench) echo(c *contestant) error {
@@ -323,4 +341,101 @@ func (b *bench) crash(c *contestant) error {
 	}
 	b.run.Add("crash.last", c.name, last)
 	return nil
+}
+
+// allBack is how long every tunnel may take to echo again.
+const allBack = 30 * time.Second
+
+// resume measures from the death of the process that relays until every tunnel has
+// answered. All are asked at once: what that takes by itself is measured beforehand.
+func (b *bench) resume(c *contestant) error {
+	tunnels, err := b.idleTunnels(c)
+	if err != nil {
+		return err
+	}
+	if err := b.open(c, load.EchoPath, tunnels); err != nil {
+		return err
+	}
+	steady, err := b.echoAll()
+	if err != nil {
+		return err
+	}
+	killed := time.Now()
+	if err := c.instance.Crash(); err != nil {
+		return err
+	}
+	if _, err := b.echoAll(); err != nil {
+		return err
+	}
+	b.run.Add("resume.last", c.name, float64(time.Since(killed))/float64(time.Millisecond))
+	b.run.Add("resume.steady", c.name, float64(steady)/float64(time.Millisecond))
+	return nil
+}
+
+// echoAll has every tunnel echo once, and returns how long that took.
+func (b *bench) echoAll() (time.Duration, error) {
+	began := time.Now()
+	a, err := b.client.Do(load.Command{Do: "check", Size: b.sizes.Message, For: allBack})
+	if err == nil && a.Failed > 0 {
+		err = fmt.Errorf("%d of %d tunnels have not come back", a.Failed, a.Count+a.Failed)
+	}
+	return time.Since(began), err
+}
+
+// A pace in which tunnels move lasts so many times as long as others: as long again before
+// the move, and for what follows it.
+const movingTimes = 3
+
+// move measures how fast tunnels go to the next generation, and how long messages take
+// that are due meanwhile, beside those of the same pace that were due before.
+func (b *bench) move(c *contestant) error {
+	tunnels, err := b.idleTunnels(c)
+	if err != nil {
+		return err
+	}
+	if err := b.open(c, load.EchoPath, tunnels); err != nil {
+		return err
+	}
+	if err := c.instance.Relieve(); err != nil {
+		return err
+	}
+	paced := make(chan error, 1)
+	measured := time.Duration(b.sizes.Measured)
+	start := time.Now()
+	go func() {
+		a, err := b.client.Do(load.Command{Do: "paced", Size: b.sizes.Message, Rate: b.sizes.Rate, Warm: measured, For: movingTimes * measured})
+		if err == nil && a.Failed > 0 {
+			err = fmt.Errorf("%d tunnels were lost", a.Failed)
+		}
+		paced <- err
+	}()
+	time.Sleep(2 * measured)
+	moved, err := c.instance.Move()
+	if err := errors.Join(err, <-paced); err != nil {
+		return err
+	}
+	before, err := b.between(start, moved.Began)
+	if err != nil {
+		return err
+	}
+	meanwhile, err := b.between(moved.Began, moved.Most)
+	if err != nil {
+		return err
+	}
+	const us = float64(time.Microsecond)
+	b.run.Add("move.rate", c.name, 0.99*float64(moved.Tunnels)/moved.Most.Sub(moved.Began).Seconds())
+	b.run.Add("move.over", c.name, float64(moved.Over.Sub(moved.Began))/float64(time.Millisecond))
+	b.run.Add("move.steady", c.name, float64(before.P99)/us)
+	b.run.Add("move.p99", c.name, float64(meanwhile.P99)/us)
+	b.run.Add("move.max", c.name, float64(meanwhile.Max)/us)
+	return nil
+}
+
+// between returns how long messages of the last pace took.
+func (b *bench) between(from, to time.Time) (load.Latencies, error) {
+	a, err := b.client.Do(load.Command{Do: "between", From: from, To: to})
+	if err == nil && a.Count == 0 {
+		err = fmt.Errorf("no message was due in %s", to.Sub(from))
+	}
+	return a.Latencies, err
 }

@@ -58,7 +58,8 @@ type client struct {
 	request []byte
 	mode    mode
 
-	watch *watch
+	watch   *watch
+	samples []sample // of the last pace
 }
 
 // A mode is what a command does with connections.
@@ -98,6 +99,8 @@ func (c *client) do(cmd Command) (Answer, error) {
 		return c.paced(cmd)
 	case "bulk":
 		return c.bulk(cmd)
+	case "between":
+		return c.between(cmd), nil
 	case "check":
 		return c.check(cmd)
 	case "close":

@@ -26,7 +26,8 @@ type Command struct {
 	//	echo     on each tunnel, the next message as soon as the last one is back
 	//	paced    Rate messages a second, spread evenly over time and tunnels
 	//	bulk     take what comes
-	//	check    one message on each tunnel
+	//	between  of the last pace, those messages that were due from From on and before To
+	//	check    one message on each tunnel; For is how long to wait for all replies, if not as usual
 	//	close    end all tunnels
 	//	connect  open tunnels to Path, Tunnels at once, and end each when it is open
 	//	watch    ask for pages, and now and then for a tunnel, until unwatch
@@ -41,6 +42,7 @@ type Command struct {
 	Limit   int // connect: so many at most
 
 	Warm, For time.Duration // For is what is measured, after Warm
+	From, To  time.Time
 
 	PIDs []int // of the proxy: their CPU time is taken while it is measured
 }
@@ -49,12 +51,12 @@ type Command struct {
 type Answer struct {
 	Error string `json:",omitempty"`
 
-	Count     int           // tunnels opened, answered (check), opened and ended (connect); round trips; pages and tunnels (watch)
+	Count     int           // tunnels opened, answered (check), opened and ended (connect); round trips; messages (between); pages and tunnels (watch)
 	Failed    int           // of these, in addition
 	Bytes     int64         // bulk
 	Measured  time.Duration // how long it was measured
 	CPU       time.Duration // of the proxy meanwhile
-	Latencies Latencies     // paced
+	Latencies Latencies     // paced, between
 
 	LastFailure time.Time // watch
 	Reason      string    // of that one

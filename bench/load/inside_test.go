@@ -115,11 +115,11 @@ func TestPaceCountsFromWhenAMessageWasDue(t *testing.T) {
 		p.moved(c, i, each*size-1) // the last message is not whole
 		p.moved(c, i, 1)
 	}
-	if len(p.latencies) != 40 {
-		t.Fatalf("%d messages were counted, of 40 that were due", len(p.latencies))
+	if len(p.samples) != 40 {
+		t.Fatalf("%d messages were counted, of 40 that were due", len(p.samples))
 	}
 	// Message 60 was due 400 ms before start, message 98 and 99 last.
-	if first, last := p.latencies[0], p.latencies[19]; first < 400*time.Millisecond || first-last < 370*time.Millisecond {
+	if first, last := p.samples[0].took, p.samples[19].took; first < 400*time.Millisecond || first-last < 370*time.Millisecond {
 		t.Errorf("the first one took %s, the last one %s", first, last)
 	}
 }

@@ -46,14 +46,58 @@ func TestTunnelsAreOpenedUsedAndClosed(t *testing.T) {
 	if all, err := proc.CPU(pid); err != nil || echo.CPU+paced.CPU > all {
 		t.Errorf("CPU time %s and %s, of %s in all (%v)", echo.CPU, paced.CPU, all, err)
 	}
-	if a := do(t, c, with("check")); a.Count != tunnels || a.Failed != 0 {
+	if a := do(t, c, Command{Do: "check", Size: 64}); a.Count != tunnels || a.Failed != 0 {
 		t.Errorf("checked: %+v", a)
 	}
 	if a := do(t, c, Command{Do: "close"}); a.Count != tunnels {
 		t.Errorf("closed: %+v", a)
 	}
-	if a := do(t, c, with("check")); a.Count != 0 || a.Failed != 0 {
+	if a := do(t, c, Command{Do: "check", Size: 64}); a.Count != 0 || a.Failed != 0 {
 		t.Errorf("after closing: %+v", a)
+	}
+}
+
+// What happens in the middle of a pace is looked at on its own: the messages that were
+// due before it, meanwhile and afterwards are all that there were.
+func TestAPartOfAPaceIsLookedAt(t *testing.T) {
+	t.Parallel()
+	address, _ := startUpstream(t)
+	c := startClient(t)
+	do(t, c, Command{Do: "open", Address: address, Path: EchoPath, Tunnels: 7})
+	began := time.Now()
+	whole := do(t, c, Command{Do: "paced", Size: 64, Rate: 500, For: 200 * time.Millisecond})
+	middle := began.Add(100 * time.Millisecond)
+	all := do(t, c, Command{Do: "between", From: began, To: began.Add(time.Hour)})
+	first := do(t, c, Command{Do: "between", From: began, To: middle})
+	second := do(t, c, Command{Do: "between", From: middle, To: began.Add(time.Hour)})
+	if all.Latencies != whole.Latencies || all.Count < whole.Count {
+		t.Errorf("all of it is %+v, of %+v", all, whole)
+	}
+	if first.Count == 0 || second.Count == 0 || first.Count+second.Count != all.Count {
+		t.Errorf("%d before the middle and %d behind it, of %d", first.Count, second.Count, all.Count)
+	}
+	if most := max(first.Latencies.Max, second.Latencies.Max); most != all.Latencies.Max || first.Latencies.P50 <= 0 {
+		t.Errorf("%+v and %+v, of %+v", first.Latencies, second.Latencies, all.Latencies)
+	}
+	if none := do(t, c, Command{Do: "between", From: middle, To: middle}); none.Count != 0 || none.Latencies != (Latencies{}) {
+		t.Errorf("in no time: %+v", none)
+	}
+}
+
+// Nine thousand tunnels of a dead process may take longer than the usual patience.
+func TestACheckHasThePatienceThatItIsGiven(t *testing.T) {
+	t.Parallel()
+	silent := server(t, func(conn net.Conn, _ string) {
+		conn.Write(switching)
+		io.Copy(io.Discard, conn)
+	})
+	c := startClient(t)
+	do(t, c, Command{Do: "open", Address: silent, Path: EchoPath, Tunnels: 1})
+	began := time.Now()
+	const patience = 20 * time.Millisecond
+	a := do(t, c, Command{Do: "check", Size: 64, For: patience})
+	if took := time.Since(began); a.Failed != 1 || took < patience || took >= settleTimeout {
+		t.Errorf("%+v after %s", a, took)
 	}
 }
 

@@ -1,8 +1,10 @@
 package load
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -142,7 +144,7 @@ func (c *client) check(cmd Command) (Answer, error) {
 	for _, i := range c.beginExchange() {
 		x.send(c, i)
 	}
-	err := c.run(x, time.Now().Add(settleTimeout), func() (bool, time.Duration) {
+	err := c.run(x, time.Now().Add(cmp.Or(cmd.For, settleTimeout)), func() (bool, time.Duration) {
 		return x.under == 0, long
 	})
 	a := Answer{}
@@ -167,8 +169,14 @@ type pace struct {
 	every time.Duration
 	next  int // message
 
-	from      time.Time // messages due from then on are measured; zero: none yet
-	latencies []time.Duration
+	from    time.Time // messages due from then on are measured; zero: none yet
+	samples []sample
+}
+
+// A sample is one message of a pace.
+type sample struct {
+	due  time.Time
+	took time.Duration
 }
 
 func (p *pace) at(n int) time.Time { return p.start.Add(time.Duration(n) * p.every) }
@@ -192,7 +200,7 @@ func (p *pace) moved(c *client, i, n int) {
 	now := time.Now()
 	for k := first; k < c.conns[i].received/p.size; k++ {
 		if at := p.at(k*len(p.slots) + p.place[i]); !at.Before(p.from) {
-			p.latencies = append(p.latencies, now.Sub(at))
+			p.samples = append(p.samples, sample{at, now.Sub(at)})
 		}
 	}
 }
@@ -207,13 +215,30 @@ func (c *client) paced(cmd Command) (Answer, error) {
 	for place, i := range slots {
 		p.place[i] = place
 	}
-	p.latencies = make([]time.Duration, 0, int(cmd.For.Seconds()*float64(cmd.Rate))*2)
+	p.samples = make([]sample, 0, int(cmd.For.Seconds()*float64(cmd.Rate))*2)
 	before, after := 0, 0
 	a, err := c.during(cmd, p, func(now time.Time) time.Duration { return p.turn(c, now) },
 		func() { p.from, before = time.Now(), p.replies }, func() { after = p.replies })
 	err = errors.Join(err, p.settle(c, p))
-	a.Count, a.Failed, a.Latencies = after-before, p.lost, summarise(p.latencies)
+	c.samples = p.samples
+	a.Count, a.Failed, a.Latencies = after-before, p.lost, summarise(took(c.samples))
 	return a, err
+}
+
+// between looks again at a pace that is over, after something has happened in it whose
+// begin and end are known only now.
+func (c *client) between(cmd Command) Answer {
+	outside := func(s sample) bool { return s.due.Before(cmd.From) || !s.due.Before(cmd.To) }
+	all := took(slices.DeleteFunc(slices.Clone(c.samples), outside))
+	return Answer{Count: len(all), Latencies: summarise(all)}
+}
+
+func took(samples []sample) []time.Duration {
+	all := make([]time.Duration, len(samples))
+	for i, s := range samples {
+		all[i] = s.took
+	}
+	return all
 }
 
 // A pouring takes what comes.

@@ -148,11 +148,18 @@ func (i *Instance) All() []int { return proc.PIDs(proc.Family(i.main.PID())) }
 // Relays returns the pids of the processes that carry traffic: those below the first
 // one, or that one where it is alone.
 func (i *Instance) Relays() []int {
+	_, relays := i.Parts()
+	return relays
+}
+
+// Parts returns the pid of the process above those that carry traffic, if there is one,
+// and theirs.
+func (i *Instance) Parts() (above, relays []int) {
 	all := i.All()
 	if len(all) > 1 {
-		return all[1:]
+		return all[:1], all[1:]
 	}
-	return all
+	return nil, all
 }
 
 // Crash kills one of the processes that carry traffic, and does what a service manager

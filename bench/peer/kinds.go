@@ -11,28 +11,55 @@ import (
 	"syscall"
 )
 
-// holdfast is built from this tree.
-var holdfast = &Kind{
-	Name: "holdfast", Title: "Holdfast", Descriptors: 2,
-	find: func(f Finder) (Program, error) {
-		dir := f.Holdfast
-		if dir == "" {
-			dir = filepath.Join(f.Temp, "holdfast")
-			if err := buildHoldfast(f.Root, dir); err != nil {
-				return Program{}, err
-			}
+// holdfast is built from this tree, in three forms: as it is by default, and with what
+// the vault is for said in so many words. Probation is short in these, so that tunnels can
+// move soon after a reload.
+var (
+	holdfast = ours("holdfast", "Holdfast", "")
+	vault    = ours("vault", "Deposits on", fmt.Sprintf(vaultSettings, true))
+	noVault  = ours("no-vault", "Deposits off", fmt.Sprintf(vaultSettings, false))
+)
+
+const vaultSettings = `
+[reload]
+probation = "100ms"
+
+[tunnels]
+survive_crash = %t
+`
+
+func ours(name, title, settings string) *Kind {
+	return &Kind{
+		Name: name, Title: title, Descriptors: 2, Ours: true,
+		find:  findHoldfast,
+		files: func(s Site) []File { return []File{{"holdfast.toml", holdfastConfig(s, settings)}} },
+		arguments: func(p Program, s Site) []string {
+			return []string{p.Path, "run", "-c", filepath.Join(s.Dir, "holdfast.toml"), "--runtime-dir", filepath.Join(s.Dir, "run")}
+		},
+		reload: func(i *Instance) error { return i.holdfast("reload") },
+	}
+}
+
+func findHoldfast(f Finder) (Program, error) {
+	dir := f.Holdfast
+	if dir == "" {
+		dir = filepath.Join(f.Temp, "holdfast")
+		if err := buildHoldfast(f.Root, dir); err != nil {
+			return Program{}, err
 		}
-		path := filepath.Join(dir, "holdfast")
-		version, err := say(path, "version")
-		return Program{Path: path, Version: strings.TrimPrefix(version, "holdfast ")}, err
-	},
-	files: func(s Site) []File {
-		return []File{{"holdfast.toml", fmt.Sprintf(`[log]
+	}
+	path := filepath.Join(dir, "holdfast")
+	version, err := say(path, "version")
+	return Program{Path: path, Version: strings.TrimPrefix(version, "holdfast ")}, err
+}
+
+func holdfastConfig(s Site, settings string) string {
+	return fmt.Sprintf(`[log]
 level = "warn"
 
 [stop]
 timeout = "1s"
-
+%s
 [[listeners]]
 name = "bench"
 address = %q
@@ -53,15 +80,15 @@ cluster = "upstream"
 [[clusters]]
 name = "upstream"
 endpoints = [%q]
-`, s.Listen, RevisionPath, s.RevisionTarget(), s.Upstream)}}
-	},
-	arguments: func(p Program, s Site) []string {
-		return []string{p.Path, "run", "-c", filepath.Join(s.Dir, "holdfast.toml"), "--runtime-dir", filepath.Join(s.Dir, "run")}
-	},
-	reload: func(i *Instance) error {
-		return command(i.program.Path, "reload", "--runtime-dir", filepath.Join(i.site.Dir, "run"))
-	},
+`, settings, s.Listen, RevisionPath, s.RevisionTarget(), s.Upstream)
 }
+
+// holdfast has a command of Holdfast's carried out.
+func (i *Instance) holdfast(args ...string) error {
+	return command(i.program.Path, append(args, "--runtime-dir", i.runtimeDir())...)
+}
+
+func (i *Instance) runtimeDir() string { return filepath.Join(i.site.Dir, "run") }
 
 var haproxy = &Kind{
 	Name: "haproxy", Title: "HAProxy", Descriptors: 2, restarted: true,

@@ -19,6 +19,9 @@ type Kind struct {
 	Name  string // by which it is chosen
 	Title string // in the table
 
+	// Ours says that it is built from this tree: without it there is nothing to measure.
+	Ours bool
+
 	// Descriptors is how many a tunnel takes at most, which bounds how many
 	// tunnels one process can hold.
 	Descriptors int
@@ -33,10 +36,17 @@ type Kind struct {
 // Reloads says whether the proxy can change its configuration while it serves.
 func (k *Kind) Reloads() bool { return k.reload != nil }
 
-// Kinds are all, in the order of the table.
+// Kinds are those that people would use, in the order of the table.
 func Kinds() []*Kind {
 	return []*Kind{holdfast, haproxy, nginx, caddy, traefik, httputilProxy, ioCopy}
 }
+
+// VaultKinds are Holdfast without deposits and with them.
+func VaultKinds() []*Kind { return []*Kind{noVault, vault} }
+
+// KeepsTunnels says whether tunnels outlive the process that relays them, and move to
+// the next one.
+func (k *Kind) KeepsTunnels() bool { return k == vault }
 
 // A Program is a proxy that was found on this machine.
 type Program struct {

@@ -41,7 +41,7 @@ func site(dir string) Site {
 func TestConfigurations(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
-	for _, k := range Kinds() {
+	for _, k := range slices.Concat(Kinds(), VaultKinds()) {
 		if k.files == nil {
 			continue
 		}
@@ -66,7 +66,7 @@ func TestConfigurations(t *testing.T) {
 
 func TestConfigurationsSayWhatTheyAreTold(t *testing.T) {
 	t.Parallel()
-	for _, k := range Kinds() {
+	for _, k := range slices.Concat(Kinds(), VaultKinds()) {
 		dir := t.TempDir()
 		s := site(dir)
 		if err := k.write(s); err != nil {
@@ -95,6 +95,15 @@ func TestConfigurationsSayWhatTheyAreTold(t *testing.T) {
 
 func TestHoldfastTakesItsConfiguration(t *testing.T) {
 	t.Parallel()
+	for kind, survives := range map[*Kind]bool{vault: true, noVault: false} {
+		f := kind.files(site("/site"))[0]
+		parsed, err := config.Parse(f.Name, []byte(f.Text))
+		if err != nil {
+			t.Error(err)
+		} else if parsed.Tunnels.SurviveCrash != survives {
+			t.Errorf("%s is configured with %+v", kind.Name, parsed.Tunnels)
+		}
+	}
 	f := holdfast.files(site("/site"))[0]
 	if _, err := config.Parse(f.Name, []byte(f.Text)); err != nil {
 		t.Error(err)

@@ -18,6 +18,10 @@ type Run struct {
 	Machine Machine   `json:"machine"`
 	Sizes   Sizes     `json:"sizes"`
 	Proxies []Proxy   `json:"proxies"`
+
+	// Reference names the one with which the others are compared; empty: Holdfast.
+	Reference string `json:"reference,omitempty"`
+
 	Missing []Missing `json:"missing,omitempty"`
 
 	// Failures are measurements that did not come about, in words.
@@ -49,7 +53,7 @@ type Sizes struct {
 	Held     int      `json:"held"`    // tunnels that are open over reloads and crashes
 	Reloads  int      `json:"reloads"`
 	Rounds   int      `json:"rounds"`
-	Slow     int      `json:"slow"` // rounds of what takes long: idle, reload, crash
+	Slow     int      `json:"slow"` // rounds of what starts a proxy anew
 	Measured Duration `json:"measured"`
 	Settle   Duration `json:"settle"`
 }

@@ -38,7 +38,7 @@ func sample() *Run {
 	return r
 }
 
-const rendered = "`go run ./bench -modes idle,echo`, on 2026-11-23, took 1m35s. Medians of 3 rounds of 2s (idle, reloads, crash: 1 round).\n" +
+const rendered = "`go run ./bench -modes idle,echo`, on 2026-11-23, took 1m35s. Medians of 3 rounds of 2s (what starts a proxy anew: 1 round).\n" +
 	"Linux 6.18.44, A CPU, 2 cores, 24 GiB; 2 % busy before, 6 % taken by its host meanwhile.\n" + `
 | median | Holdfast | nginx | no proxy |
 | --- | ---: | ---: | ---: |
@@ -68,18 +68,37 @@ func TestMarkdown(t *testing.T) {
 
 func TestInsert(t *testing.T) {
 	t.Parallel()
-	page := "# Title\n\n" + begin + "old\n" + end + "\nThe end.\n"
-	want := "# Title\n\n" + begin + rendered + end + "\nThe end.\n"
-	got, err := sample().Insert(page)
+	const begin, end = "<!-- bench: begin -->\n", "<!-- bench: end -->\n"
+	const other = "<!-- vault: begin -->\nold\n<!-- vault: end -->\n"
+	page := "# Title\n\n" + other + begin + "old\n" + end + "\nThe end.\n"
+	want := "# Title\n\n" + other + begin + rendered + end + "\nThe end.\n"
+	got, err := sample().Insert(page, "bench")
 	if err != nil || got != want {
 		t.Errorf("got %v\n%s", err, got)
 	}
-	if again, err := sample().Insert(got); err != nil || again != got {
+	if again, err := sample().Insert(got, "bench"); err != nil || again != got {
 		t.Errorf("once more it is %v\n%s", err, again)
 	}
-	for _, bad := range []string{"", begin, end, end + begin} {
-		if got, err := sample().Insert(bad); err == nil {
+	for _, bad := range []string{"", begin, end, end + begin, other} {
+		if got, err := sample().Insert(bad, "bench"); err == nil {
 			t.Errorf("%q became %q", bad, got)
+		}
+	}
+}
+
+// Another one than Holdfast may be what the others are compared with.
+func TestTheReferenceOfARun(t *testing.T) {
+	t.Parallel()
+	r := sample()
+	r.Reference = "nginx"
+	got := r.Markdown()
+	for _, want := range []string{
+		"\n| **Round trips**, 1 tunnel: CPU each, µs | 11 (0.67×) | 16.6 | – |\n",
+		"\n| round trips, /s | 50,000 (0.83×) | 60,000 | 1,234,567 (21×) |\n",
+		"\nIn brackets: as a multiple of the column \"nginx\".\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is not in\n%s", want, got)
 		}
 	}
 }
@@ -135,7 +154,7 @@ func TestTargets(t *testing.T) {
 	t.Parallel()
 	r := &Run{}
 	for _, m := range measures {
-		for _, proxy := range append(peers, "holdfast", "iocopy") {
+		for _, proxy := range append(peers, Holdfast, "iocopy", Vault, NoVault) {
 			r.Add(m.key, proxy, 1)
 		}
 	}
@@ -143,6 +162,29 @@ func TestTargets(t *testing.T) {
 	r.WriteTargets(&all)
 	if got := strings.Count(all.String(), "\n"); got != len(targets()) {
 		t.Errorf("%d targets, of %d, were told:\n%s", got, len(targets()), all.String())
+	}
+	vault := &Run{}
+	for proxy, rate := range map[string]float64{Vault: 1000, NoVault: 1155} {
+		vault.Add("connect.rate", proxy, rate) // more is better
+		vault.Add("connect.cpu", proxy, 1000/rate)
+	}
+	vault.Add("move.steady", Vault, 2)
+	vault.Add("move.p99", Vault, 6)
+	for _, want := range []string{
+		"at least    1,100 (no-vault's 1,155 / 1.05): MISSED by 10 %\n",
+		"at most     0.909 (1.05 × no-vault's 0.866): MISSED by 10 %\n",
+		"at most         6 (3 × vault's 2): met\n",
+	} {
+		var verdict strings.Builder
+		if vault.WriteTargets(&verdict); !strings.Contains(verdict.String(), want) {
+			t.Errorf("%q is not in\n%s", want, verdict.String())
+		}
+	}
+	rates := &Run{}
+	rates.Add("connect.rate", "haproxy", 100)
+	rates.Add("connect.rate", "nginx", 200)
+	if v, words, ok := times(2, "connect.rate", peers...)(rates); v != 100 || words != "nginx's 200 / 2" || !ok {
+		t.Errorf("half the best rate is %v (%s)", v, words)
 	}
 	best := &Run{}
 	for proxy, v := range map[string]float64{"holdfast": 30, "haproxy": 40, "nginx": 20, "caddy": 50} {

@@ -4,12 +4,20 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 )
 
-// Reference is the proxy with which the others are compared.
-const Reference = "holdfast"
+// Holdfast is the proxy of which something is asked, and with which the others are
+// compared where a run says nothing else.
+const Holdfast = "holdfast"
+
+// Vault and NoVault are Holdfast with its tunnels deposited and without.
+const (
+	Vault   = "vault"
+	NoVault = "no-vault"
+)
 
 // A line is one of the table.
 type line struct {
@@ -34,6 +42,7 @@ func of(format string, n func(Sizes) int) func(Sizes) string {
 
 func few(s Sizes) int  { return s.Few }
 func many(s Sizes) int { return s.Many }
+func idle(s Sizes) int { return s.Idle }
 
 // measures are the lines, in order. Less is better in each whose unit is not "/s" or
 // "GB/s".
@@ -43,6 +52,9 @@ var measures = []line{
 	{"idle.descriptors", text("descriptors per tunnel"), ""},
 	{"idle.start", text("private memory before"), "MB"},
 	{"idle.left", text("more than before, after all were closed"), "MB"},
+	{"idle.above.private", text("in the process above: private memory per tunnel"), "B"},
+	{"idle.above.descriptors", text("there: descriptors per tunnel"), ""},
+	{"idle.above.left", text("there: more than before, after all were closed"), "MB"},
 	{"echo.few.cpu", of("**Round trips**, %s: CPU each", few), "µs"},
 	{"echo.few.rate", text("round trips"), "/s"},
 	{"echo.many.cpu", of("%s: CPU each", many), "µs"},
@@ -69,6 +81,20 @@ var measures = []line{
 	{"crash.dropped", of("**A relaying process killed**, %s: dropped", func(s Sizes) int { return s.Held }), ""},
 	{"crash.failed", text("failed requests and new tunnels"), ""},
 	{"crash.last", text("last failure after"), "ms"},
+	{"resume.last", of("**The serving generation killed**, %s: the last one echoes after", idle), "ms"},
+	{"resume.steady", text("the same echoes, with nobody killed, take"), "ms"},
+	{"move.rate", of("**Moved to the next generation**, %s", idle), "/s"},
+	{"move.over", text("the old process has ended after"), "ms"},
+	{"move.steady", func(s Sizes) string {
+		return fmt.Sprintf("%s messages/s before: p99", grouped(fmt.Sprint(s.Rate)))
+	}, "µs"},
+	{"move.p99", text("meanwhile: p99"), "µs"},
+	{"move.max", text("meanwhile: the longest"), "µs"},
+}
+
+// more says whether more of something is better.
+func more(key string) bool {
+	return slices.ContainsFunc(measures, func(m line) bool { return m.key == key && strings.HasSuffix(m.unit, "/s") })
 }
 
 // Markdown returns what stands on the page: the table, and what is to be known about it.
@@ -95,13 +121,13 @@ func (r *Run) row(b *strings.Builder, m line) {
 		label += ", " + m.unit
 	}
 	fmt.Fprintf(b, "| %s |", label)
-	reference, compared := r.Median(m.key, Reference)
+	reference, compared := r.Median(m.key, r.reference())
 	for _, p := range r.Proxies {
 		value, ok := r.Median(m.key, p.Name)
 		switch {
 		case !ok:
 			b.WriteString(" – |")
-		case p.Name == Reference || !compared || reference <= 0 || m.unit == "":
+		case p.Name == r.reference() || !compared || reference <= 0 || m.unit == "":
 			fmt.Fprintf(b, " %s |", number(value))
 		default:
 			fmt.Fprintf(b, " %s (%s×) |", number(value), ratio(value/reference))
@@ -110,9 +136,21 @@ func (r *Run) row(b *strings.Builder, m line) {
 	b.WriteString("\n")
 }
 
+func (r *Run) reference() string { return cmp.Or(r.Reference, Holdfast) }
+
+// referred is whose multiples stand in brackets, in words.
+func (r *Run) referred() string {
+	for _, p := range r.Proxies {
+		if p.Name == r.Reference {
+			return fmt.Sprintf("the column %q", p.Title)
+		}
+	}
+	return "Holdfast's"
+}
+
 func (r *Run) heading(b *strings.Builder) {
 	s := r.Sizes
-	fmt.Fprintf(b, "`%s`, on %s, took %s. Medians of %s of %s (idle, reloads, crash: %s).\n",
+	fmt.Fprintf(b, "`%s`, on %s, took %s. Medians of %s of %s (what starts a proxy anew: %s).\n",
 		r.Command, r.Began.UTC().Format(time.DateOnly), time.Duration(r.Took),
 		count(s.Rounds, "round"), time.Duration(s.Measured), count(s.Slow, "round"))
 	m := r.Machine
@@ -121,7 +159,7 @@ func (r *Run) heading(b *strings.Builder) {
 }
 
 func (r *Run) footing(b *strings.Builder) {
-	b.WriteString("\nIn brackets: as a multiple of Holdfast's.\n\nVersions: ")
+	fmt.Fprintf(b, "\nIn brackets: as a multiple of %s.\n\nVersions: ", r.referred())
 	var versions []string
 	for _, p := range r.Proxies {
 		if p.Version != "" {
@@ -180,14 +218,15 @@ func grouped(s string) string {
 	return sign + whole + rest
 }
 
-// The table stands on the page between these.
+// A block of the page stands between these.
 const (
-	begin = "<!-- bench: begin -->\n"
-	end   = "<!-- bench: end -->\n"
+	beginOf = "<!-- %s: begin -->\n"
+	endOf   = "<!-- %s: end -->\n"
 )
 
-// Insert returns a page with the block between its markers replaced by the run's.
-func (r *Run) Insert(page string) (string, error) {
+// Insert returns a page with what is in a block replaced by the run's table.
+func (r *Run) Insert(page, block string) (string, error) {
+	begin, end := fmt.Sprintf(beginOf, block), fmt.Sprintf(endOf, block)
 	before, rest, ok := strings.Cut(page, begin)
 	_, after, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {

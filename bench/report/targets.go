@@ -1,14 +1,17 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 )
 
 // A target is what is asked of Holdfast, beside a bound or beside others of the same run.
+// It is a most, or a least where more is better.
 type target struct {
-	key    string
-	atMost func(r *Run) (float64, string, bool) // and in words
+	key   string
+	limit func(r *Run) (float64, string, bool) // and in words
+	of    string                               // who is to meet it; empty: Holdfast
 }
 
 // bound is a number that does not depend on others.
@@ -16,14 +19,17 @@ func bound(v float64) func(*Run) (float64, string, bool) {
 	return func(*Run) (float64, string, bool) { return v, number(v), true }
 }
 
-// times is a multiple of what one of others has, the best of them.
+// times is a multiple of what one of others has, the best of them: so much worse one may be.
 func times(factor float64, key string, others ...string) func(*Run) (float64, string, bool) {
 	return func(r *Run) (float64, string, bool) {
 		best, name := 0.0, ""
 		for _, other := range others {
-			if v, ok := r.Median(key, other); ok && (name == "" || v < best) {
+			if v, ok := r.Median(key, other); ok && (name == "" || (v < best) != more(key)) {
 				best, name = v, other
 			}
+		}
+		if more(key) {
+			return best / factor, fmt.Sprintf("%s's %s / %s", name, number(best), number(factor)), name != ""
 		}
 		return factor * best, fmt.Sprintf("%s × %s's %s", number(factor), name, number(best)), name != ""
 	}
@@ -33,17 +39,22 @@ var peers = []string{"haproxy", "nginx", "caddy", "traefik"}
 
 func targets() []target {
 	all := []target{
-		{"idle.private", bound(600)},
-		{"idle.private", times(0.125, "idle.private", peers...)},
-		{"idle.descriptors", bound(2.05)}, // what the process itself has is in it
-		{"idle.left", bound(2)},
-		{"paced.p99", times(1, "paced.p99", peers...)},
+		{key: "idle.private", limit: bound(600)},
+		{key: "idle.private", limit: times(0.125, "idle.private", peers...)},
+		{key: "idle.descriptors", limit: bound(2.05)}, // what the process itself has is in it
+		{key: "idle.left", limit: bound(2)},
+		{key: "paced.p99", limit: times(1, "paced.p99", peers...)},
+		{key: "resume.last", limit: bound(1000), of: Vault},
+		{key: "move.p99", limit: times(3, "move.steady", Vault), of: Vault},
 	}
 	for _, key := range []string{"echo.few.cpu", "echo.many.cpu"} {
-		all = append(all, target{key, times(1, key, "nginx")}, target{key, times(0.7, key, "iocopy")})
+		all = append(all, target{key: key, limit: times(1, key, "nginx")}, target{key: key, limit: times(0.7, key, "iocopy")})
 	}
 	for _, key := range []string{"bulk.one.cpu", "bulk.few.cpu"} {
-		all = append(all, target{key, times(1, key, "caddy")})
+		all = append(all, target{key: key, limit: times(1, key, "caddy")})
+	}
+	for _, key := range []string{"connect.cpu", "connect.rate", "echo.few.cpu", "echo.many.cpu", "bulk.one.cpu", "bulk.few.cpu"} {
+		all = append(all, target{key: key, limit: times(1.05, key, NoVault), of: Vault})
 	}
 	return all
 }
@@ -51,15 +62,19 @@ func targets() []target {
 // WriteTargets says of each target whether the run has met it.
 func (r *Run) WriteTargets(to io.Writer) {
 	for _, t := range targets() {
-		got, ok := r.Median(t.key, Reference)
-		limit, words, comparable := t.atMost(r)
+		got, ok := r.Median(t.key, cmp.Or(t.of, Holdfast))
+		limit, words, comparable := t.limit(r)
 		if !ok || !comparable {
 			continue
 		}
-		verdict := "met"
-		if got > limit {
-			verdict = fmt.Sprintf("MISSED by %.0f %%", 100*(got/limit-1))
+		bound, over := "at most", got/limit-1
+		if more(t.key) {
+			bound, over = "at least", limit/got-1
 		}
-		fmt.Fprintf(to, "%-16s %8s  at most %8s (%s): %s\n", t.key, number(got), number(limit), words, verdict)
+		verdict := "met"
+		if over > 0 {
+			verdict = fmt.Sprintf("MISSED by %.0f %%", 100*over)
+		}
+		fmt.Fprintf(to, "%-16s %8s  %-8s %8s (%s): %s\n", t.key, number(got), bound, number(limit), words, verdict)
 	}
 }
