@@ -57,6 +57,7 @@ type stage struct {
 
 	mu        sync.Mutex
 	processes map[int]*pidfd.Process // of the instance, by number: those that were seen and live
+	ours      int                    // the process that was launched last
 	killed    map[int]bool           // those that we have killed
 	strange   []string               // how others have ended
 
@@ -142,8 +143,13 @@ func (s *stage) launch() error {
 	defer log.Close()
 	cmd := exec.Command(s.self, "run", "-c", s.configPath(), "--runtime-dir", s.runtimeDir())
 	cmd.Stdout, cmd.Stderr = log, log
-	s.launched, err = child.Start(cmd)
-	return err
+	if s.launched, err = child.Start(cmd); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ours = s.launched.PID()
+	return nil
 }
 
 func (s *stage) writeConfig(text string) error {
@@ -276,7 +282,10 @@ func (s *stage) await(p *pidfd.Process) {
 	p.Wait() // nobody closes it before
 	p.Close()
 	var status syscall.WaitStatus
-	if p.PID() != s.launched.PID() { // for that one, package child waits
+	s.mu.Lock()
+	ours := s.ours
+	s.mu.Unlock()
+	if p.PID() != ours { // for that one, package child waits
 		// It is ours if its parent has died, or else its parent's to wait for.
 		if pid, err := syscall.Wait4(p.PID(), &status, syscall.WNOHANG, nil); err != nil || pid == 0 {
 			status = 0

@@ -26,6 +26,7 @@ func (s *Set) Resume(loop int, tunnels []Resumed) {
 		s.metrics.resume()
 		e.free.Add(-1)
 		fds := [2]int32{int32(r.FDs[down]), int32(r.FDs[up])}
+		e.first.CompareAndSwap(0, r.Started.UnixNano()) // it counts from now on
 		if !e.loop.Post(func() { e.resume(r, fds) }) {
 			e.forgo(r.Record, fds, Stopped)
 		}
@@ -58,6 +59,7 @@ func (e *engine) resume(r *Resumed, fds [2]int32) {
 	if int(n) >= e.store.Directions()/2 || e.table.taken(n) {
 		e.set.log.Error("a tunnel to be resumed has no place", "tunnel", r.Number, "request_id", r.ID, "slot", n)
 		e.forgo(r.Record, fds, LostInCrash)
+		e.publishOldest()
 		return
 	}
 	t := e.table.takeAt(n)
