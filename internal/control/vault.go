@@ -253,10 +253,10 @@ func (p *VaultPacket) size() (size, files int) {
 
 func (t *VaultEntry) size() int { return vaultEntry + len(t.Record) + len(t.State) }
 
-// encode returns the bytes and the descriptors of the packet. Layout, in the machine's byte order: type, flags,
-// loop (2 bytes), entries (2), files (2); then of each entry number (8), from (4 and 8),
-// flags, files (1 each), 2 bytes of nothing, record and state (4 each: how many bytes),
-// record, state.
+// encode returns the bytes and the descriptors of the packet. Layout, in the machine's
+// byte order: type, flags, loop (2 bytes), entries (2), files (2); then of each entry
+// number (8), from (4 and 8), flags, files (1 each), 2 bytes of nothing, record and state
+// (4 each: how many bytes), record, state.
 func (p *VaultPacket) encode() (b []byte, fds []int, err error) {
 	size, files := p.size()
 	if size > MaxVaultPacket || files > MaxFiles || len(p.Entries) > MaxVaultNumbers || uint(p.Loop) > math.MaxUint16 {

@@ -185,6 +185,16 @@ func (g *generation) onTunnelEnd(r tunnel.Record) {
 	g.listener(r.Listener).leave()
 }
 
+// onTunnelMoved is called by the Set.
+func (g *generation) onTunnelMoved(r tunnel.Record) {
+	if g.log.Enabled(context.Background(), slog.LevelDebug) {
+		g.log.Debug("tunnel moved to another generation", "request_id", r.ID)
+	}
+	g.vault.forget(r.Number)
+	g.manager.TunnelLeft(r.Origin)
+	g.listener(r.Listener).leave()
+}
+
 // Start takes a tunnel over, as the manager's [TunnelStarter]: it goes on counting
 // as a connection of its listener.
 func (g *generation) Start(spec tunnel.Spec) {

@@ -70,6 +70,7 @@ func (s *Supervisor) beginUpgrade(ctx context.Context) (u *upgrading, err error)
 	for {
 		var wait chan struct{}
 		if gone := s.try(ctx, func() {
+			unresumed := s.unresumed()
 			switch {
 			case s.stopping:
 				err = ErrStopping
@@ -77,8 +78,8 @@ func (s *Supervisor) beginUpgrade(ctx context.Context) (u *upgrading, err error)
 				err = refuse("upgrade", errors.New("this supervisor cannot be upgraded"))
 			case s.upgrading != nil || s.upgradeAsked && !asked:
 				err = refuse("upgrade", errors.New("another upgrade is under way"))
-			case s.unresumed() != 0:
-				err = refuse("upgrade", fmt.Errorf("tunnels of generation %d, which has died, are not resumed yet: see the log", s.unresumed()))
+			case unresumed != 0:
+				err = refuse("upgrade", fmt.Errorf("tunnels of generation %d, which has died, are not resumed yet: see the log", unresumed))
 			case s.reloading || s.restoring || len(s.resuming) > 0:
 				asked, s.upgradeAsked = true, true
 				wait = make(chan struct{})

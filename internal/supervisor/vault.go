@@ -295,6 +295,8 @@ func (s *Supervisor) MoveTunnels(ctx context.Context, number int) error {
 			refused = errors.New("no generation serves that could take them")
 		case !g.keepsTunnels():
 			refused = fmt.Errorf("generation %d is of a build whose tunnels cannot be moved", number)
+		default:
+			g.movesAll = true
 		}
 	}); err != nil {
 		return err
@@ -302,7 +304,6 @@ func (s *Supervisor) MoveTunnels(ctx context.Context, number int) error {
 	if refused != nil {
 		return refused
 	}
-	s.do(func() { g.movesAll = true })
 	return s.askToMove(ctx, g, true)
 }
 

@@ -121,13 +121,20 @@ func startActor(t *testing.T, role string) *actor {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), roleEnv+"="+role)
+	in, out := startChild(t, cmd, role)
+	return &actor{t: t, role: role, in: in, answers: bufio.NewReader(out)}
+}
+
+// startChild starts a process to talk to, which ends when it hears no more.
+func startChild(t *testing.T, cmd *exec.Cmd, name string) (in io.Writer, out io.Reader) {
+	t.Helper()
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	in, err := cmd.StdinPipe()
+	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := cmd.StdoutPipe()
+	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,12 +142,12 @@ func startActor(t *testing.T, role string) *actor {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		in.Close()
+		stdin.Close()
 		if err := cmd.Wait(); err != nil {
-			t.Errorf("the %s: %v", role, err)
+			t.Errorf("the %s: %v", name, err)
 		}
 	})
-	return &actor{t: t, role: role, in: in, answers: bufio.NewReader(out)}
+	return stdin, stdout
 }
 
 // ask has the actor do something and returns what it says then.

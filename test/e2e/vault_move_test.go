@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -21,27 +20,7 @@ const movedEnv = "HOLDFAST_SOAK_MOVED"
 // startCanary starts the process in which a canary's clients and servers live.
 func startCanary(t *testing.T) *canary.Client {
 	t.Helper()
-	cmd := exec.Command(program("plain/holdfast"), "drill-canary")
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the canary: %v", err)
-		}
-	})
-	c, err := canary.NewClient(in, out)
+	c, err := canary.NewClient(startChild(t, exec.Command(program("plain/holdfast"), "drill-canary"), "canary"))
 	if err != nil {
 		t.Fatal(err)
 	}
