@@ -873,6 +873,7 @@ func TestAGenerationThatIsToldToStopReleasesNothingMore(t *testing.T) {
 	prepared.completed(control.VaultCandidate)
 	c.ask(control.Message{Type: control.TypeMove})
 	c.say(&control.Message{Type: control.TypeStop, Within: time.Hour})
+	c.ask(control.Message{Type: control.TypeStatus}) // it has heard that, before the candidate goes
 	candidate.conn.Close()
 	await(t, "the end of the candidate's vault channel", prepared.ended)
 	for range 3 {
