@@ -418,7 +418,7 @@ func TestFloodsAtTheSupervisorsDoorsStopNothing(t *testing.T) {
 	config := simple(newBackend(t), "[reload]\nprobation = \"0s\"\n")
 	i := serve(t, config)
 	address := i.address("public")
-	before := descriptors(t, i.pid)
+	before := besidesPipes(t, i.pid)
 
 	say := func(text string) func(net.Conn) {
 		return func(c net.Conn) {
@@ -454,7 +454,7 @@ func TestFloodsAtTheSupervisorsDoorsStopNothing(t *testing.T) {
 	i.reload(config)
 	i.wantStates("2 serving")
 	wantAnswer(t, address)
-	if n := descriptors(t, i.pid); n > before+200 {
+	if n := besidesPipes(t, i.pid); n > before+200 {
 		t.Errorf("%d descriptors are open, %d were", n, before)
 	}
 	if i.mustScrape()["holdfast_rendezvous_refused_total"] == 0 {
@@ -469,8 +469,8 @@ func TestFloodsAtTheSupervisorsDoorsStopNothing(t *testing.T) {
 	for _, end := range ends {
 		end()
 	}
-	eventually(t, func() bool { return descriptors(t, i.pid) <= before+120 }, func() string {
-		return fmt.Sprintf("descriptors to be given back: %d are open, %d were", descriptors(t, i.pid), before)
+	eventually(t, func() bool { return besidesPipes(t, i.pid) <= before+120 }, func() string {
+		return fmt.Sprintf("descriptors to be given back: %d are open, %d were", besidesPipes(t, i.pid), before)
 	})
 	i.wantHealth(200, 200)
 }

@@ -398,14 +398,14 @@ func TestAVaultIsEmptyInTheEnd(t *testing.T) {
 	i := s.service
 	client, server, _ := s.tunnel("/ws") // what is made once is made
 	i.wantKept(1)
-	before := descriptors(t, i.pid)
+	before := besidesPipes(t, i.pid)
 	var more []*wire
 	for range 50 {
 		client, server, _ := s.tunnel("/ws")
 		more = append(more, client, server)
 	}
 	i.wantKept(51)
-	if got := descriptors(t, i.pid); got < before+2*50 {
+	if got := besidesPipes(t, i.pid); got < before+2*50 {
 		t.Errorf("the supervisor has %d descriptors, before the tunnels it had %d", got, before)
 	}
 	i.kill(1, syscall.SIGKILL)
@@ -418,10 +418,13 @@ func TestAVaultIsEmptyInTheEnd(t *testing.T) {
 	client.close()
 	server.wantEOF()
 	server.close()
-	i.wait("one generation", func(s *status) bool { return len(s.Generations) == 1 })
-	eventually(t, func() bool { return descriptors(t, i.pid) <= before }, func() string {
-		return fmt.Sprintf("the descriptors to be given back: %d before, %d now", before, descriptors(t, i.pid))
+	last := i.wait("one generation", func(s *status) bool { return len(s.Generations) == 1 })
+	eventually(t, func() bool { return besidesPipes(t, i.pid) <= before }, func() string {
+		return fmt.Sprintf("the descriptors to be given back: %d before, %d now", before, besidesPipes(t, i.pid))
 	})
+	if held, has := pipes(t, i.pid), pipes(t, last.Generations[0].PID); held > has {
+		t.Errorf("the supervisor keeps %d ends of pipes, the only generation has %d", held, has)
+	}
 }
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
