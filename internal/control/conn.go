@@ -103,12 +103,8 @@ func newConn(fd int, sends, takes map[Type]int) (*Conn, error) {
 		return nil, fmt.Errorf("control channel: no descriptor %d", fd)
 	}
 	defer f.Close()
-	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err != nil {
-		return nil, fmt.Errorf("control channel: descriptor %d: %w", fd, err)
-	}
-	if kind != unix.SOCK_SEQPACKET {
-		return nil, fmt.Errorf("control channel: descriptor %d is no SOCK_SEQPACKET socket", fd)
+	if err := wantSeqpacket(fd); err != nil {
+		return nil, fmt.Errorf("control channel: %w", err)
 	}
 	c, err := net.FileConn(f)
 	if err != nil {
@@ -119,6 +115,18 @@ func newConn(fd int, sends, takes map[Type]int) (*Conn, error) {
 		return nil, errors.Join(fmt.Errorf("control channel: descriptor %d is no unix socket", fd), c.Close())
 	}
 	return &Conn{c: uc, sends: sends, takes: takes}, nil
+}
+
+// wantSeqpacket fails if fd cannot be an end of a channel.
+func wantSeqpacket(fd int) error {
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return fmt.Errorf("descriptor %d: %w", fd, err)
+	}
+	if kind != unix.SOCK_SEQPACKET {
+		return fmt.Errorf("descriptor %d is no SOCK_SEQPACKET socket", fd)
+	}
+	return nil
 }
 
 // Close ends the channel and unblocks Send and Receive. Descriptors that were sent and

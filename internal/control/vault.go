@@ -8,7 +8,6 @@ import (
 	"math"
 	"net"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -102,13 +101,11 @@ const maxEntryFiles = 4
 // Vault is one end of a vault channel: SOCK_SEQPACKET, binary, and apart from the control
 // channel, so that no crowd of tunnels delays a command. One goroutine at a time may
 // receive; any number may send.
+//
+// It waits in system calls, not in Go's poller, which would be woken by every packet,
+// also by those that nobody wants to hear of yet: see Receive.
 type Vault struct {
-	c *net.UnixConn
-
-	mu sync.Mutex // held for one Send, so that a deadline is its sender's own
-
-	open sync.RWMutex // read for one TrySend, so that fd is still ours
-	fd   int          // c's; -1: closed
+	fd *heldFile
 
 	data []byte // of Receive
 	oob  []byte
@@ -117,53 +114,52 @@ type Vault struct {
 // NewVault takes over the descriptor of an end, which [Ends] has made, also when it
 // fails.
 func NewVault(fd int) (*Vault, error) {
-	c, err := newConn(fd, nil, nil)
-	if err != nil {
+	if err := wantSeqpacket(fd); err != nil {
+		Discard([]int{fd})
 		return nil, fmt.Errorf("vault: %w", err)
 	}
-	v := &Vault{c: c.c, data: make([]byte, MaxVaultPacket+1), oob: make([]byte, unix.CmsgSpace(MaxFiles*4))}
-	if err := onDescriptor(c.c, func(n int) error { v.fd = n; return nil }); err != nil {
-		return nil, errors.Join(fmt.Errorf("vault: %w", err), c.Close())
-	}
-	return v, nil
+	// The most there is without a privilege: loops do not wait for a reader that lets packets gather.
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 256<<10)
+	return &Vault{fd: &heldFile{fd: fd}, data: make([]byte, MaxVaultPacket+1), oob: make([]byte, unix.CmsgSpace(MaxFiles*4))}, nil
 }
 
 // Close ends the channel and unblocks Send and Receive. What was sent is still received
-// by the other side; what was not received here is lost. It may block; see [Discard].
-func (v *Vault) Close() error {
-	v.open.Lock()
-	v.fd = -1
-	v.open.Unlock()
-	return v.c.Close()
+// by the other side; what was not received here is lost. That is so whoever has duplicates
+// of the descriptor. It waits for nothing, and may be called again.
+func (v *Vault) Close() {
+	if v.fd.hold() {
+		_ = unix.Shutdown(v.fd.fd, unix.SHUT_RDWR) // an error is that the other side is gone
+		v.fd.close()
+		v.fd.release()
+	}
 }
 
 // CloseRead ends the channel for the other side: what it has sent is still received, then
 // comes io.EOF, and what it sends from now on fails there.
-func (v *Vault) CloseRead() error { return v.c.CloseRead() }
+func (v *Vault) CloseRead() error {
+	if !v.fd.hold() {
+		return fmt.Errorf("vault: %w", net.ErrClosed)
+	}
+	defer v.fd.release()
+	return vaultError(unix.Shutdown(v.fd.fd, unix.SHUT_RD))
+}
 
 // Send sends a packet with duplicates of its descriptors, which stay the caller's. It
 // blocks while the peer's queue is full, at most for within.
 func (v *Vault) Send(p *VaultPacket, within time.Duration) error {
-	data, fds, err := p.encode()
-	if err != nil {
-		return err
+	for deadline := time.Now().Add(within); ; {
+		err := v.send(p)
+		if err != unix.EAGAIN {
+			return vaultError(err)
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return fmt.Errorf("vault: %w", os.ErrDeadlineExceeded)
+		}
+		if err := v.await(unix.POLLOUT, left); err != nil {
+			return vaultError(err)
+		}
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if err := v.c.SetWriteDeadline(time.Now().Add(within)); err != nil {
-		return fmt.Errorf("vault: %w", err)
-	}
-	if _, _, err := v.c.WriteMsgUnix(data, rights(fds), nil); err != nil {
-		return fmt.Errorf("vault: %w", err)
-	}
-	return nil
-}
-
-func rights(fds []int) []byte {
-	if len(fds) == 0 {
-		return nil
-	}
-	return unix.UnixRights(fds...)
 }
 
 // ErrVaultBusy says that the peer's queue is full, or that too many descriptors are on
@@ -173,39 +169,72 @@ var ErrVaultBusy = errors.New("the vault channel is full")
 // TrySend is Send for a loop: it waits for nothing, neither for the peer nor for another
 // sender.
 func (v *Vault) TrySend(p *VaultPacket) error {
+	switch err := v.send(p); err {
+	case unix.EAGAIN, unix.ENOBUFS, unix.ETOOMANYREFS:
+		return ErrVaultBusy
+	default:
+		return vaultError(err)
+	}
+}
+
+func vaultError(err error) error {
+	if err != nil {
+		return fmt.Errorf("vault: %w", err)
+	}
+	return nil
+}
+
+// send sends a packet if there is room for it.
+func (v *Vault) send(p *VaultPacket) error {
 	data, fds, err := p.encode()
 	if err != nil {
 		return err
 	}
-	v.open.RLock()
-	defer v.open.RUnlock()
-	if v.fd < 0 {
-		return fmt.Errorf("vault: %w", net.ErrClosed)
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
 	}
-	switch err := unix.Sendmsg(v.fd, data, rights(fds), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL); err {
-	case nil:
+	if !v.fd.hold() {
+		return net.ErrClosed
+	}
+	defer v.fd.release()
+	return unix.Sendmsg(v.fd.fd, data, oob, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+}
+
+// await waits until the socket is what events say, or has ended. within: 0 is for ever.
+func (v *Vault) await(events int16, within time.Duration) error {
+	if !v.fd.hold() {
+		return net.ErrClosed
+	}
+	defer v.fd.release()
+	timeout := -1
+	if within > 0 {
+		timeout = int(within.Milliseconds()) + 1
+	}
+	_, err := unix.Poll([]unix.PollFd{{Fd: int32(v.fd.fd), Events: events}}, timeout)
+	if err == unix.EINTR { // whoever waits tries again
 		return nil
-	case unix.EAGAIN, unix.ENOBUFS, unix.ETOOMANYREFS:
-		return ErrVaultBusy
-	default:
-		return fmt.Errorf("vault: %w", err)
 	}
+	return err
 }
 
 // Receive blocks until a packet has come. Its descriptors are the caller's to close; all
 // else is good until the next call. io.EOF: the other side is gone, and all that it had
 // sent was received.
 //
+// While none is there it lets packets gather for so long before it waits for the next
+// one: to be woken costs more than to receive. It holds up nobody else.
+//
 // An error that wraps [ErrProtocol] is of one packet; others may follow it. With such an
 // error comes the packet where there was no room for its descriptors, and nothing else is
 // wrong with it. It has none then.
-func (v *Vault) Receive() (*VaultPacket, error) {
-	n, oobn, flags, _, err := v.c.ReadMsgUnix(v.data, v.oob)
-	if errors.Is(err, unix.ECONNRESET) { // see Conn.Receive
-		n, oobn, flags, _, err = v.c.ReadMsgUnix(v.data, v.oob)
+func (v *Vault) Receive(gather time.Duration) (*VaultPacket, error) {
+	n, oobn, flags, err := v.receive(gather)
+	if err == unix.ECONNRESET { // see Conn.Receive
+		n, oobn, flags, err = v.receive(0)
 	}
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
-		return nil, fmt.Errorf("vault: %w", err)
+	if err != nil && err != unix.ECONNRESET {
+		return nil, vaultError(err)
 	}
 	fds, rightsErr := parseRights(v.oob[:oobn])
 	if n <= 0 { // also what has descriptors and no byte: there is no such packet
@@ -218,6 +247,34 @@ func (v *Vault) Receive() (*VaultPacket, error) {
 		return p, fmt.Errorf("%w: vault: %w", ErrProtocol, err)
 	}
 	return p, nil
+}
+
+// receive receives what comes next.
+func (v *Vault) receive(gather time.Duration) (n, oobn, flags int, err error) {
+	for {
+		n, oobn, flags, err = v.tryReceive()
+		switch {
+		case err == unix.EINTR:
+		case err != unix.EAGAIN:
+			return n, oobn, flags, err
+		case gather > 0:
+			time.Sleep(gather)
+			gather = 0
+		default:
+			if err := v.await(unix.POLLIN, 0); err != nil {
+				return 0, 0, 0, err
+			}
+		}
+	}
+}
+
+func (v *Vault) tryReceive() (n, oobn, flags int, err error) {
+	if !v.fd.hold() {
+		return 0, 0, 0, net.ErrClosed
+	}
+	defer v.fd.release()
+	n, oobn, flags, _, err = unix.Recvmsg(v.fd.fd, v.data, v.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	return max(n, 0), max(oobn, 0), flags, err
 }
 
 // judge makes a packet of what was received.

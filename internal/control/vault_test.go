@@ -96,7 +96,7 @@ func TestAVaultPacketArrivesAsItWasSent(t *testing.T) {
 		if err := send(a, want); err != nil {
 			t.Fatal(name, err)
 		}
-		got, err := b.Receive()
+		got, err := b.Receive(0)
 		if err != nil {
 			t.Fatal(name, err)
 		}
@@ -119,7 +119,7 @@ func TestAPacketMayHaveAsManyDescriptorsAsTheKernelPasses(t *testing.T) {
 	if err := a.TrySend(&control.VaultPacket{Type: control.VaultStore, Files: k.times(control.MaxFiles)}); err != nil {
 		t.Fatal(err)
 	}
-	p, err := b.Receive()
+	p, err := b.Receive(0)
 	if err != nil || len(p.Files) != control.MaxFiles {
 		t.Fatalf("got %v, %v", p, err)
 	}
@@ -176,7 +176,7 @@ func TestAPacketSaysHowMuchItTakes(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		got, err := b.Receive()
+		got, err := b.Receive(0)
 		if err != nil {
 			t.Fatal(name, err)
 		}
@@ -224,14 +224,14 @@ func TestALoopIsNotHeldUpByAFullVaultChannel(t *testing.T) {
 	if err := a.Send(p, 10*time.Millisecond); err == nil {
 		t.Error("Send did not run out of time")
 	}
-	if _, err := b.Receive(); err != nil {
+	if _, err := b.Receive(0); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Send(p, soon); err != nil {
 		t.Error(err)
 	}
 	for range sent { // what had found room before is still there
-		if _, err := b.Receive(); err != nil {
+		if _, err := b.Receive(0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -254,14 +254,14 @@ func TestTheEndOfAVaultChannelComesBehindAllThatWasSent(t *testing.T) {
 		}
 		a.Close()
 		for n := range uint64(5) {
-			p, err := b.Receive()
+			p, err := b.Receive(0)
 			if err != nil || len(p.Entries) != 1 || p.Entries[0].Number != n {
 				t.Fatalf("%s: packet %d: %v, %v", name, n, p, err)
 			}
 			p.CloseFiles()
 		}
 		for range 2 {
-			if _, err := b.Receive(); err != io.EOF {
+			if _, err := b.Receive(0); err != io.EOF {
 				t.Errorf("%s: behind the last packet: %v", name, err)
 			}
 		}
@@ -291,7 +291,7 @@ func TestAVaultChannelThatReadsNoMoreHasReadAllThatWasSent(t *testing.T) {
 	})
 	received := int64(0)
 	for range 100 {
-		if _, err := b.Receive(); err != nil {
+		if _, err := b.Receive(0); err != nil {
 			t.Fatal(err)
 		}
 		received++
@@ -301,7 +301,7 @@ func TestAVaultChannelThatReadsNoMoreHasReadAllThatWasSent(t *testing.T) {
 	}
 	sending.Wait()
 	for {
-		_, err := b.Receive()
+		_, err := b.Receive(0)
 		if err == io.EOF {
 			break
 		}
@@ -338,7 +338,7 @@ func TestAClosedVaultChannelSendsNothing(t *testing.T) {
 	if err := a.Send(&control.VaultPacket{Type: control.VaultGone}, soon); !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
 	}
-	if _, err := a.Receive(); err == nil || err == io.EOF {
+	if _, err := a.Receive(0); err == nil || err == io.EOF {
 		t.Errorf("receive says %v", err)
 	}
 }
@@ -388,7 +388,7 @@ func TestRubbishOnAVaultChannelIsRefusedAndItsDescriptorsAreClosed(t *testing.T)
 			if err := unix.Sendmsg(fd, data, unix.UnixRights(k.times(2)...), nil, 0); err != nil {
 				t.Fatal(err)
 			}
-			p, err := v.Receive()
+			p, err := v.Receive(0)
 			if !errors.Is(err, control.ErrProtocol) || p != nil {
 				t.Errorf("got %v, %v", p, err)
 			}
@@ -397,7 +397,7 @@ func TestRubbishOnAVaultChannelIsRefusedAndItsDescriptorsAreClosed(t *testing.T)
 			if err := unix.Sendmsg(fd, packet(1, 0, 0), nil, nil, 0); err != nil {
 				t.Fatal(err)
 			}
-			if p, err := v.Receive(); err != nil || p.Type != control.VaultStore {
+			if p, err := v.Receive(0); err != nil || p.Type != control.VaultStore {
 				t.Errorf("the next packet: %v, %v", p, err)
 			}
 		})
@@ -411,7 +411,7 @@ func TestAnEntryHasAtMostSoManyDescriptors(t *testing.T) {
 	if err := unix.Sendmsg(fd, packet(2, 1, 0, entry(5, 0, 0, "")), unix.UnixRights(k.times(5)...), nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.Receive(); !errors.Is(err, control.ErrProtocol) {
+	if _, err := v.Receive(0); !errors.Is(err, control.ErrProtocol) {
 		t.Error(err)
 	}
 	k.wantOpen(t, 1)
@@ -428,7 +428,7 @@ func TestAnEmptyPacketEndsAVaultChannelAndLeavesNothingOpen(t *testing.T) {
 	if _, _, err := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&header)), 0); err != 0 {
 		t.Fatal(err)
 	}
-	if _, err := v.Receive(); err != io.EOF {
+	if _, err := v.Receive(0); err != io.EOF {
 		t.Error(err)
 	}
 	k.wantOpen(t, 1)
@@ -447,7 +447,7 @@ func TestWhatHasLostItsDescriptorsIsStillKnownByItsNumbers(t *testing.T) {
 	if err := a.TrySend(sent); err != nil {
 		t.Fatal(err)
 	}
-	got, err := b.Receive()
+	got, err := b.Receive(0)
 	if !errors.Is(err, control.ErrProtocol) || got == nil {
 		t.Fatalf("got %v, %v", got, err)
 	}
@@ -514,7 +514,7 @@ func BenchmarkVaultDeposits(b *testing.B) {
 				if err := x.TrySend(p); err != nil {
 					b.Fatal(err)
 				}
-				got, err := y.Receive()
+				got, err := y.Receive(0)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -85,7 +85,7 @@ func Commands() []*cobra.Command {
 	flags := drill.Flags()
 	flags.IntVar(&o.Rounds, "rounds", 50, "so many rounds")
 	flags.DurationVar(&o.For, "for", 0, "instead, as many rounds as there are in this time")
-	flags.IntVar(&o.Kills, "kills", 0, "instead, as many rounds as it takes to kill so many generations")
+	flags.IntVar(&o.Kills, "kills", 0, "instead, as many rounds as it takes to kill so many generations, and each kind once")
 	flags.IntVar(&o.Tunnels, "tunnels", 4, "so many tunnels of each of the canary's kinds at a time")
 	flags.StringArrayVar(&o.Only, "only", nil, "only rounds of this kind, as the table calls it; may be given several times, also the same, for more of these")
 	flags.Uint64Var(&o.Seed, "seed", 0, "decides what happens, and in which order (default a random one)")
@@ -154,12 +154,12 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 
 // play plays one round after the other.
 func (s *stage) play(ctx context.Context, o Options, result *Result) {
-	end := time.Now().Add(o.For)
+	end, kinds := time.Now().Add(o.For), newDeck(s.random, o.Only)
 	over := func() bool {
 		return ctx.Err() != nil || result.Mishaps > 0 || o.Rounds > 0 && result.Rounds == o.Rounds ||
-			o.For > 0 && time.Now().After(end) || o.Kills > 0 && s.kills.Generations() >= o.Kills
+			o.For > 0 && time.Now().After(end) || o.Kills > 0 && s.kills.Generations() >= o.Kills && kinds.through()
 	}
-	for kinds := newDeck(s.random, o.Only); !over(); {
+	for !over() {
 		s.round(ctx, kinds.next(), o, result)
 	}
 }

@@ -51,6 +51,7 @@ type deck struct {
 	random *rand.Rand
 	all    []int
 	left   []int
+	given  int
 }
 
 // newDeck has the kinds of these names, as often as they are named, or all where none
@@ -77,8 +78,12 @@ func (d *deck) next() int {
 	}
 	k := d.left[0]
 	d.left = d.left[1:]
+	d.given++
 	return k
 }
+
+// through says whether each kind has come once.
+func (d *deck) through() bool { return d.given >= len(d.all) }
 
 // within is a random time, so that what happens hits others at all kinds of moments.
 func (s *stage) within(most time.Duration) { time.Sleep(time.Duration(s.random.Int64N(int64(most)))) }

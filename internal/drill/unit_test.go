@@ -41,10 +41,16 @@ func TestEachKindComesBeforeAnyComesAgain(t *testing.T) {
 func TestKindsComeAsOftenAsTheyAreNamed(t *testing.T) {
 	t.Parallel()
 	d := newDeck(rand.New(rand.NewPCG(1, 0)), []string{"upgrade", "reload", "upgrade"})
-	for range 3 {
+	for turns := range 3 {
 		var turn []string
-		for range 3 {
+		for i := range 3 {
+			if turns == 0 && d.through() {
+				t.Errorf("every kind has come, after %d", i)
+			}
 			turn = append(turn, kinds[d.next()].name)
+		}
+		if !d.through() {
+			t.Error("a kind has not come yet, after all")
 		}
 		if slices.Sort(turn); !slices.Equal(turn, []string{"reload", "upgrade", "upgrade"}) {
 			t.Errorf("a turn is %q", turn)

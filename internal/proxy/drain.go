@@ -32,7 +32,7 @@ func (g *generation) drain(removed []string, hold time.Duration) {
 	g.drainServers(g.cfg.Drain.IdleGrace)
 	g.stopAccepting(removed)
 	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
-	g.memory.wanted = true // the few that stay may stay for days
+	g.memory.Want() // the few that stay may stay for days
 	if g.cfg.Drain.StreamTimeout > 0 {
 		g.limit.Reset(g.cfg.Drain.StreamTimeout)
 	}
@@ -52,7 +52,7 @@ func (g *generation) resume() error {
 	g.openAccessLogs() // for their ends
 	g.phase, g.resumed = draining, true
 	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
-	g.memory.wanted = true
+	g.memory.Want()
 	g.log.Info("resuming the tunnels of a dead generation")
 	return nil
 }

@@ -25,6 +25,7 @@ import (
 	"holdfast/internal/http1"
 	"holdfast/internal/metrics"
 	"holdfast/internal/route"
+	"holdfast/internal/scavenge"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/upstream"
 	"holdfast/internal/version"
@@ -122,7 +123,7 @@ type generation struct {
 	served    time.Time // when it began to, last
 	hold      time.Time // do not end before
 	beat      heartbeat
-	memory    memory
+	memory    scavenge.Scavenger
 	limit     *time.Timer // of the drain's streams, or of the stop
 	resumed   bool        // it has the tunnels of a dead generation, and never accepts
 	cut       bool        // the stop's limit was reached
@@ -183,8 +184,9 @@ func Run(ctx context.Context, o Options) error {
 		messages: make(chan received), found: make(chan *control.Conn), built: make(chan error, 1), changed: make(chan struct{}, 1),
 		fence: fence.New(bundle.Epoch), channels: make(map[fence.Channel]*channel), kept: make(map[string]int),
 		sockets: make(map[string]int), logFiles: make(map[string]*os.File), process: newProcess(registry),
-		memory: memory{at: time.Now(), wanted: true}, releaseMemory: releaseMemory,
+		memory: scavenge.New(time.Now()), releaseMemory: scavenge.Release,
 	}
+	g.memory.Want() // of what it takes to build it
 	g.vault = newVault(g, min(max(bundle.Stores, 0), mostLoops))
 	return g.live(ctx, conn, o.Terminate)
 }
@@ -548,7 +550,7 @@ func (g *generation) giveMemoryBack(now time.Time) {
 	for _, l := range g.listeners {
 		changes += l.turnover()
 	}
-	if g.memory.due(now, changes) {
+	if g.memory.Due(now, changes) {
 		g.work.Go(g.releaseMemory) // a collection takes longer than anybody waits for the loop
 	}
 }

@@ -127,7 +127,7 @@ func (v *vault) tell(p *control.VaultPacket) error {
 // Deposit implements [tunnel.Vault].
 func (v *vault) Deposit(tunnels []tunnel.Deposit) error {
 	p := &control.VaultPacket{Type: control.VaultDeposit, Entries: make([]control.VaultEntry, len(tunnels))}
-	var records []byte
+	records := make([]byte, 0, len(tunnels)*usualRecord)
 	for i := range tunnels {
 		d := &tunnels[i]
 		begin := len(records)
@@ -366,7 +366,7 @@ func (v *vault) close() {
 	v.mu.Lock()
 	for c := range v.channels {
 		c.open.Store(false)
-		go c.Close() // see control.Discard
+		c.Close()
 	}
 	v.mu.Unlock()
 	v.talks.Wait()

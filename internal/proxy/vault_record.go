@@ -18,6 +18,9 @@ import (
 // recordVersion is that of records and states. What has another one is not understood.
 const recordVersion = 1
 
+// usualRecord is about how many bytes a record has.
+const usualRecord = 384
+
 var errRecord = errors.New("this is no record of a tunnel")
 
 // record is who a tunnel is and where it is found.

@@ -29,7 +29,7 @@ func (v *vault) talk(c *vaultChannel) {
 		return
 	}
 	for {
-		p, err := c.Receive()
+		p, err := c.Receive(0)
 		if err != nil && !errors.Is(err, control.ErrProtocol) {
 			return
 		}

@@ -77,7 +77,7 @@ func (k *keeper) read() {
 	k.reading.Go(func() {
 		defer close(k.ended)
 		for {
-			p, err := k.conn.Receive()
+			p, err := k.conn.Receive(0)
 			if err != nil {
 				if err != io.EOF && !errors.Is(err, net.ErrClosed) {
 					k.t.Error(err)
@@ -1087,7 +1087,7 @@ func TestASupervisorThatIsSlowIsToldAllTheSame(t *testing.T) {
 	for err == nil {
 		err = full.TrySend(&control.VaultPacket{Type: control.VaultWithdraw})
 	}
-	full.Close()
+	unix.Close(ours) // full.Close would end it for fd, too
 	if a := c.question(control.Message{Type: control.TypeVault}, fd); a.Error != "" {
 		t.Fatal(a.Error)
 	}

@@ -79,7 +79,7 @@ func (k *fakeKeeper) deposit() {
 func (k *fakeKeeper) receive() {
 	stores := 0
 	for {
-		p, err := k.vault.Receive()
+		p, err := k.vault.Receive(0)
 		if err != nil {
 			return
 		}

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -33,8 +34,30 @@ func (e *engine) entrust(t *slot, c custody) {
 
 // base is what the kernel's counters of a tunnel are counted from, as in [Place].
 type base struct {
-	known               bool
 	taken, given, moved [2]uint64
+}
+
+// smallBase is the base of nearly every tunnel: what went over its connections before is
+// the head of a request and its answer.
+type smallBase struct {
+	taken, given, moved [2]uint32
+}
+
+// small returns b as a smallBase, and whether it is one.
+func (b *base) small() (s smallBase, ok bool) {
+	all := uint64(0)
+	for i := range 2 {
+		s.taken[i], s.given[i], s.moved[i] = uint32(b.taken[i]), uint32(b.given[i]), uint32(b.moved[i])
+		all |= b.taken[i] | b.given[i] | b.moved[i]
+	}
+	return s, all <= math.MaxUint32
+}
+
+func (s *smallBase) whole() (b base) {
+	for i := range 2 {
+		b.taken[i], b.given[i], b.moved[i] = uint64(s.taken[i]), uint64(s.given[i]), uint64(s.moved[i])
+	}
+	return b
 }
 
 // courier is what an engine has to tell the vault. It is told at the end of a turn.
@@ -141,25 +164,24 @@ func (e *engine) holdsEarly(n uint32, t *slot) bool {
 // baseline returns what the kernel's counters of a tunnel are counted from: what they are
 // now, less what they have counted of it. It is found out once, and only of a tunnel that
 // neither ends nor has bytes that nobody would find.
-func (e *engine) baseline(n uint32, t *slot) (*base, bool) {
-	b := e.table.base(n)
-	if b.known {
-		return b, true
+func (e *engine) baseline(n uint32, t *slot) (b base, ok bool) {
+	if t.based {
+		return e.table.base(n), true
 	}
 	if t.reason != Open || e.holdsEarly(n, t) {
-		return nil, false
+		return b, false
 	}
 	for i := range t.sockets {
 		c, err := inflight.Look(int(t.sockets[i].fd))
 		if err != nil || c.Gone {
-			return nil, false
+			return b, false
 		}
 		taken, _ := e.flown(n, t, i)
 		_, given := e.flown(n, t, 1-i)
 		b.taken[i], b.given[1-i] = c.Taken-taken, c.Given-given
 		b.moved[1-i] = t.flows[1-i].moved - given
 	}
-	b.known = true
+	e.table.setBase(n, b)
 	return b, true
 }
 
@@ -294,7 +316,7 @@ func (e *engine) sendDeposits() error {
 // where it is is left alone.
 func (e *engine) pack(n uint32, t *slot) {
 	if b, ok := e.baseline(n, t); ok {
-		e.courier.batch = append(e.courier.batch, e.newDeposit(n, t, b))
+		e.courier.batch = append(e.courier.batch, e.newDeposit(n, t, &b))
 	} else {
 		e.entrust(t, unattended)
 	}

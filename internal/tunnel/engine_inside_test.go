@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -260,5 +261,38 @@ func TestAnIDComesBackAsItWas(t *testing.T) {
 	}
 	if _, ok := parseUUID("0190163d-8694-739b-aea5-966c26f8ad91"); !ok {
 		t.Error("a UUID is not taken for one")
+	}
+}
+
+// Whatever a tunnel's counters are counted from is found again, and nothing of it by the
+// next one in its place.
+func TestABaseIsKeptWhateverItsSize(t *testing.T) {
+	t.Parallel()
+	table := newTable()
+	n, _ := table.take()
+	for _, want := range []base{
+		{},
+		{taken: [2]uint64{1, 2}, given: [2]uint64{3, 4}, moved: [2]uint64{5, math.MaxUint32}},
+		{given: [2]uint64{0, math.MaxUint32 + 1}},
+		{taken: [2]uint64{math.MaxUint64 - 1}}, // fewer were counted than were found in flight
+		{moved: [2]uint64{7, 1 << 40}},
+		{taken: [2]uint64{9, 9}},
+	} {
+		if table.at(n).based {
+			t.Fatal("it has the base of another")
+		}
+		table.join(n)
+		table.setBase(n, want)
+		if got := table.base(n); got != want || !table.at(n).based {
+			t.Errorf("got %v, want %v", got, want)
+		}
+		table.retire(n)
+		table.release(n)
+		if again, _ := table.take(); again != n {
+			t.Fatalf("slot %d, want %d", again, n)
+		}
+	}
+	if len(table.large) != 0 {
+		t.Errorf("%d are left", len(table.large))
 	}
 }

@@ -69,7 +69,7 @@ func (e *engine) resume(r *Resumed, fds [2]int32) {
 	if e.courier.vault != nil {
 		e.entrust(t, deposited)
 	}
-	*e.table.base(n) = base{known: true, taken: r.Place.Taken, given: r.Place.Given, moved: r.Place.Moved}
+	e.table.setBase(n, base{taken: r.Place.Taken, given: r.Place.Given, moved: r.Place.Moved})
 	e.schedule.join(&t.dates, e.limits(t))
 	e.sentence(t, &r.Sentence)
 	if reason, err := e.recall(n, t); err != nil {

@@ -24,6 +24,7 @@ type slot struct {
 	closed       Reason // who closed first, by a FIN; Open while nobody did
 	parting      bool   // all that is left is to close the sockets
 	still        bool   // its sockets are not on the loop: it waits for the vault
+	based        bool   // it has a base
 	custody      custody
 	older, newer uint32 // its neighbours in the order of the start
 	origin       uint32
@@ -85,7 +86,7 @@ const chunkSize = 1024
 type chunk struct {
 	slots  *[chunkSize]slot
 	labels *[chunkSize]label
-	bases  *[chunkSize]base // nil while none of its tunnels has one
+	bases  *[chunkSize]smallBase // nil while none of its tunnels has had one
 	used   int
 	free   int // no slot before this one is free
 }
@@ -97,7 +98,8 @@ const nobody = ^uint32(0)
 // taken first, so that chunks become empty.
 type table struct {
 	chunks         []chunk
-	notFull        int // no chunk before this one has room
+	notFull        int             // no chunk before this one has room
+	large          map[uint32]base // those that are no smallBase
 	used           int
 	oldest, newest uint32 // ends of the list in the order of the start
 }
@@ -109,12 +111,28 @@ func (t *table) at(n uint32) *slot { return &t.chunks[n/chunkSize].slots[n%chunk
 
 func (t *table) label(n uint32) *label { return &t.chunks[n/chunkSize].labels[n%chunkSize] }
 
-func (t *table) base(n uint32) *base {
+// base returns the base of a tunnel that has one.
+func (t *table) base(n uint32) base {
+	if b, ok := t.large[n]; ok {
+		return b
+	}
+	return t.chunks[n/chunkSize].bases[n%chunkSize].whole()
+}
+
+// setBase gives a tunnel its base, once.
+func (t *table) setBase(n uint32, b base) {
 	c := &t.chunks[n/chunkSize]
 	if c.bases == nil {
-		c.bases = new([chunkSize]base)
+		c.bases = new([chunkSize]smallBase)
 	}
-	return &c.bases[n%chunkSize]
+	small, ok := b.small()
+	if c.bases[n%chunkSize] = small; !ok {
+		if t.large == nil {
+			t.large = make(map[uint32]base)
+		}
+		t.large[n] = b
+	}
+	t.at(n).based = true
 }
 
 // taken says whether a slot is not free.
@@ -158,9 +176,6 @@ func (t *table) takeAt(n uint32) *slot {
 	t.used++
 	s := &c.slots[n%chunkSize]
 	*s = slot{}
-	if c.bases != nil {
-		c.bases[n%chunkSize] = base{}
-	}
 	s.flows[down].phase, s.flows[up].phase = relaying, relaying
 	return s
 }
@@ -204,6 +219,7 @@ func (t *table) retire(n uint32) {
 		t.at(s.newer).older = s.older
 	}
 	*s, *t.label(n) = slot{number: retired}, label{}
+	delete(t.large, n)
 }
 
 // release frees the slot of a tunnel that was taken out. It returns whether its chunk has

@@ -186,7 +186,7 @@ func (e *engine) sendTaken() error {
 		t := e.table.find(a.slot, a.number)
 		if t != nil {
 			b, _ := e.baseline(a.slot, t)
-			err := c.vault.Taken(a.ticket, e.newDeposit(a.slot, t, b))
+			err := c.vault.Taken(a.ticket, e.newDeposit(a.slot, t, &b))
 			if errors.Is(err, ErrVaultBusy) {
 				return err
 			}

@@ -105,7 +105,7 @@ func BenchmarkHandTunnels(b *testing.B) {
 		go func() {
 			got := 0
 			for {
-				p, err := r.conn.Receive()
+				p, err := r.conn.Receive(0)
 				if err != nil || p.Type == control.VaultComplete {
 					done <- got
 					return

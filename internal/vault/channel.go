@@ -47,6 +47,11 @@ const (
 	// mostQueued is how many packets may wait for a generation that does not read.
 	mostQueued = 128
 
+	// newsPause is how long news gather before the next are received. A packet that was sent
+	// is as good as one that was received; but it keeps descriptors on their way, of which
+	// there may be so many as one process may have (unix(7)).
+	newsPause = 8 * time.Millisecond
+
 	// inFlightPause is the time between attempts when too many descriptors are on their
 	// way (unix(7), ETOOMANYREFS): those who are to receive them need a moment.
 	inFlightPause = 5 * time.Millisecond
@@ -121,13 +126,17 @@ func (v *Vault) read(c, before *channel) {
 		<-before.done
 	}
 	v.work.Go(func() { v.write(c) })
+	gather := time.Duration(0)
 	for {
-		p, err := c.conn.Receive()
+		p, err := c.conn.Receive(gather)
 		if err != nil && !errors.Is(err, control.ErrProtocol) {
 			if !errors.Is(err, io.EOF) {
 				v.log.Error("a vault channel cannot be read", "of_generation", c.of.number, "err", err)
 			}
 			break
+		}
+		if gather = 0; p != nil && isNews(p.Type) {
+			gather = newsPause
 		}
 		v.take(c, p, err)
 		v.awaitCloser(c)
@@ -180,7 +189,7 @@ func (v *Vault) finish(c *channel) {
 	v.decideLocked()
 	v.tellLocked()
 	v.mu.Unlock()
-	c.conn.Close() // nothing is unread, so it does not block; and whatever is being sent fails
+	c.conn.Close() // whatever is being sent fails
 	<-c.written
 	close(c.done)
 	v.changed()

@@ -53,7 +53,7 @@ type closer struct {
 
 // closeAfter is how long descriptors are collected. To begin with each at once costs more
 // than to close it.
-const closeAfter = 5 * time.Millisecond
+const closeAfter = 10 * time.Millisecond
 
 func (c *closer) close(fds []int) {
 	if len(fds) == 0 {

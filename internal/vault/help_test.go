@@ -98,7 +98,7 @@ func join(t testing.TB, v *vault.Vault, n int) *player {
 func (p *player) read() {
 	defer close(p.done)
 	for {
-		c, err := p.conn.Receive()
+		c, err := p.conn.Receive(0)
 		if err == nil {
 			c = keep(c)
 		} else if errors.Is(err, control.ErrProtocol) {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/control"
+	"holdfast/internal/scavenge"
 )
 
 // Hurry has v lose its patience soon. It is called before anything else.
@@ -117,7 +118,7 @@ func TestAPacketWithoutItsDescriptors(t *testing.T) {
 		{control.VaultRelease, control.VaultReturned},
 	} {
 		v.take(c, &control.VaultPacket{Type: p.typ, Entries: []control.VaultEntry{{Number: 7}}}, unix.EMFILE)
-		got, err := theirs.Receive()
+		got, err := theirs.Receive(0)
 		if err != nil || got.Type != p.answer || len(got.Entries) != 1 || got.Entries[0].Number != 7 {
 			t.Errorf("type %d: %+v, %v", p.typ, got, err)
 		}
@@ -180,4 +181,52 @@ func TestWhoDoesNotReadIsNotAsked(t *testing.T) {
 	if c.slow = time.Now(); v.takerLocked(asks) != c {
 		t.Error("it is not asked again")
 	}
+}
+
+// What many tunnels have left is given back when they have gone, once, and few are no
+// reason to.
+func TestMemoryOfManyTunnelsIsGivenBack(t *testing.T) {
+	t.Parallel()
+	v := New(Options{Log: slog.New(slog.DiscardHandler)})
+	defer v.Close()
+	released := make(chan struct{}, 2)
+	v.tidier.release = func() { released <- struct{}{} }
+	comeAndGo := func(n int) (looks bool) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		g := v.generationLocked(1)
+		for i := range n {
+			d := &deposit{owner: g, number: uint64(i), state: absent, sockets: files{by: g.closer}}
+			g.tunnels[d.number] = d
+			v.enterLocked(d, kept)
+			v.enterLocked(d, kept) // told again, which is nothing new
+			v.withdrawLocked(d)
+		}
+		return v.tidier.timer != nil
+	}
+	for round := range 2 {
+		if comeAndGo(scavenge.Least/2 - 1) {
+			t.Errorf("round %d: it looks for what few have left", round)
+		}
+		if !comeAndGo(1) {
+			t.Errorf("round %d: it does not look for what many have left", round)
+		}
+		now := time.Now()
+		for looks := 0; !idle(v); looks++ {
+			if looks > 60 {
+				t.Fatal("nothing is given back")
+			}
+			now = now.Add(time.Second)
+			v.tidy(now)
+		}
+		<-released
+		v.tidier.Scavenger = scavenge.New(time.Now()) // the clock above was not this one
+	}
+}
+
+// idle says whether v does not look for memory to give back.
+func idle(v *Vault) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.tidier.timer == nil
 }

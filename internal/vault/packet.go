@@ -48,6 +48,11 @@ func isVerdict(t control.VaultType) bool {
 	return t == control.VaultTaken || t == control.VaultDeclined
 }
 
+// isNews says whether nobody waits for what is done with a packet of the type.
+func isNews(t control.VaultType) bool {
+	return t == control.VaultDeposit || t == control.VaultWithdraw
+}
+
 // untaken returns the descriptors of a packet that nobody has taken.
 func untaken(p *control.VaultPacket) []int {
 	fds := p.Files

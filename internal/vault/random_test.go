@@ -257,7 +257,7 @@ func (a *actor) send(conn *control.Vault, t control.VaultType, entries ...contro
 // read does what the vault says.
 func (a *actor) read(conn *control.Vault) {
 	for {
-		p, err := conn.Receive()
+		p, err := conn.Receive(0)
 		if err != nil {
 			if errors.Is(err, control.ErrProtocol) {
 				a.w.t.Error(err)
@@ -648,6 +648,8 @@ func (w *world) check() {
 	if got := w.v.Totals().Deposits; got != sum {
 		w.t.Errorf("the vault has %d, want %d", got, sum)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.t.Logf("%d generations, %d tunnels, %v", w.numbers, sum, w.seen)
 }
 

@@ -90,6 +90,7 @@ type Vault struct {
 	target      int
 	waiting     map[control.VaultTunnel]*deposit // in that state
 	totals      Totals
+	tidier      tidier
 	news        chan struct{} // closed and made anew when something has happened that somebody may wait for
 }
 
@@ -172,6 +173,7 @@ func New(o Options) *Vault {
 		generations: make(map[int]*generation),
 		waiting:     make(map[control.VaultTunnel]*deposit),
 		news:        make(chan struct{}),
+		tidier:      newTidier(),
 	}
 }
 
@@ -183,7 +185,7 @@ func (v *Vault) Open(number int, conn *control.Vault) {
 	defer v.mu.Unlock()
 	g := v.generationLocked(number)
 	if v.closed || g.dead {
-		go conn.Close()
+		conn.Close()
 		return
 	}
 	g.stopWaiting()
@@ -341,6 +343,9 @@ func (v *Vault) changed() {
 func (v *Vault) Close() {
 	v.mu.Lock()
 	v.closed = true
+	if v.tidier.timer != nil {
+		v.tidier.timer.Stop()
+	}
 	for _, g := range v.generations {
 		g.stopWaiting()
 		g.stopLost()
@@ -386,6 +391,9 @@ func (v *Vault) withdrawLocked(d *deposit) bool {
 // enterLocked changes d's state.
 func (v *Vault) enterLocked(d *deposit, to state) {
 	delete(v.waiting, d.name())
+	if d.state == absent || to == absent {
+		v.turnedOverLocked()
+	}
 	d.state = to
 	switch to {
 	case waiting:
