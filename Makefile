@@ -70,7 +70,7 @@ STORM = --only 'generations killed in a storm'
 soak-vault: build
 	test/unprivileged bin/holdfast drill --kills $(SOAK_KILLS) $(STORM) $(STORM) $(STORM) $(STORM) \
 		--only 'generation killed while tunnels are moved' --only 'supervisor killed during an upgrade' --only 'tunnels moved'
-	HOLDFAST_SOAK_MOVED=$(SOAK_MOVED) $(GO) test -count=1 -v -run TestTunnelsAreMovedAtEveryReload ./test/e2e
+	HOLDFAST_SOAK_MOVED=$(SOAK_MOVED) $(GO) test -count=1 -timeout 1h -v -run TestTunnelsAreMovedAtEveryReload ./test/e2e
 
 # Reloads, upgrades and kills an instance under load and counts what clients notice; every
 # kind of round twice. The unit tests have each once.

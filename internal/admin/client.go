@@ -258,6 +258,9 @@ func said(code int, body []byte) error {
 			return known
 		}
 	}
+	if code == http.StatusGatewayTimeout {
+		return fmt.Errorf("%s (%w)", text, ErrUnknown)
+	}
 	return errors.New(text)
 }
 

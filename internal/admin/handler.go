@@ -413,6 +413,8 @@ func answerError(w http.ResponseWriter, err error) {
 		code = known.code
 	} else if errors.Is(err, supervisor.ErrStopping) || errors.Is(err, supervisor.ErrSucceeded) {
 		code = http.StatusServiceUnavailable
+	} else if errors.Is(err, supervisor.ErrUnanswered) {
+		code = http.StatusGatewayTimeout
 	} else if errors.Is(err, context.DeadlineExceeded) {
 		code, err = http.StatusGatewayTimeout, errors.New("the supervisor does not answer")
 	}

@@ -480,7 +480,7 @@ last reload    2h 0m ago: refused: configuration: h.toml:3: a
 listeners      public on 0.0.0.0:443
                any on 127.0.0.1:40123
 vault          9,000 tunnels of 1 dead generation to be resumed
-               17 tunnels found no room so far, and would end with their process: the supervisor has too few descriptors
+               17 deposits found no room so far: the supervisor has too few descriptors
 log            1,300 lines dropped: the reader of the log is gone or too slow, or its disk is full
 
 GENERATION  STATE                    VERSION  CONFIG     PID    AGE  REQUESTS  TUNNELS  DEPOSITED  OLDEST      RSS

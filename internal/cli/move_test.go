@@ -3,6 +3,7 @@ package cli_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 
@@ -44,6 +45,8 @@ func TestMove(t *testing.T) {
 			stderr: "holdfast: how many tunnels generation 7 has left is not known: the service is stopping\n  try: `holdfast status`\n"},
 		"refused": {err: errors.New("generation 7 serves: tunnels are moved from one that drains"), code: 1,
 			stderr: "holdfast: generation 7 moves no tunnels: generation 7 serves: tunnels are moved from one that drains\n"},
+		"told, and not answered": {err: fmt.Errorf("%w: generation 7: no answer to move within 5s", supervisor.ErrUnanswered), code: 3,
+			stderr: "holdfast: whether generation 7 moves its tunnels is not known: it may do so yet: generation 7: no answer to move within 5s (unknown whether it was done)\n  try: `holdfast status`\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

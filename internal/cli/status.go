@@ -58,7 +58,7 @@ func showStatus(w io.Writer, s *supervisor.Status, now time.Time) {
 		}
 		heading = append(heading, []string{label, l.Name + " on " + l.Address})
 	}
-	for i, note := range vaultNotes(&s.Vault) {
+	for i, note := range vaultNotes(s) {
 		label := ""
 		if i == 0 {
 			label = "vault"
@@ -115,13 +115,17 @@ func fileNote(s *supervisor.Status) string {
 }
 
 // vaultNotes says what is not as it should be with what is kept of tunnels.
-func vaultNotes(v *supervisor.VaultStatus) []string {
+func vaultNotes(s *supervisor.Status) []string {
+	v, undeposited := &s.Vault, false
+	for _, g := range s.Generations {
+		undeposited = undeposited || g.Deposits < g.Tunnels
+	}
 	var notes []string
 	if v.Resuming > 0 {
 		notes = append(notes, count(v.Bereft, "tunnel")+" of "+count(v.Resuming, "dead generation")+" to be resumed")
 	}
-	if v.Refused > 0 {
-		notes = append(notes, count(int(v.Refused), "tunnel")+" found no room so far, and would end with their process: the supervisor has too few descriptors")
+	if v.Refused > 0 && undeposited {
+		notes = append(notes, count(int(v.Refused), "deposit")+" found no room so far: the supervisor has too few descriptors")
 	}
 	return notes
 }

@@ -130,9 +130,10 @@ type Report struct {
 	Generation int       `json:"generation"`
 	Epoch      uint64    `json:"epoch"` // of the supervisor that it obeys
 	Phase      Phase     `json:"phase"`
-	Started    time.Time `json:"started"`         // the process
-	Served     time.Time `json:"served,omitzero"` // when it began to serve, last
-	Vault      int       `json:"vault,omitempty"` // as in Hello
+	Started    time.Time `json:"started"`             // the process
+	Served     time.Time `json:"served,omitzero"`     // when it began to serve, last
+	Vault      int       `json:"vault,omitempty"`     // as in Hello
+	MovesAll   bool      `json:"moves_all,omitempty"` // somebody wanted all of its tunnels to move
 }
 
 // Phase is what a generation is doing, as it sees it.

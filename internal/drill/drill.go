@@ -170,11 +170,13 @@ func (s *stage) round(ctx context.Context, k int, o Options, result *Result) {
 	when := fmt.Sprintf("round %d (%s)", result.Rounds+1, kind.Kind)
 	s.within(between)
 	err := kinds[k].do(s, ctx)
-	if err == nil && o.Sabotage != "" && result.Rounds == 0 {
-		err = sabotages[o.Sabotage](s, ctx)
-	}
 	if err == nil {
 		err = s.settle(ctx, kinds[k].mend)
+	}
+	if err == nil && o.Sabotage != "" && result.Rounds == 0 {
+		if err = sabotages[o.Sabotage](s, ctx); err == nil {
+			err = s.settle(ctx, kinds[k].mend)
+		}
 	}
 	if ctx.Err() != nil { // which may be why
 		return

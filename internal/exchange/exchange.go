@@ -147,11 +147,11 @@ type Exchange interface {
 	// Any goroutine may call it at any time. After Switch it does nothing.
 	Abort()
 
-	// Switch answers an upgrade request with a 101 head made from resp and gives
-	// the connection up: the caller owns it and the bytes that were already
-	// read from it. Nobody reads or writes it any more when Switch returns.
-	// An error means that the connection is closed.
-	Switch(*Response) (conn net.Conn, early []byte, err error)
+	// Switch gives the connection of an upgrade request up: the caller owns it and the
+	// bytes that were already read from it. head is the 101 made from resp, which the
+	// caller is to send before anything else. Nobody reads or writes the connection any
+	// more when Switch returns. An error means that it is closed.
+	Switch(*Response) (conn net.Conn, head, early []byte, err error)
 }
 
 // Handler answers one exchange. When it returns without having finished the

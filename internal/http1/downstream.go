@@ -415,15 +415,15 @@ func (e *serverExchange) Finish(trailers exchange.Fields) error {
 
 // Switch implements [exchange.Exchange]. It fails for a request that did not ask
 // for an upgrade or has a body, and for a client that has gone.
-func (e *serverExchange) Switch(r *exchange.Response) (net.Conn, []byte, error) {
-	conn, early, err := e.switchTo(r)
-	if err != nil {
+func (e *serverExchange) Switch(r *exchange.Response) (conn net.Conn, head, early []byte, err error) {
+	if head, early, err = e.switchTo(r); err != nil {
 		e.Abort()
+		return nil, nil, nil, err
 	}
-	return conn, early, err
+	return e.c.conn, head, early, nil
 }
 
-func (e *serverExchange) switchTo(r *exchange.Response) (net.Conn, []byte, error) {
+func (e *serverExchange) switchTo(r *exchange.Response) (head, early []byte, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
@@ -443,16 +443,14 @@ func (e *serverExchange) switchTo(r *exchange.Response) (net.Conn, []byte, error
 		return nil, nil, err
 	}
 	defer e.c.server.buffers.put(b)
-	if err := e.sendInterim(b); err != nil {
-		return nil, nil, err
-	}
-	early := append([]byte(nil), e.c.in.buffered()...)
+	early = append([]byte(nil), e.c.in.buffered()...)
 	if err := e.c.giveUp(); err != nil {
 		return nil, nil, err
 	}
 	e.c.in.consume(len(early))
+	e.out.counted.Add(uint64(len(b))) // whoever has the connection sends it
 	e.state = responseSwitched
-	return e.c.conn, early, nil
+	return append([]byte(nil), b...), early, nil
 }
 
 // giveUp ends our part in the connection, unless it was closed before.

@@ -174,7 +174,8 @@ func TestTheEndOfAConnectionIsCounted(t *testing.T) {
 			s := serve(t, limits, handlerFunc(func(e exchange.Exchange) {
 				switch {
 				case e.Request().Upgrade != "":
-					if conn, _, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"}); err == nil {
+					if conn, head, _, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"}); err == nil {
+						conn.Write(head)
 						conn.Close()
 					}
 				case e.Request().Target == "/wait":

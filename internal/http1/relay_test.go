@@ -94,7 +94,7 @@ func (r *relay) tunnel(e exchange.Exchange, u exchange.Upstream, head *exchange.
 		r.refuse(e, 502)
 		return
 	}
-	down, early, err := e.Switch(head)
+	down, answer, early, err := e.Switch(head)
 	if err != nil {
 		return
 	}
@@ -105,7 +105,7 @@ func (r *relay) tunnel(e exchange.Exchange, u exchange.Upstream, head *exchange.
 	}
 	defer up.Close()
 	up.Write(early)
-	down.Write(late)
+	down.Write(append(answer, late...))
 	var wg sync.WaitGroup
 	wg.Go(func() { io.Copy(up, down); up.(*net.TCPConn).CloseWrite() })
 	io.Copy(down, up)

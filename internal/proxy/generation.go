@@ -344,7 +344,7 @@ func (g *generation) makeLoops(ctx context.Context) (*loops, error) {
 	if err != nil {
 		return nil, err
 	}
-	return inheritLoops(stores)
+	return inheritLoops(stores, g.log)
 }
 
 func (g *generation) onBuilt(err error) error {

@@ -88,8 +88,9 @@ func withPoller(store *inflight.Store) (tunnel.Loop, error) {
 const mostLoops = 4096
 
 // inheritLoops makes the loops of a dead generation run again, from what the supervisor
-// has kept of each: its memory file, and both ends of its pipes. It takes all over.
-func inheritLoops(stores []*control.VaultPacket) (*loops, error) {
+// has kept of each: its memory file, and both ends of its pipes. It takes all over. One of
+// which the memory is damaged begins anew, so that only its own tunnels are lost.
+func inheritLoops(stores []*control.VaultPacket, log *slog.Logger) (*loops, error) {
 	l := &loops{all: make([]tunnel.Loop, len(stores))}
 	var errs []error
 	for _, p := range stores {
@@ -105,6 +106,10 @@ func inheritLoops(stores []*control.VaultPacket) (*loops, error) {
 		store, err := inflight.Reopen(p.Files[0], pipes, p.Flags&control.VaultKilled != 0)
 		if err == nil {
 			l.all[p.Loop], err = withPoller(store)
+		} else if errors.Is(err, inflight.ErrDamaged) {
+			log.Error("what a loop of a dead generation had in flight is damaged: its tunnels are lost", "loop", p.Loop, "err", err)
+			l.all[p.Loop], err = newLoop(leastBuffers, nil)
+			l.all[p.Loop].Damaged = true
 		}
 		errs = append(errs, err)
 	}

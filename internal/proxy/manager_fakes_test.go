@@ -193,19 +193,19 @@ func (c *client) Abort() {
 	c.cancel(errAborted)
 }
 
-func (c *client) Switch(r *exchange.Response) (net.Conn, []byte, error) {
+func (c *client) Switch(r *exchange.Response) (conn net.Conn, head, early []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.unreachable {
-		return nil, nil, errGone
+		return nil, nil, nil, errGone
 	}
 	if c.ctx.Err() != nil {
-		return nil, nil, context.Cause(c.ctx)
+		return nil, nil, nil, context.Cause(c.ctx)
 	}
 	c.answer = r
 	ours, theirs := net.Pipe()
 	c.switched = theirs
-	return ours, c.early, nil
+	return ours, nil, c.early, nil
 }
 
 // status is that of the response so far, 0 for none.

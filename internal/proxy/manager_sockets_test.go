@@ -2,11 +2,13 @@ package proxy_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -95,6 +97,17 @@ type site struct {
 	conns   chan *wire // at the endpoint
 	counted *metrics.Registry
 	records records
+
+	starting func() // is called before a tunnel is started; nil: nothing
+	*tunnel.Set
+}
+
+// Start implements [proxy.TunnelStarter].
+func (s *site) Start(spec tunnel.Spec) {
+	if s.starting != nil {
+		s.starting()
+	}
+	s.Set.Start(spec)
 }
 
 func newSite(t *testing.T) *site {
@@ -115,6 +128,7 @@ func newSite(t *testing.T) *site {
 	log := slog.New(slog.DiscardHandler)
 	var manager *proxy.Manager
 	tunnels := tunnel.NewSet(tunnel.Options{Log: log, OnEnd: func(r tunnel.Record) { manager.TunnelEnded(&r) }, Metrics: s.counted})
+	s.Set = tunnels
 	t.Cleanup(func() {
 		tunnels.CloseAll(tunnel.Stopped, 0)
 		select {
@@ -124,7 +138,7 @@ func newSite(t *testing.T) *site {
 		}
 	})
 	manager = proxy.NewManager(proxy.ManagerOptions{
-		Routes: route.New(cfg), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: tunnels, Log: log,
+		Routes: route.New(cfg), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: s, Log: log,
 		Metrics: s.counted, AccessLog: s.records.open(t, s.counted),
 	})
 	server := http1.NewServer(http1.ServerOptions{
@@ -336,4 +350,30 @@ func TestSocketsRefusedUpgradeSmugglesNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Until the tunnel has begun, which is when it is deposited, nothing tells the client of it:
+// it would be one that ends with this process.
+func TestAClientHearsOfItsTunnelWhenThatIsDeposited(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	about, goOn := make(chan struct{}), make(chan struct{})
+	s.starting = func() {
+		close(about)
+		<-goOn
+	}
+	c := s.client()
+	c.say(askSocket)
+	u := s.endpoint()
+	u.head()
+	u.say("HTTP/1.1 101 Switching Protocols\nConnection: Upgrade\nUpgrade: websocket\n\nearly")
+	<-about
+	c.SetReadDeadline(time.Now().Add(30 * time.Millisecond))
+	if n, err := c.Conn.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the client has got %d bytes, %v", n, err)
+	}
+	c.SetReadDeadline(time.Now().Add(bound))
+	close(goOn)
+	c.wantHead("HTTP/1.1 101 Switching Protocols\n", "Upgrade: websocket\n")
+	c.want("early")
 }

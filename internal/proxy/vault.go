@@ -45,7 +45,8 @@ type vault struct {
 	mu                             sync.RWMutex
 	commander, candidate, resuming *vaultChannel // nil: there is none
 	channels                       map[*vaultChannel]bool
-	moving, all                    bool // tunnels are to move; also those whose routes say "keep"
+	moving                         bool // tunnels are to move
+	all                            bool // also those whose routes say "keep": a supervisor wanted that, last
 
 	origins sync.Mutex
 	from    map[uint64]control.VaultTunnel // what tunnels were before they came here, by their number here
@@ -304,6 +305,14 @@ func (v *vault) move(all bool) {
 	v.moving, v.all = true, all
 	v.mu.Unlock()
 	v.moveOn()
+}
+
+// movesAll says whether all tunnels were to move when somebody said so last: the next
+// supervisor is to know.
+func (v *vault) movesAll() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.all
 }
 
 // moveOn does what move has asked for, unless that has to wait for a candidate.

@@ -1359,7 +1359,6 @@ func TestLoopsOfADeadGenerationThatAreNone(t *testing.T) {
 	t.Parallel()
 	file := memoryFile(t)
 	for name, packets := range map[string][]control.VaultPacket{
-		"a file that is no store":  {{Type: control.VaultStore, Files: []int{file}}, {Type: control.VaultStore, Loop: 1, Files: []int{file}}},
 		"one end of a pipe":        {{Type: control.VaultStore, Files: []int{file, file}}, {Type: control.VaultStore, Loop: 1, Files: []int{file}}},
 		"nothing":                  {{Type: control.VaultStore}, {Type: control.VaultStore, Loop: 1}},
 		"a loop twice":             {{Type: control.VaultStore, Files: []int{store(t)}}, {Type: control.VaultStore, Files: []int{store(t)}}},
@@ -1387,4 +1386,63 @@ func TestLoopsOfADeadGenerationThatAreNone(t *testing.T) {
 		await(t, "the end of its channel", k.ended)
 	}
 	heldOnlyByUs(t, "what came", file)
+}
+
+// What is damaged of one loop costs its own tunnels, and says so; the generation goes on
+// with whatever else there is.
+func TestADamagedMemoryFileCostsItsTunnelsAlone(t *testing.T) {
+	t.Parallel()
+	a := new(apart)
+	c := command(t, "", "", a.option)
+	c.serve()
+	k := c.keep()
+	client, server := c.tunnel()
+	carries(client, server)
+	k.has(1)
+	a.kill()
+	for _, files := range k.stores {
+		if _, err := unix.Pwrite(files[0], make([]byte, 512), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, heirs := c.heir(k)
+	r.resume(heirs)
+	for _, conn := range []*wire{client, server} {
+		conn.SetReadDeadline(time.Now().Add(bound))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("the peer sees %v", err)
+		}
+	}
+	heirs.has(0) // it was withdrawn: nobody else is to try it
+	if err := r.wait(); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(r.log.String(), "is damaged") {
+		t.Error("nobody is told")
+	}
+}
+
+// What an operator has asked for is known to every supervisor that comes.
+func TestTheNextSupervisorLearnsThatAllTunnelsAreToMove(t *testing.T) {
+	t.Parallel()
+	c := command(t, "", "")
+	c.serve()
+	k := c.keep()
+	client, server := c.tunnel()
+	carries(client, server)
+	k.has(1)
+	c.drain(time.Hour)
+	for epoch := uint64(2); epoch < 6; epoch++ {
+		want := epoch > 3
+		a := c.prepare(epoch)
+		if e := a.adopt(); e.report.MovesAll != want {
+			t.Errorf("epoch %d: it says %v, want %v", epoch, e.report.MovesAll, want)
+		}
+		c.obeyed(a, epoch)
+		k = c.keep()
+		k.has(1)
+		if epoch == 3 {
+			c.ask(control.Message{Type: control.TypeMove, All: true})
+		}
+	}
 }

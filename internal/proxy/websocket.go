@@ -88,9 +88,9 @@ func (r *request) handshake(up exchange.Upstream) (err error) {
 	return nil
 }
 
-// startTunnel takes both connections from their codecs and hands them on. The
-// upstream's comes first: taking it sends nothing, so that the client is told of
-// a tunnel only when there is one.
+// startTunnel takes both connections from their codecs and hands them on. Nothing is sent:
+// the client is told of a tunnel by that itself, when it is deposited, and so by another
+// process if this one dies before.
 func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) error {
 	upConn, upEarly, err := up.Switch()
 	if err != nil {
@@ -102,7 +102,7 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 		return context.Cause(r.ctx)
 	}
 	r.status = resp.Status
-	downConn, downEarly, err := r.x.Switch(resp)
+	downConn, head, downEarly, err := r.x.Switch(resp)
 	if err != nil {
 		upConn.Close()
 		r.endpoint.TunnelFailed()
@@ -110,7 +110,7 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 	}
 	r.m.options.Tunnels.Start(tunnel.Spec{
 		Down: downConn, Up: upConn,
-		DownEarly: downEarly, UpEarly: upEarly,
+		Head: head, DownEarly: downEarly, UpEarly: upEarly,
 		Origin: r.m.origin(r),
 		ID:     strings.Clone(r.id), // it may be a part of the head, which is to go
 		Client: r.x.Downstream().Remote,

@@ -393,6 +393,7 @@ func (s *Supervisor) takeIn(v *visitor) *generation {
 	}
 	g.cutOff = nil // where it only had no channel
 	g.movesTo = 0
+	g.movesAll = g.movesAll || v.report.MovesAll
 	g.started, g.served, g.silent = v.report.Started, servedSince(v.report.Served), false
 	g.mu.Lock()
 	g.version, g.vaultVersion = v.version, v.report.Vault

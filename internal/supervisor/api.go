@@ -15,6 +15,10 @@ import (
 // ErrStopping refuses a command that would change anything while the service ends.
 var ErrStopping = errors.New("the service is stopping")
 
+// ErrUnanswered says that a generation was told something and has not answered: it may do
+// it yet.
+var ErrUnanswered = errors.New("it may do so yet")
+
 // Refusal is the error of a reload that has changed nothing.
 type Refusal struct {
 	Step     string   // what was attempted: "configuration", "proxy binary", "generations", "descriptors", "access logs", "listeners", "admin", "start", "serve" or "upgrade"

@@ -61,7 +61,7 @@ func (s *Supervisor) onDeath(g *generation, how string, lost losses) {
 		}
 	}
 	s.discount(g, "the serving generation has died: "+how)
-	s.mourn(g, lost.tunnels)
+	s.mourn(g, lost)
 	s.closeUnused(g.release)
 	s.note()
 }

@@ -57,6 +57,7 @@ type generation struct {
 	movesTo  int       // the generation for which it was told to move tunnels last
 	movesAll bool      // the operator wants all of them to go
 	bequests int       // times in a row that the tunnels that it resumes were left by one that had died soon
+	deaths   int       // of those, how many nobody had killed
 	lastSeen control.Status
 	counts   *metrics.File // that it counts in, which belongs to the totals; nil: not known
 

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -88,7 +89,7 @@ var (
 	})
 	tunnelsLost = metrics.Define(metrics.Desc{
 		Name: "holdfast_tunnels_lost_total", Type: metrics.TypeCounter,
-		Help: "Tunnels that were open when their process died and were not deposited, so that they ended with it. Those that were started are these, the ended and the active ones.",
+		Help: "Tunnels that were open when their process died and ended with it, since they were not deposited, or nobody could go on with them. Those that were started are these, the ended and the active ones.",
 	})
 	replacementFailures = metrics.Define(metrics.Desc{
 		Name: "holdfast_generation_replacement_failures_total", Type: metrics.TypeCounter,
@@ -261,13 +262,17 @@ func (st *stats) families() []metrics.Family {
 	return slices.DeleteFunc(st.registry.Families(), func(f metrics.Family) bool { return f.Desc.Name == metrics.UnshownSeries })
 }
 
-// A follower counts what something else counts that begins at 0 with the process.
+// A follower counts what something else counts that begins at 0 with the process. It may
+// be used by several goroutines at once.
 type follower struct {
 	counter *metrics.Counter
+	mu      sync.Mutex
 	seen    uint64
 }
 
 func (f *follower) follow(total uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if total > f.seen {
 		f.counter.Add(total - f.seen)
 		f.seen = total
@@ -329,12 +334,16 @@ func (s *Supervisor) Metrics(ctx context.Context) ([]*dto.MetricFamily, error) {
 // followOthers counts what has happened outside of the loop. Called in the loop.
 func (s *Supervisor) followOthers() {
 	s.stats.logLinesDropped.follow(s.opts.LogsDropped())
-	kept := s.vault.Totals()
-	s.stats.vaultRefused.follow(kept.Refused)
-	s.stats.vaultMoved.follow(kept.Moved)
 	if s.opts.Rendezvous != nil {
 		s.stats.strangers.follow(s.opts.Rendezvous.Refused())
 	}
+}
+
+// followVault counts what has happened in the vault. It may be called by anybody.
+func (s *Supervisor) followVault() {
+	kept := s.vault.Totals()
+	s.stats.vaultRefused.follow(kept.Refused)
+	s.stats.vaultMoved.follow(kept.Moved)
 }
 
 // gauges are what stands rather than being counted. Called in the loop.
@@ -377,7 +386,16 @@ func one(d *metrics.Desc, value int64, labels ...string) metrics.Family {
 // losses are what goes with a process that dies.
 type losses struct {
 	tunnels int64 // that were open
+	moved   int64 // of those that went elsewhere, how many it had counted
 	records int64 // of access logs, that were not written yet
+}
+
+// tunnelsFor returns how many tunnels have ended with the process, of which so many are left
+// to be resumed, and so many have gone elsewhere: of some of these it may not have heard
+// before it died.
+func (l losses) tunnelsFor(left, moved int) uint64 {
+	unheard := max(int64(moved)-l.moved, 0)
+	return uint64(max(l.tunnels-int64(left)-unheard, 0))
 }
 
 // lossesIn returns what was there according to the memory that a generation counted in.
@@ -390,11 +408,23 @@ func lossesIn(f *metrics.File) (l losses) {
 		switch families[i].Desc.Name {
 		case "holdfast_tunnels_active":
 			l.tunnels = gaugeSum(&families[i])
+		case "holdfast_tunnels_moved_total":
+			l.moved = counted(&families[i], "out")
 		case "holdfast_access_log_queued_records":
 			l.records = gaugeSum(&families[i])
 		}
 	}
 	return l
+}
+
+// counted is the value of a counter's series with one label.
+func counted(f *metrics.Family, label string) int64 {
+	for _, s := range f.Series {
+		if slices.Equal(s.Labels, []string{label}) {
+			return min(max(s.Value, 0), mostHeld)
+		}
+	}
+	return 0
 }
 
 // mostHeld is more than any process can hold of anything. What a hostile one says that

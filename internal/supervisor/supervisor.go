@@ -126,6 +126,7 @@ type Supervisor struct {
 	living   map[int]*generation
 	visiting map[int]bool // those that are being met at the rendezvous
 	serving  *generation
+	patience time.Duration    // resumePatience
 	resuming map[int]*bequest // of dead ones, by number, whose tunnels wait for another one
 	target   int              // where tunnels move to; 0: nowhere
 	passed   *generation      // passed probation last; nil when it is gone
@@ -175,10 +176,11 @@ func New(opts Options) *Supervisor {
 		left:       make(map[string]int),
 		visiting:   make(map[int]bool),
 		resuming:   make(map[int]*bequest),
+		patience:   resumePatience,
 		stopNow:    make(chan struct{}),
 		switchTurn: make(chan struct{}, 1),
 	}
-	s.vault = vault.New(vault.Options{Log: opts.Log, Reserve: vaultReserve, Lost: s.onVaultLost})
+	s.vault = vault.New(vault.Options{Log: opts.Log, Reserve: vaultReserve, Lost: s.onVaultLost, Changed: s.followVault})
 	return s
 }
 

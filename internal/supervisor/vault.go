@@ -19,10 +19,13 @@ import (
 // vaultReserve is how many descriptors deposits leave for everything else.
 const vaultReserve = 256
 
-// mostFailures is how many attempts to resume tunnels may fail one after the other, which
-// takes about a minute: then their peers learn that they are cut, instead of waiting for
-// ever.
-const mostFailures = 12
+// When tunnels are cut that nobody goes on with, so that their peers learn of it instead of
+// waiting for ever: when a process has come to an end by itself for so many times in a row,
+// soon after it had them, or when none could be started for so long.
+const (
+	mostDeaths     = 12
+	resumePatience = 10 * time.Minute
+)
 
 // A bequest is what a dead generation has left until another one has it.
 type bequest struct {
@@ -83,13 +86,13 @@ func (g *generation) keepsTunnels() bool {
 	return g.vaultVersion == control.VaultVersion
 }
 
-// mourn is called when g is gone, which had so many tunnels. Those that it had deposited
+// mourn is called when g is gone, and what it had with it. The tunnels that it had deposited
 // are resumed by another generation, apart from one that ended as it should: what is left
 // of that has ended, too. Called in the loop.
-func (s *Supervisor) mourn(g *generation, tunnels int64) {
+func (s *Supervisor) mourn(g *generation, lost losses) {
 	if !g.keepsTunnels() && s.vault.Deposits(g.number) == 0 {
 		s.vault.Without(g.number)
-		s.stats.tunnelsLost.Add(uint64(tunnels))
+		s.stats.tunnelsLost.Add(uint64(lost.tunnels))
 		return
 	}
 	bereft := g.how != endedWell && !s.stopping
@@ -99,7 +102,7 @@ func (s *Supervisor) mourn(g *generation, tunnels int64) {
 	s.resuming[g.number] = &bequest{release: g.release}
 	s.workers.Go(func() {
 		left := s.vault.Died(g.number, endedFromOutside(g.how))
-		s.stats.tunnelsLost.Add(uint64(max(tunnels-int64(left), 0)))
+		s.stats.tunnelsLost.Add(lost.tunnelsFor(left, s.vault.MovedFrom(g.number)))
 		if bereft && left > 0 {
 			s.resumeTunnels(g, left)
 		}
@@ -132,16 +135,19 @@ func endedFromOutside(how string) bool {
 // its deposits and its adoption. Called in the loop.
 func (s *Supervisor) mournUnmet(number int) {
 	g := &generation{number: number, release: unknownRelease(), how: endedUnseen, vaultVersion: control.VaultVersion, log: s.log.With("of_generation", number)}
-	s.mourn(g, 0)
+	s.mourn(g, losses{})
 }
 
 // resumeTunnels tries until another generation has the tunnels that dead has left, or the
 // service ends. Meanwhile their peers wait. A supervisor that may still be discarded does
 // not begin: its predecessor would do the same.
 func (s *Supervisor) resumeTunnels(dead *generation, tunnels int) {
-	failures := 0
-	s.do(func() { failures = dead.bequests })
-	for ; failures < mostFailures; failures++ {
+	failures, deaths, patience := 0, 0, time.Duration(0)
+	s.do(func() {
+		failures, patience = dead.bequests, s.patience
+		_, deaths = dead.bequeaths()
+	})
+	for since := time.Now(); deaths < mostDeaths && time.Since(since) < patience; failures++ {
 		if s.awaitBegin(s.work) != nil || !sleep(s.work, backOff(failures)) || s.awaitUpgrade() != nil {
 			return
 		}
@@ -162,7 +168,7 @@ func (s *Supervisor) resumeTunnels(dead *generation, tunnels int) {
 			s.refuseUpgrade()
 		})
 	}
-	dead.log.Error("its tunnels cannot be resumed: they are cut", "tunnels", tunnels, "failures", failures)
+	dead.log.Error("its tunnels cannot be resumed: they are cut", "tunnels", tunnels, "attempts", failures)
 	s.stats.tunnelsLost.Add(uint64(tunnels))
 	s.vault.Cut(dead.number)
 }
@@ -203,15 +209,25 @@ func (s *Supervisor) resumeOnce(ctx context.Context, dead *generation) (*generat
 		return nil, err
 	}
 	s.do(func() {
-		if time.Since(dead.started) < steadyAfter {
-			heir.bequests = dead.bequests + 1
-		}
+		heir.bequests, heir.deaths = dead.bequeaths()
 	})
 	if err = s.bequeath(ctx, dead, heir); err != nil {
 		_ = heir.kill(context.Background()) // logs what goes wrong
 		return nil, err
 	}
 	return heir, nil
+}
+
+// bequeaths returns how many generations in a row, with g the last of them, have died soon,
+// and of how many that was their own doing. Called in the loop.
+func (g *generation) bequeaths() (bequests, deaths int) {
+	switch {
+	case time.Since(g.started) >= steadyAfter:
+		return 0, 0
+	case endedFromOutside(g.how):
+		return g.bequests + 1, g.deaths
+	}
+	return g.bequests + 1, g.deaths + 1
 }
 
 // bequeath gives the tunnels of dead to heir. With an error they are still dead's.
@@ -272,6 +288,9 @@ func (s *Supervisor) askToMove(ctx context.Context, g *generation, all bool) err
 	_, err := g.ask(ctx, control.Message{Type: control.TypeMove, All: all}, answerTimeout)
 	if err != nil {
 		g.log.Warn("generation cannot be told to move its tunnels", "err", err)
+	}
+	if errors.Is(err, errSilent) {
+		return fmt.Errorf("%w: %w", ErrUnanswered, err)
 	}
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/control"
+	"holdfast/internal/metrics"
 )
 
 // fakeTunnelCount is how many tunnels a fake generation has that keeps some.
@@ -316,7 +317,7 @@ func TestTunnelsThatCannotBeResumedAreCut(t *testing.T) {
 	w := startKeeping(t, base)
 	w.s.opts.Successor = func(context.Context) (Successor, error) { return nil, errors.New("no successor today") }
 	w.mood("crash")
-	w.s.do(func() { w.s.living[1].bequests = mostFailures - 3 })
+	w.s.do(func() { w.s.patience = 300 * time.Millisecond })
 	w.kill(1, syscall.SIGKILL)
 	w.wait("an attempt to fail", func(*Status) bool { return w.s.stats.resumeFailures.Value() > 0 })
 	if _, err := w.s.Upgrade(t.Context()); err == nil || !strings.Contains(err.Error(), "tunnels of generation 1") && !strings.Contains(err.Error(), "no generation serves") {
@@ -326,6 +327,76 @@ func TestTunnelsThatCannotBeResumedAreCut(t *testing.T) {
 	if n := w.s.stats.tunnelsLost.Value(); n != fakeTunnelCount {
 		t.Errorf("%d count as lost", n)
 	}
+}
+
+// A process that ends by itself as soon as it has the tunnels has them cut in the end. One
+// that is killed, by whom or what ever, does not: the tunnels live in between.
+func TestTunnelsAreCutOnlyWhenProcessesEndByThemselves(t *testing.T) {
+	for name, tt := range map[string]struct {
+		sig  syscall.Signal
+		lost uint64
+	}{
+		"killed":         {syscall.SIGKILL, 0},
+		"a fault of its": {syscall.SIGSEGV, fakeTunnelCount},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := startKeeping(t, base)
+			w.s.do(func() { w.s.living[1].deaths, w.s.living[1].bequests = mostDeaths-1, 1 })
+			w.kill(1, tt.sig)
+			w.wait("the tunnels to be resumed, or cut", func(st *Status) bool {
+				return st.Vault.Resuming == 0 && !slices.ContainsFunc(st.Generations, func(g GenerationStatus) bool { return g.Number == 1 })
+			})
+			if n := w.s.stats.tunnelsLost.Value(); n != tt.lost {
+				t.Errorf("%d tunnels are lost, want %d", n, tt.lost)
+			}
+		})
+	}
+}
+
+// Tunnels of which the dead generation had not heard yet that others have them are not
+// lost.
+func TestTunnelsThatHaveMovedAreNotLost(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		tunnels, counted int64
+		left, moved      int
+		want             uint64
+	}{
+		{tunnels: 10, left: 10},
+		{tunnels: 10, left: 7, want: 3},
+		{tunnels: 10, left: 7, moved: 3},
+		{tunnels: 10, left: 7, moved: 30, counted: 27},
+		{tunnels: 10, left: 7, moved: 30, counted: 30, want: 3},
+		{tunnels: 10, left: 7, moved: 2, counted: 40, want: 3}, // most in the time of another supervisor
+		{tunnels: 1, left: 2},
+	} {
+		if got := (losses{tunnels: tt.tunnels, moved: tt.counted}).tunnelsFor(tt.left, tt.moved); got != tt.want {
+			t.Errorf("%+v: %d", tt, got)
+		}
+	}
+	f := metrics.Family{Series: []metrics.Series{{Labels: []string{"in"}, Value: 3}, {Labels: []string{"out"}, Value: 7}}}
+	if n := counted(&f, "out"); n != 7 {
+		t.Errorf("%d are counted", n)
+	}
+	if n := counted(&f, "away"); n != 0 {
+		t.Errorf("%d are counted", n)
+	}
+}
+
+// A supervisor asks generations again that were to move all their tunnels.
+func TestAllTunnelsMoveOnUnderTheNextSupervisor(t *testing.T) {
+	w := prepare(t, base)
+	w.strangers()
+	w.run()
+	w.wantServing(1)
+	w.s.arrive(guest(t, control.Report{Generation: 9, Phase: control.PhaseDraining, Vault: control.VaultVersion, MovesAll: true}, nil, false), &control.Hello{Generation: 9, PID: 1 << 30, Version: "x"})
+	w.wait("it to be adopted", func(st *Status) bool { return len(st.Generations) == 2 })
+	w.do(func() {
+		if g := w.s.living[9]; g == nil || !g.movesAll {
+			t.Errorf("it is not known: %+v", g)
+		}
+		delete(w.s.living, 9)
+	})
 }
 
 // bereave has a supervisor, which runs but has not begun, know tunnels of a generation

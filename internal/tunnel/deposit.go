@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"errors"
-	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -38,19 +37,18 @@ type base struct {
 }
 
 // smallBase is the base of nearly every tunnel: what went over its connections before is
-// the head of a request and its answer.
+// the head of a request and its answer. Below 0 it is where bytes go to the client that were
+// never taken from the server, as the head of our answer.
 type smallBase struct {
-	taken, given, moved [2]uint32
+	taken, given, moved [2]int32
 }
 
 // small returns b as a smallBase, and whether it is one.
 func (b *base) small() (s smallBase, ok bool) {
-	all := uint64(0)
 	for i := range 2 {
-		s.taken[i], s.given[i], s.moved[i] = uint32(b.taken[i]), uint32(b.given[i]), uint32(b.moved[i])
-		all |= b.taken[i] | b.given[i] | b.moved[i]
+		s.taken[i], s.given[i], s.moved[i] = int32(b.taken[i]), int32(b.given[i]), int32(b.moved[i])
 	}
-	return s, all <= math.MaxUint32
+	return s, s.whole() == *b
 }
 
 func (s *smallBase) whole() (b base) {
@@ -81,6 +79,7 @@ type courier struct {
 
 	refusals map[uint64]bool // numbers that are still to be found
 	refuser  *poller.Timer
+	retrier  *poller.Timer // until tunnels are offered again that were refused
 
 	batch   []Deposit // memory for one of each
 	numbers []uint64
@@ -276,6 +275,10 @@ func (e *engine) sendWithdrawals() error {
 // then their places are not another one's.
 func (e *engine) withdrawn(all []errand) {
 	for _, w := range all {
+		if w.slot == nobody { // it has had no place
+			e.unreserve()
+			continue
+		}
 		e.freeSlot(w.slot)
 	}
 }
@@ -513,5 +516,15 @@ func (e *engine) noteRefused() {
 	e.courier.refusals = nil
 	if any {
 		e.mover.refused(e.now(), e.set.bounds.move)
+		e.courier.retrier.Set(e.loop.Now().Add(e.set.bounds.retry))
+	}
+}
+
+// retryRefused deposits tunnels again that were refused: there may be room by now.
+func (e *engine) retryRefused() {
+	for n, t := range e.table.all() {
+		if t.custody == refused && !t.parting {
+			e.depositSoon(n, t)
+		}
 	}
 }

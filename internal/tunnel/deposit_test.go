@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -341,7 +342,7 @@ func TestSomeTunnelsAreNotDeposited(t *testing.T) {
 	}
 }
 
-// Who has no room for a tunnel is not asked again for it, but whoever comes next is.
+// Who has no room for a tunnel is asked again later, and whoever comes next is at once.
 func TestATunnelThatWasRefusedLivesOn(t *testing.T) {
 	t.Parallel()
 	k := newKeeper(t)
@@ -359,6 +360,80 @@ func TestATunnelThatWasRefusedLivesOn(t *testing.T) {
 	eventually(t, "it is deposited again", func() bool { return g.count("complete") == 1 })
 	if n := figures(g.counts)["tunnels_deposited"]; n != 1 {
 		t.Errorf("%d are counted", n)
+	}
+	g.set.HurryRetry(time.Millisecond)
+	for n := 3; n < 6; n++ {
+		g.set.Refused([]uint64{1})
+		eventually(t, "it is offered again", func() bool { return g.count("deposit") == n })
+	}
+	write(t, client, []byte("y"))
+	wantBytes(t, server, "y")
+	if n := figures(g.counts)["tunnels_deposited"]; n != 1 {
+		t.Errorf("%d are counted", n)
+	}
+}
+
+// A client is told that there is a tunnel only when that would outlive its process, and
+// what tells it is not counted as a byte of the tunnel.
+func TestTheHeadOfTheAnswerWaitsForTheDeposit(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t)
+	g := k.guest(roomy)
+	g.set.HurryVault(patience, time.Millisecond, time.Millisecond)
+	g.saying(func(string) error { return tunnel.ErrVaultBusy })
+	client, server := g.open(tunnel.Spec{Head: []byte("yes "), UpEarly: []byte("and ")})
+	eventually(t, "the vault is asked", func() bool { return g.count("deposit") > 1 })
+	client.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if n, err := client.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the client has got %d bytes before: %v", n, err)
+	}
+	client.SetReadDeadline(time.Time{})
+	g.saying(nil)
+	wantBytes(t, client, "yes and ")
+	write(t, server, []byte("more"))
+	wantBytes(t, client, "more")
+	if r := g.set.List()[0]; r.ToDown != 8 || r.ToUp != 0 {
+		t.Errorf("counted are %d and %d", r.ToDown, r.ToUp)
+	}
+	r := g.succeed()
+	write(t, server, []byte("!"))
+	wantBytes(t, client, "!")
+	if r := r.set.List()[0]; r.ToDown != 9 || r.ToUp != 0 {
+		t.Errorf("counted are %d and %d after a death", r.ToDown, r.ToUp)
+	}
+	if n := figures(g.counts)["tunnel_relayed_bytes_total downstream"]; n != 8 {
+		t.Errorf("%d bytes are counted in all", n)
+	}
+}
+
+// The answer comes from the next process if this one dies when it has deposited the
+// tunnel and not sent the answer.
+func TestTheHeadOfTheAnswerSurvives(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t)
+	for range 20 {
+		g := k.guest(roomy)
+		dead := make(chan bool, 1)
+		go func() { dead <- g.dieIn("deposit", true, patience) }()
+		eventually(t, "it is about to die", func() bool {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return g.said != nil
+		})
+		client, server := g.open(tunnel.Spec{Head: []byte("yes "), UpEarly: []byte("and ")})
+		if !<-dead {
+			t.Fatal("it has not died")
+		}
+		r := g.resume(true)
+		wantBytes(t, client, "yes and ")
+		write(t, server, []byte("more"))
+		wantBytes(t, client, "more")
+		if r := r.set.List(); len(r) != 1 || r[0].ToDown != 8 {
+			t.Errorf("counted are %+v", r)
+		}
+		client.Close()
+		server.Close()
+		waitEmpty(t, r.set)
 	}
 }
 

@@ -41,6 +41,7 @@ type engine struct {
 	departing time.Duration // the moment that the departer is set to; 0: it is not
 	tidier    *poller.Timer
 	tidying   bool // the tidier is set
+	damaged   bool // what is to be resumed here is lost
 
 	turn  uint32   // counts the loop's turns
 	ended []Record // in this turn, or moved
@@ -67,6 +68,7 @@ func newEngine(s *Set, l Loop, place int, v Vault) *engine {
 		held:    make(map[inflight.Direction]held),
 		courier: courier{vault: v, loop: place},
 		mover:   mover{standing: make(map[uint64]standing)},
+		damaged: l.Damaged,
 	}
 	e.free.Store(int64(l.Store.Directions() / 2))
 	e.loop.Post(e.begin)
@@ -82,6 +84,7 @@ func (e *engine) begin() {
 	e.tidier = e.loop.NewTimer(e.tidy)
 	e.courier.timer = e.loop.NewTimer(func() {}) // the end of the turn does it
 	e.courier.refuser = e.loop.NewTimer(e.noteRefused)
+	e.courier.retrier = e.loop.NewTimer(e.retryRefused)
 	e.mover.timer = e.loop.NewTimer(e.moveOn)
 	e.mover.stopper = e.loop.NewTimer(e.stopStanding)
 	e.absolver = e.loop.NewTimer(e.store.Absolve)
@@ -137,6 +140,23 @@ func (e *engine) forgo(r Record, fds [2]int32, reason Reason) {
 	e.set.reporter.report([]Record{r})
 }
 
+// dismiss ends a tunnel that cannot go on here at all, and has the vault give it up. It is
+// called on the loop.
+func (e *engine) dismiss(r Record, fds [2]int32, reason Reason) {
+	for _, fd := range fds {
+		reset(fd) // something may not have been sent
+		closeFD(fd)
+	}
+	r.Reason, r.Ended = reason, time.Now()
+	e.set.live.Add(-1)
+	if e.courier.vault == nil {
+		e.unreserve()
+		e.ended = append(e.ended, r)
+		return
+	}
+	e.withdraw(nobody, r)
+}
+
 // start begins to relay, once the vault has the tunnel if it is to have it.
 func (e *engine) start(a *arrival) {
 	n, t := e.table.take()
@@ -146,7 +166,8 @@ func (e *engine) start(a *arrival) {
 	e.forget(n)
 	e.schedule.join(&t.dates, e.limits(t))
 	e.holdEarly(n, t, down, a.DownEarly)
-	e.holdEarly(n, t, up, a.UpEarly)
+	e.holdEarly(n, t, up, a.upEarly())
+	t.flows[up].moved = -uint64(len(a.Head)) // which is not counted
 	if !e.depositFirst(n, t) {
 		e.wake(n, t)
 	}
@@ -274,10 +295,18 @@ func (e *engine) record(n uint32, t *slot) Record {
 		Client:  l.client,
 		Tag:     l.tag,
 		Started: l.started,
-		ToUp:    t.flows[down].moved,
-		ToDown:  t.flows[up].moved,
+		ToUp:    t.flows[down].counted(),
+		ToDown:  t.flows[up].counted(),
 		Reason:  t.reason,
 	}
+}
+
+// upEarly is what goes to the client before anything is read from the server.
+func (a *arrival) upEarly() []byte {
+	if len(a.Head) == 0 {
+		return a.UpEarly
+	}
+	return append(a.Head[:len(a.Head):len(a.Head)], a.UpEarly...)
 }
 
 // record returns the record of a tunnel that moved nothing so far.

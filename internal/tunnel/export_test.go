@@ -24,6 +24,9 @@ func (s *Set) HurryVault(busy, withdraw, move time.Duration) {
 // HurryRefusals is for how long a Set collects refusals.
 func (s *Set) HurryRefusals(pause time.Duration) { s.bounds.refusals = pause }
 
+// HurryRetry is for how long a Set leaves tunnels alone that were refused.
+func (s *Set) HurryRetry(pause time.Duration) { s.bounds.retry = pause }
+
 // AbsolveAfter has no tunnel suspected any more after so long a life.
 func (s *Set) AbsolveAfter(life time.Duration) { s.bounds.absolve = life }
 

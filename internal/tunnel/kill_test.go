@@ -202,7 +202,7 @@ func (e *estate) makeStores() {
 // script returns one that takes so long that there are some kills in it.
 func (e *estate) script() script {
 	s := newScript(e.random, e.random.IntN(2) == 0)
-	s.early, s.plain = 0, false
+	s.early, s.head, s.plain = 0, 0, false
 	if e.random.IntN(3) > 0 {
 		s.ending = fin
 	}

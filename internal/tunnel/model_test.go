@@ -37,6 +37,9 @@ func (m *model) check() []string {
 
 // checkStream compares one direction: what "from" sent and what "to" got.
 func (m *model) checkStream(name string, from, to *script, sent, got *outcome, counted uint64) {
+	s, g := *sent, *got
+	s.wrote, g.got = s.wrote-from.head, max(g.got-from.head, 0) // the head does not count
+	sent, got = &s, &g
 	if got.corrupt != nil {
 		m.errorf("%s: %v", name, got.corrupt)
 	}

@@ -177,9 +177,9 @@ func (e *engine) give(n uint32, t *slot, from int, p []byte) (taken int) {
 // gave counts what a receiver has taken.
 func (e *engine) gave(n uint32, t *slot, from, taken, of int, errno unix.Errno) {
 	if taken > 0 {
-		t.flows[from].moved += uint64(taken)
+		own := t.flows[from].took(taken)
 		t.active = e.now()
-		e.origins.moved(t.origin, from, taken)
+		e.origins.moved(t.origin, from, own)
 		e.watchFlow(n, t, from)
 	}
 	if taken == of {

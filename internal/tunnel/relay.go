@@ -44,6 +44,7 @@ type direction struct {
 	t        *routine
 	src, dst *side
 	early    []byte
+	head     int // bytes of it that are not counted
 	size     int // of a read
 	moved    atomic.Uint64
 	watched  atomic.Bool        // something may be on its way to dst
@@ -242,10 +243,12 @@ func (d *direction) sendSlowly(p []byte) error {
 // sent counts n bytes that dst took and returns the rest of p.
 func (d *direction) sent(p []byte, n int) []byte {
 	if n > 0 {
-		d.moved.Add(uint64(n))
-		d.total.Add(uint64(n))
+		own := n - min(n, d.head)
+		d.head -= n - own
+		d.moved.Add(uint64(own))
+		d.total.Add(uint64(own))
 		for _, c := range d.shares {
-			c.Add(uint64(n))
+			c.Add(uint64(own))
 		}
 		d.t.active.Store(int64(d.t.set.now()))
 		d.expectAnswer()

@@ -56,9 +56,15 @@ func (s *Set) numberedFrom(number uint64) {
 // resume has a tunnel go on at its old place.
 func (e *engine) resume(r *Resumed, fds [2]int32) {
 	n := r.Place.Slot
+	if e.damaged {
+		e.set.log.Error("a tunnel cannot be resumed: what was in flight is damaged", "tunnel", r.Number, "request_id", r.ID)
+		e.dismiss(r.Record, fds, LostInCrash)
+		e.publishOldest()
+		return
+	}
 	if int(n) >= e.store.Directions()/2 || e.table.taken(n) {
 		e.set.log.Error("a tunnel to be resumed has no place", "tunnel", r.Number, "request_id", r.ID, "slot", n)
-		e.forgo(r.Record, fds, LostInCrash)
+		e.dismiss(r.Record, fds, LostInCrash)
 		e.publishOldest()
 		return
 	}

@@ -40,7 +40,8 @@ func newRoutine(s *Set, a *arrival) *routine {
 		dates:  dates{started: s.moment(a.started)},
 	}
 	t.toUp.init(t, t.down, t.up, a.DownEarly, s.metrics.toUpstream, a.Origin.UpBytes)
-	t.toDown.init(t, t.up, t.down, a.UpEarly, s.metrics.toDownstream, a.Origin.DownBytes)
+	t.toDown.head = len(a.Head)
+	t.toDown.init(t, t.up, t.down, a.upEarly(), s.metrics.toDownstream, a.Origin.DownBytes)
 	t.down.prepare(t.limits.KeepAlive)
 	t.up.prepare(t.limits.KeepAlive)
 	t.active.Store(int64(t.started))

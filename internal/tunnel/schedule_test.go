@@ -43,6 +43,7 @@ const (
 // and nothing is waited for by them.
 type script struct {
 	early  int // bytes that were read before the tunnel began
+	head   int // of those, the first ones, which are no bytes of the tunnel; of a server
 	writes []int
 	pauses []time.Duration // before each write, and before the end
 	asleep time.Duration   // before the first read
@@ -93,6 +94,7 @@ func newSchedule(c choices, r relay) schedule {
 		if s.kept { // only loops end a connection by more than a close
 			p.down.plain, p.up.plain = false, false
 		}
+		p.up.head = c.IntN(min(p.up.early, 400) + 1)
 		s.tunnels = append(s.tunnels, p)
 	}
 	if c.IntN(8) == 7 {
@@ -343,7 +345,7 @@ func (p *pair) start(t *testing.T, set *tunnel.Set, s *schedule, i int) (client,
 	}
 	spec := tunnel.Spec{
 		Down: down, Up: up, Origin: limited(s.limits), Tag: i,
-		DownEarly: pattern(0, p.down.early), UpEarly: pattern(0, p.up.early),
+		Head: pattern(0, p.up.head), DownEarly: pattern(0, p.down.early), UpEarly: pattern(p.up.head, p.up.early-p.up.head),
 	}
 	if p.down.plain {
 		spec.Down = plain{down}

@@ -27,6 +27,7 @@ type bounds struct {
 	withdraw time.Duration // for more withdrawals to be sent together
 	move     time.Duration // until a tunnel is released again that was returned
 	refusals time.Duration // for more refusals to be noted together
+	retry    time.Duration // until tunnels are deposited again that were refused
 	absolve  time.Duration // of life until no resumed tunnel is suspected any more
 }
 
@@ -42,6 +43,7 @@ var defaultBounds = bounds{
 	withdraw: 20 * time.Millisecond,
 	move:     time.Second,
 	refusals: 100 * time.Millisecond,
+	retry:    30 * time.Second,
 	absolve:  30 * time.Second,
 }
 
@@ -49,6 +51,10 @@ var defaultBounds = bounds{
 type Loop struct {
 	Poller *poller.Loop
 	Store  *inflight.Store // with one buffer at least; nobody else uses it
+
+	// Damaged says that the Store of a dead process could not be reopened, and this is
+	// another one: the tunnels end as [LostInCrash] that are to be resumed there.
+	Damaged bool
 }
 
 // Options are what a Set works with.

@@ -116,7 +116,7 @@ func (v *voyage) start(t *testing.T, p *pair, i int) (client, server *net.TCPCon
 	server, up := tcpPair(t, p.up.small)
 	v.at.set.Start(tunnel.Spec{
 		Down: down, Up: up, Origin: lasting(v.limits), Tag: i,
-		DownEarly: pattern(0, p.down.early), UpEarly: pattern(0, p.up.early),
+		Head: pattern(0, p.up.head), DownEarly: pattern(0, p.down.early), UpEarly: pattern(p.up.head, p.up.early-p.up.head),
 	})
 	for _, l := range v.at.loops { // it is on one of them now
 		freeze(l)()

@@ -61,7 +61,7 @@ type socket struct {
 
 // flow is one direction of a tunnel: from the socket of the same number to the other.
 type flow struct {
-	moved   uint64  // bytes that the receiver's kernel took
+	moved   uint64  // bytes that the receiver's kernel took; below 0 as long as what it took was no byte of the tunnel's
 	silence silence // of the receiver
 	watched uint32  // place in engine.watched, plus 1; 0: nothing is on its way
 	turn    uint32  // of the loop, in which the flow was last pumped
@@ -71,6 +71,17 @@ type flow struct {
 	bulk    bool // the last turn moved so much that the next one begins with splice
 	heard   bool // something was read from the sender since the last look for stalled peers
 }
+
+// took notes that the receiver's kernel has taken n bytes, and returns how many of them are
+// the tunnel's.
+func (f *flow) took(n int) (own int) {
+	before := int64(f.moved)
+	f.moved += uint64(n)
+	return int(f.counted()) - int(max(before, 0))
+}
+
+// counted is how many bytes of the tunnel the receiver's kernel has taken.
+func (f *flow) counted() uint64 { return uint64(max(int64(f.moved), 0)) }
 
 // label is what of a tunnel has pointers.
 type label struct {

@@ -130,6 +130,10 @@ type Spec struct {
 	// and only a *net.TCPConn can be reset, or relayed by a loop.
 	Down, Up net.Conn
 
+	// Head goes to Down before anything else, and counts as none of the tunnel's bytes: the
+	// answer that says that there is one.
+	Head []byte
+
 	// DownEarly was already read from Down and goes to Up before anything else;
 	// UpEarly the other way. The tunnel keeps them until they are sent.
 	DownEarly, UpEarly []byte

@@ -62,7 +62,7 @@ type Options struct {
 	// Reserve is how many descriptors below the limit are not for the vault.
 	Reserve int
 
-	// Changed is called when a count has changed. nil: nobody wants to know.
+	// Changed is called when a count may have changed. nil: nobody wants to know.
 	Changed func()
 
 	// Lost is called some time after the channel of a living generation has ended, whoever
@@ -316,6 +316,16 @@ func (v *Vault) Deposits(generation int) int {
 	defer v.mu.Unlock()
 	if g := v.generations[generation]; g != nil {
 		return len(g.tunnels)
+	}
+	return 0
+}
+
+// MovedFrom is how many tunnels of a generation others have taken.
+func (v *Vault) MovedFrom(generation int) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if g := v.generations[generation]; g != nil {
+		return len(g.moved)
 	}
 	return 0
 }

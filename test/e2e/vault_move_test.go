@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -148,4 +150,87 @@ func TestTunnelsWhoseRouteIsGone(t *testing.T) {
 			i.wantStates("2 serving")
 		})
 	}
+}
+
+// What an operator has asked for outlives the supervisor that was asked.
+func TestAMoveGoesOnUnderTheNextSupervisor(t *testing.T) {
+	t.Parallel()
+	for name, next := range map[string]func(*instance){
+		"upgraded": func(i *instance) { i.upgrade() },
+		"killed": func(i *instance) {
+			i.crash()
+			i.launch(nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := staged(t, func(up string) string { return simple(up, noProbation) })
+			i := s.service
+			const n = 200
+			var all [][2]*wire
+			for range n {
+				client, server, _ := s.tunnel("/ws")
+				all = append(all, [2]*wire{client, server})
+			}
+			config, err := os.ReadFile(i.config())
+			if err != nil {
+				t.Fatal(err)
+			}
+			i.reload(string(config))
+			i.wantKept(n)
+			if code, _, errs := i.holdfast("move", "--generation", "1"); code != 0 {
+				t.Fatal(errs)
+			}
+			next(i)
+			i.wait("one generation with all tunnels", func(s *status) bool {
+				return s.states() == "2 serving" && s.Generations[0].Tunnels == n
+			})
+			for _, ends := range all {
+				wantTunnel(ends[0], ends[1])
+			}
+		})
+	}
+}
+
+// A generation that dies while it gives its tunnels away loses none, and none is said to
+// be lost.
+func TestADeathInAMoveLosesNoTunnel(t *testing.T) {
+	t.Parallel()
+	s := staged(t, func(up string) string { return simple(up, noProbation) })
+	i := s.service
+	const n = 100
+	var all [][2]*wire
+	for range n {
+		client, server, _ := s.tunnel("/ws")
+		all = append(all, [2]*wire{client, server})
+	}
+	config, err := os.ReadFile(i.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		giver := i.wantKept(n).serving().Number
+		i.reload(string(config))
+		i.wantKept(n)
+		p := i.process(giver)
+		if code, _, errs := i.holdfast("move", "--generation", strconv.Itoa(giver)); code != 0 {
+			t.Fatal(errs)
+		}
+		if err := errors.Join(p.Signal(syscall.SIGKILL), p.Wait()); err != nil && !errors.Is(err, os.ErrProcessDone) { // it was faster
+			t.Fatal(err)
+		}
+		i.wantKept(n)
+		for _, g := range i.status().Generations { // all to the one that serves
+			if g.State != "serving" {
+				i.holdfast("move", "--wait", "--generation", strconv.Itoa(g.Number))
+			}
+		}
+		i.wait("all tunnels with the one that serves", func(s *status) bool {
+			return len(s.Generations) == 1 && s.Generations[0].Tunnels == n
+		})
+	}
+	for _, ends := range all {
+		wantTunnel(ends[0], ends[1])
+	}
+	i.wantSeries(series{"holdfast_tunnels_lost_total": 0, "holdfast_tunnels_active": n, "holdfast_tunnels_started_total": n})
 }

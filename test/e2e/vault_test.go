@@ -16,9 +16,21 @@ import (
 	"holdfast/internal/pidfd"
 )
 
-// kill ends a generation by a signal. Whether it is the generation that the status shows
-// is looked at again once its process cannot become another one.
+// kill ends a generation by a signal.
 func (i *instance) kill(number int, sig syscall.Signal) {
+	i.t.Helper()
+	p := i.process(number)
+	if err := p.Signal(sig); err != nil {
+		i.t.Fatal(err)
+	}
+	if err := p.Wait(); err != nil {
+		i.t.Fatal(err)
+	}
+}
+
+// process returns a generation's process, until the test ends. Whether it is that of the
+// generation that the status shows is looked at again once it cannot become another one.
+func (i *instance) process(number int) *pidfd.Process {
 	i.t.Helper()
 	pid := func() int {
 		s := i.status()
@@ -36,16 +48,11 @@ func (i *instance) kill(number int, sig syscall.Signal) {
 	if err != nil {
 		i.t.Fatal(err)
 	}
-	defer p.Close()
+	i.t.Cleanup(func() { p.Close() })
 	if pid() != id.PID {
 		i.t.Fatalf("generation %d is not process %d", number, id.PID)
 	}
-	if err := p.Signal(sig); err != nil {
-		i.t.Fatal(err)
-	}
-	if err := p.Wait(); err != nil {
-		i.t.Fatal(err)
-	}
+	return p
 }
 
 // serving is the generation that serves, or nil. Others may be newer.

@@ -1,6 +1,7 @@
 package inflight
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -16,6 +17,9 @@ type legacy struct {
 	pipes    []*LoopPipe
 	phantoms []claim
 }
+
+// ErrDamaged says that a memory file is none, or that its first page was written to.
+var ErrDamaged = errors.New("the memory file is damaged")
 
 // Reopen returns a Store of the memory file and the pipes of a process that is dead, as
 // it has left them. It takes fd and the pipes over, also when it fails. killed says that

@@ -53,7 +53,7 @@ func openStore(fd int, pipes []Pipe, check func(*Store) error) (*Store, error) {
 
 func (s *Store) open(check func(*Store) error) (err error) {
 	if s.layout, err = readLayout(s.fd); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if len(s.pipes) > MaxPipes {
 		return fmt.Errorf("%d pipes, more than %d", len(s.pipes), MaxPipes)
