@@ -217,7 +217,7 @@ func (d *bodyDecoder) takeTrailers(p []byte) (consumed int, err error) {
 }
 
 // parseTrailers refuses what would be framing or routing to somebody, and drops
-// what must not be merged into a head (RFC 9110 §6.5.1).
+// what no definition allows in a trailer (RFC 9110 §6.5.1).
 func parseTrailers(lines string, n int) (exchange.Fields, error) {
 	if lines == "" {
 		return nil, nil
@@ -241,26 +241,47 @@ func parseTrailers(lines string, n int) (exchange.Fields, error) {
 	return trailers, nil
 }
 
-// neverTrailers are fields that change how a message is routed, authenticated,
-// processed or cached; in a trailer they come too late to be judged.
-var neverTrailers = map[string]bool{
-	"age": true, "authorization": true, "cache-control": true, "cookie": true, "date": true, "expires": true,
-	"forwarded": true, "location": true, "max-forwards": true, "pragma": true, "range": true, "retry-after": true,
-	"set-cookie": true, "vary": true, "via": true, "warning": true, "www-authenticate": true, "x-real-ip": true,
-	"x-request-id": true,
+// trailerNames are the fields that pass as trailers: those whose own definition says that
+// they may stand there, which RFC 9110 §6.5.1 asks of a sender. They speak of content that
+// was sent, or of how sending it went. None of them routes, authenticates a request or
+// frames, and no proxy removes or sets one in a head, so that nothing can be slipped past
+// a check of the head into a recipient that merges trailers with it.
+var trailerNames = [...]string{
+	"Accept-Ranges",           // RFC 9110 §14.3
+	"Authentication-Info",     // RFC 9110 §11.6.3: of a response, to a client
+	"Content-Digest",          // RFC 9530 §2
+	"Digest",                  // RFC 3230, which RFC 9530 obsoletes; in use
+	"ETag",                    // RFC 9110 §8.8.3
+	"Proxy-Status",            // RFC 9209 §2: why a proxy behind us cut a response short
+	"Repr-Digest",             // RFC 9530 §3
+	"Server-Timing",           // W3C Server Timing §2; the one that browsers show
+	"Signature",               // RFC 9421 §4.2
+	"Signature-Input",         // RFC 9421 §4.1
+	"Grpc-Status",             // gRPC's protocol: how a call ended
+	"Grpc-Message",            // the same in words
+	"Grpc-Status-Details-Bin", // the same for programs
+	"X-Amz-Trailer-Signature", // AWS Signature Version 4: over the trailers before it
 }
 
-// mayTrail says whether a field may stand in a trailer section.
+// trailerPrefixes begin the names of those that are many.
+var trailerPrefixes = [...]string{
+	"Grpc-Trailer-",   // what gateways to JSON make of gRPC's own trailing metadata
+	"X-Amz-Checksum-", // S3 and what speaks like it: CRC32, SHA256 and others over the content
+}
+
+// mayTrail says whether a field may stand in a trailer section. A name that nobody has
+// vouched for may not: it could be one that the recipient heeds in a head, in this
+// spelling or in one that it takes for the same (X_Forwarded_For).
 func mayTrail(name string) bool {
-	// Who merges trailers and folds "_" and "-" into one must find nothing either.
-	lower := strings.ReplaceAll(strings.ToLower(name), "_", "-")
-	if kindOf(name) != plainField || neverTrailers[lower] {
-		return false
-	}
-	for _, prefix := range []string{"content-", "if-", "proxy-", "sec-websocket-", "x-envoy-", "x-forwarded-"} {
-		if strings.HasPrefix(lower, prefix) {
-			return false
+	for _, known := range trailerNames {
+		if strings.EqualFold(name, known) {
+			return true
 		}
 	}
-	return true
+	for _, prefix := range trailerPrefixes {
+		if len(name) > len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) {
+			return true
+		}
+	}
+	return false
 }

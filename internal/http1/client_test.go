@@ -99,6 +99,7 @@ func (c *testClient) exchangeOf(r *exchange.Request, raw string) (exchange.Upstr
 func TestRequestsAsTheyAreSent(t *testing.T) {
 	t.Parallel()
 	fields := exchange.Fields{{Name: "b", Value: "1"}, {Name: "A", Value: "2"}}
+	keys76 := exchange.Fields{{Name: "Sec-WebSocket-Key1", Value: "1"}, {Name: "Sec-WebSocket-Key2", Value: "2"}}
 	tests := []struct {
 		name    string
 		request exchange.Request
@@ -109,8 +110,8 @@ func TestRequestsAsTheyAreSent(t *testing.T) {
 		{"a POST without a body", exchange.Request{Method: "POST", Target: "/"}, nil, lines("POST / HTTP/1.1", "Host: a.test", "Content-Length: 0", "")},
 		{"OPTIONS *", exchange.Request{Method: "OPTIONS", Target: "*"}, nil, lines("OPTIONS * HTTP/1.1", "Host: a.test", "")},
 		{"a length", exchange.Request{Method: "POST", Target: "/", ContentLength: 5}, []string{"he", "llo"}, lines("POST / HTTP/1.1", "Host: a.test", "Content-Length: 5", "") + "hello"},
-		{"chunked", exchange.Request{Method: "POST", Target: "/", ContentLength: -1}, []string{"he", "", "llo"}, lines("POST / HTTP/1.1", "Host: a.test", "Transfer-Encoding: chunked", "", "2", "he", "3", "llo", "0", "X-T: v", "")},
-		{"an upgrade", exchange.Request{Method: "GET", Target: "/", Upgrade: "websocket", HeadTail: []byte("12345678")}, nil, lines("GET / HTTP/1.1", "Host: a.test", "Connection: Upgrade", "Upgrade: websocket", "") + "12345678"},
+		{"chunked", exchange.Request{Method: "POST", Target: "/", ContentLength: -1}, []string{"he", "", "llo"}, lines("POST / HTTP/1.1", "Host: a.test", "Transfer-Encoding: chunked", "", "2", "he", "3", "llo", "0", "ETag: v", "")},
+		{"an upgrade", exchange.Request{Method: "GET", Target: "/", Upgrade: "websocket", HeadTail: []byte("12345678"), Fields: keys76}, nil, lines("GET / HTTP/1.1", "Host: a.test", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key1: 1", "Sec-WebSocket-Key2: 2", "") + "12345678"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -127,7 +128,7 @@ func TestRequestsAsTheyAreSent(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := e.Finish(exchange.Fields{{Name: "X-T", Value: "v"}, {Name: "Host", Value: "b"}}); err != nil {
+			if err := e.Finish(exchange.Fields{{Name: "ETag", Value: "v"}, {Name: "Host", Value: "b"}}); err != nil {
 				t.Fatal(err)
 			}
 			c.wantBytes(tt.want)
@@ -152,6 +153,10 @@ func TestRequestsThatAreNotSent(t *testing.T) {
 		"framing among the fields":         func(r *exchange.Request) { r.Fields.Add("Transfer-Encoding", "chunked") },
 		"Connection among the fields":      func(r *exchange.Request) { r.Fields.Add("Connection", "close") },
 		"an upgrade with a body":           func(r *exchange.Request) { r.Upgrade = "websocket"; r.ContentLength = 5 },
+		"a tail without an upgrade":        func(r *exchange.Request) { r.HeadTail = []byte("12345678") },
+		"a tail without its keys":          func(r *exchange.Request) { r.Upgrade = "websocket"; r.HeadTail = []byte("12345678") },
+		"a length below -1":                func(r *exchange.Request) { r.ContentLength = -2 },
+		"more fields than may be":          func(r *exchange.Request) { r.Fields = make(exchange.Fields, maxFields) },
 		"an upgrade to something else":     func(r *exchange.Request) { r.Upgrade = "h2c" },
 		"an upgrade that announced a body": func(r *exchange.Request) { r.Upgrade = "websocket"; r.UpgradeBody = true },
 	} {
@@ -175,7 +180,7 @@ func TestResponsesAsTheyAreReceived(t *testing.T) {
 		reusable                bool
 	}{
 		{"a length", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "hello", true},
-		{"chunked", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n0\r\nX-T: v\r\n\r\n", "hello", true},
+		{"chunked", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n0\r\nETag: v\r\n\r\n", "hello", true},
 		{"no body", "GET", "HTTP/1.1 204 No Content\r\n\r\n", "", true},
 		{"HEAD", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "", true},
 		{"after interim responses", "GET", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "hello", true},

@@ -69,23 +69,24 @@ var answers = map[string]string{
 	"101bare": "HTTP/1.1 101 Switching Protocols\r\n\r\n",
 }
 
-// TestCorpus runs every case through both codecs, whole and byte by byte, each
-// followed by a fresh request on both routes that must get its own answer.
+// TestCorpus runs every case through both codecs, whole, byte by byte, and behind an
+// honest request on the same connection, each followed by a fresh request on both routes
+// that must get its own answer.
 func TestCorpus(t *testing.T) {
 	t.Parallel()
 	for _, c := range readCorpus(t) {
-		for _, feed := range []string{"whole", "bytewise"} {
+		for _, feed := range []string{"whole", "bytewise", "pipelined"} {
 			t.Run(c.ID+"/"+feed, func(t *testing.T) {
 				t.Parallel()
-				runCorpusCase(t, &c, feed == "bytewise")
+				runCorpusCase(t, &c, feed)
 			})
 		}
 	}
 }
 
-func runCorpusCase(t *testing.T, c *corpusCase, bytewise bool) {
+func runCorpusCase(t *testing.T, c *corpusCase, how string) {
 	answer := func(r *http.Request) string {
-		if strings.Contains(r.URL.Path, "after") {
+		if strings.Contains(r.URL.Path, "after") || r.URL.Path == "/before" {
 			return answers["200"]
 		}
 		return answers[c.Up]
@@ -94,9 +95,18 @@ func runCorpusCase(t *testing.T, c *corpusCase, bytewise bool) {
 	t.Cleanup(r.close) // after the server's end: until then connections come back to the pool
 	s := serve(t, config.ListenerLimits{HeadTimeout: patience, BodyTimeout: patience}, r)
 	p := s.dial()
-	feed(p, c.Raw, bytewise)
+	feed(p, c.Raw, how)
+	if how == "pipelined" {
+		p.want(200, "ok", false)
+	}
 	replies, closed := readReplies(p, c)
 	seen := map[string][]record{"app": r.app.take(), "ws": r.ws.take()}
+	if how == "pipelined" {
+		if len(seen["app"]) == 0 || seen["app"][0].Request == nil || seen["app"][0].RequestURI != "/before" {
+			t.Fatal("the request in front did not arrive")
+		}
+		seen["app"] = seen["app"][1:]
+	}
 	c.judge(t, p, replies, closed, seen)
 	for _, path := range []string{"/after", "/ws/after"} {
 		q := s.dial()
@@ -117,14 +127,17 @@ func runCorpusCase(t *testing.T, c *corpusCase, bytewise bool) {
 }
 
 // feed writes raw as far as the proxy takes it.
-func feed(p *peer, raw []byte, bytewise bool) {
-	if !bytewise {
+func feed(p *peer, raw []byte, how string) {
+	switch how {
+	case "whole":
 		p.conn.Write(raw)
-		return
-	}
-	for i := range raw {
-		if _, err := p.conn.Write(raw[i : i+1]); err != nil {
-			return
+	case "pipelined":
+		p.conn.Write(append([]byte("GET /before HTTP/1.1\r\nHost: a.test\r\n\r\n"), raw...))
+	default:
+		for i := range raw {
+			if _, err := p.conn.Write(raw[i : i+1]); err != nil {
+				return
+			}
 		}
 	}
 }

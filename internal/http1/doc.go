@@ -28,8 +28,10 @@
 //   - A chunk-size is at most 16 hexadecimal digits, directly followed by CRLF or
 //     ";". Chunk extensions are checked for control characters, bounded, and
 //     dropped.
-//   - Trailers that speak about framing or Host are refused. Others that a recipient
-//     must not take from trailers (RFC 9110 §6.5.1) are dropped.
+//   - Trailers that speak about framing or Host are refused. Of the others those pass
+//     whose definition allows it (RFC 9110 §6.5.1): digests and signatures, ETag,
+//     Server-Timing, gRPC's status and a few more. All that are not on this list are
+//     dropped.
 //   - A response 204 or 1xx with "Content-Length: 0" is tolerated, as other proxies
 //     do; any other framing on them is refused.
 //

@@ -35,6 +35,12 @@ func appendRequest(b []byte, r *exchange.Request) ([]byte, error) {
 		return b, fmt.Errorf("request with the target %q", r.Target)
 	case !isAuthority(r.Authority):
 		return b, fmt.Errorf("request with the authority %q", r.Authority)
+	case r.ContentLength < -1 || r.ContentLength > maxLength:
+		return b, fmt.Errorf("request with the length %d", r.ContentLength)
+	case len(r.HeadTail) > 0 != takesTail(r) || len(r.HeadTail) > draft76Tail:
+		return b, errors.New("request with a tail that its head does not announce, or without one that it does")
+	case len(r.Fields)+3 > maxFields:
+		return b, fmt.Errorf("request with %d fields", len(r.Fields))
 	case r.UpgradeBody || r.Upgrade != "" && (r.Upgrade != "websocket" || r.ContentLength != 0 || r.Method != "GET"):
 		return b, errors.New("upgrade request with a body, or to something else than WebSocket")
 	}

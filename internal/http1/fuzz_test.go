@@ -94,7 +94,7 @@ func FuzzResponseHead(f *testing.F) {
 // anew reads as itself.
 func FuzzChunked(f *testing.F) {
 	f.Add("5\r\nhello\r\n0\r\n\r\nGET /", 1)
-	f.Add("5;a=b\r\nhello\r\n0;last\r\nX-T: v\r\n\r\n", 3)
+	f.Add("5;a=b\r\nhello\r\n0;last\r\nETag: v\r\nX-T: v\r\n\r\n", 3)
 	for _, c := range readCorpus(f) {
 		if c.Route == "app" {
 			_, body, _ := strings.Cut(string(c.Raw), "\r\n\r\n")

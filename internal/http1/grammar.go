@@ -55,6 +55,10 @@ func consistsOf(s string, class charClass) bool {
 
 func isToken(s string) bool { return s != "" && consistsOf(s, tokenChar) }
 
+// isWord says whether s is the word, of ASCII letters and in lower case, in whatever
+// case. strings.EqualFold alone would take the Kelvin sign for a k.
+func isWord(s, word string) bool { return len(s) == len(word) && strings.EqualFold(s, word) }
+
 // isAuthority says whether s is host or host:port. User information and an empty
 // port are refused (RFC 9110 §4.2.4).
 func isAuthority(s string) bool {

@@ -261,7 +261,7 @@ func (ctl *control) bodyLength(minor int) (n int64, stated bool, err error) {
 			return 0, false, malformed("Transfer-Encoding and Content-Length")
 		case ctl.coding.count > 1:
 			return 0, false, malformed("more than one Transfer-Encoding")
-		case !strings.EqualFold(ctl.coding.value, "chunked"):
+		case !isWord(ctl.coding.value, "chunked"):
 			return 0, false, unknownCoding(ctl.coding.value)
 		}
 		return -1, true, nil

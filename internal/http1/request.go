@@ -132,7 +132,7 @@ func (ctl *control) expectation(r *exchange.Request) (bool, error) {
 	switch {
 	case ctl.expect.count == 0:
 		return false, nil
-	case ctl.expect.count > 1 || !strings.EqualFold(ctl.expect.value, "100-continue"):
+	case ctl.expect.count > 1 || !isWord(ctl.expect.value, "100-continue"):
 		return false, refusal(417, "an unknown expectation")
 	}
 	return r.Minor == 1 && r.ContentLength != 0, nil
@@ -142,11 +142,15 @@ func (ctl *control) expectation(r *exchange.Request) (bool, error) {
 func (h *requestHead) readUpgrade(ctl *control) {
 	r := h.Request
 	if r.Method != "GET" || r.Minor != 1 || !ctl.upgradeHere ||
-		ctl.upgrade.count != 1 || !strings.EqualFold(ctl.upgrade.value, "websocket") {
+		ctl.upgrade.count != 1 || !isWord(ctl.upgrade.value, "websocket") {
 		return
 	}
 	r.Upgrade = "websocket"
 	r.UpgradeBody = r.ContentLength != 0
-	h.hasTail = ctl.length.count == 0 && ctl.coding.count == 0 &&
-		r.Fields.Has("Sec-WebSocket-Key1") && r.Fields.Has("Sec-WebSocket-Key2") && !r.Fields.Has("Sec-WebSocket-Key")
+	h.hasTail = ctl.length.count == 0 && ctl.coding.count == 0 && takesTail(r)
+}
+
+// takesTail says whether draft76Tail bytes belong to the head of a request.
+func takesTail(r *exchange.Request) bool {
+	return r.Upgrade != "" && r.Fields.Has("Sec-WebSocket-Key1") && r.Fields.Has("Sec-WebSocket-Key2") && !r.Fields.Has("Sec-WebSocket-Key")
 }

@@ -101,6 +101,7 @@ func TestRequestHeadsThatAreRefused(t *testing.T) {
 		{"chunked twice", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 400},
 		{"chunked twice in a list", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked, chunked\r\n\r\n", 400},
 		{"chunked before another coding", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked, gzip\r\n\r\n", 400},
+		{"chunked with a Kelvin sign", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chun\u212aed\r\n\r\n", 400},
 		{"chunked in quotes", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: \"chunked\"\r\n\r\n", 400},
 		{"a coding before chunked", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: gzip, chunked\r\n\r\n", 501},
 		{"an unknown coding", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: cow\r\n\r\n", 501},
@@ -165,6 +166,7 @@ func TestRequestHeadsThatAreUnderstood(t *testing.T) {
 		{"an upgrade in HTTP/1.0", "GET / HTTP/1.0\r\n" + h + "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "GET a.test / 1.0 0 [] close"},
 		{"an upgrade to h2c", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A\r\n\r\n", "GET a.test / 1.1 0 []"},
 		{"an upgrade list", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"an upgrade with a Kelvin sign", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: websoc\u212aet\r\n\r\n", "GET a.test / 1.1 0 []"},
 		{"two Upgrade lines", ws + "Upgrade: websocket\r\n\r\n", "GET a.test / 1.1 0 []"},
 	}
 	for _, tt := range tests {

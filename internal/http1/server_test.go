@@ -44,7 +44,7 @@ func TestRequestsOnOneConnectionAreAnsweredInOrder(t *testing.T) {
 func TestRequestsByteByByte(t *testing.T) {
 	t.Parallel()
 	p := serve(t, noLimits, echo(t)).dial()
-	for _, b := range []byte("\r\nPOST /a HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nho\r\n0\r\nX-T: v\r\n\r\nGET /b HTTP/1.1\r\nHost: a.test\r\n\r\n") {
+	for _, b := range []byte("\r\nPOST /a HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nho\r\n0\r\nETag: v\r\n\r\nGET /b HTTP/1.1\r\nHost: a.test\r\n\r\n") {
 		p.send(string([]byte{b}))
 	}
 	p.want(200, "POST /a ho", false)
@@ -309,7 +309,7 @@ func TestBodilessResponses(t *testing.T) {
 		} else if _, err := io.WriteString(e, "not sent"); err == nil {
 			t.Error("a body was written")
 		}
-		if err := e.Finish(exchange.Fields{{Name: "X-T", Value: "v"}}); err != nil {
+		if err := e.Finish(exchange.Fields{{Name: "ETag", Value: "v"}}); err != nil {
 			t.Error(err)
 		}
 	}))
@@ -341,7 +341,7 @@ func TestStreamedResponse(t *testing.T) {
 		io.WriteString(e, "one")
 		<-release
 		io.WriteString(e, strings.Repeat("x", coalesce+1))
-		trailers := exchange.Fields{{Name: "X-T", Value: "v"}, {Name: "Content-Type", Value: "dropped"}, {Name: "X", Value: "a\r\nb"}}
+		trailers := exchange.Fields{{Name: "ETag", Value: "v"}, {Name: "Content-Type", Value: "dropped"}, {Name: "Digest", Value: "a\r\nb"}}
 		if err := e.Finish(trailers); err != nil {
 			t.Error(err)
 		}
@@ -352,7 +352,7 @@ func TestStreamedResponse(t *testing.T) {
 	release <- struct{}{}
 	p.wantBytes(lines("3", "one"))
 	release <- struct{}{}
-	p.wantBytes(lines("1001", strings.Repeat("x", coalesce+1), "0", "X-T: v", ""))
+	p.wantBytes(lines("1001", strings.Repeat("x", coalesce+1), "0", "ETag: v", ""))
 
 	p.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n")
 	p.wantBytes(lines("HTTP/1.1 200 ", "Connection: close", "Date: today", ""))

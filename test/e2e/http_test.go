@@ -48,12 +48,12 @@ func bodies() []scene {
 		}},
 		{name: "trailers pass both ways", play: func(s *stage) {
 			client := s.dial()
-			client.send(s.request("POST / HTTP/1.1", "Transfer-Encoding: chunked", "Trailer: X-Up"), "2\r\nup\r\n0\r\nX-Up: 1\r\n\r\n")
+			client.send(s.request("POST / HTTP/1.1", "Transfer-Encoding: chunked", "Trailer: ETag"), "2\r\nup\r\n0\r\nETag: 1\r\n\r\n")
 			server := s.up.accept(s.T)
 			server.head()
-			server.wantBytes("2\r\nup\r\n0\r\nX-Up: 1\r\n\r\n")
-			server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Down\r\n\r\n4\r\ndown\r\n0\r\nX-Down: 2\r\n\r\n")
-			if r := client.want(200, "down"); r.Trailer.Get("X-Down") != "2" {
+			server.wantBytes("2\r\nup\r\n0\r\nETag: 1\r\n\r\n")
+			server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Digest\r\n\r\n4\r\ndown\r\n0\r\nDigest: 2\r\n\r\n")
+			if r := client.want(200, "down"); r.Trailer.Get("Digest") != "2" {
 				s.Errorf("got the trailers %v", r.Trailer)
 			}
 		}},
@@ -830,10 +830,10 @@ func TestLargeBodies(t *testing.T) {
 	t.Parallel()
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := sha256.New()
-		w.Header().Set("Trailer", "X-Sum")
+		w.Header().Set("Trailer", "Digest")
 		http.NewResponseController(w).EnableFullDuplex()
 		io.Copy(w, io.TeeReader(r.Body, h))
-		w.Header().Set("X-Sum", fmt.Sprintf("%x", h.Sum(nil)))
+		w.Header().Set("Digest", fmt.Sprintf("%x", h.Sum(nil)))
 	}))
 	t.Cleanup(upstream.Close)
 	address := serve(t, simple(upstream.Listener.Addr().String(), "")).address("public")
@@ -848,7 +848,7 @@ func TestLargeBodies(t *testing.T) {
 		got, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
 		sum := fmt.Sprintf("%x", sha256.Sum256(body))
-		if err != nil || !bytes.Equal(got, body) || resp.Trailer.Get("X-Sum") != sum {
+		if err != nil || !bytes.Equal(got, body) || resp.Trailer.Get("Digest") != sum {
 			t.Errorf("%s: %d bytes came back, %v, and the trailers %v", name, len(got), err, resp.Trailer)
 		}
 	}

@@ -1622,6 +1622,14 @@ var all = []group{
 			tests:   "TestChunkedBodiesThatAreRefused",
 		},
 		{
+			name:    "trailers-of-any-name",
+			promise: "a trailer that is not on the list goes no further",
+			file:    "http1/body.go",
+			old:     "if mayTrail(name) {",
+			new:     "if name != \"\" {",
+			tests:   "TestTrailersThatPass",
+		},
+		{
 			name:    "hop-by-hop-kept",
 			promise: "what Connection names goes no further",
 			file:    "http1/head.go",
