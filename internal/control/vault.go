@@ -28,7 +28,7 @@ const (
 
 	// Deposits.
 	VaultStore    // G→S before the first deposit, for each Loop: Files are its memory file and then both ends of each pipe, R first. S→G before VaultResume, the same; VaultKilled: their process was killed from outside
-	VaultDeposit  // G→S tunnels, each with two descriptors, the client's first, and a Record. One of the same number replaces it. VaultReleased: it was released and nobody has said what became of that
+	VaultDeposit  // G→S tunnels, each with two descriptors, the client's first, and a Record. One of the same number replaces it. With a Stand: it was released and nobody has said what became of that
 	VaultWithdraw // G→S tunnels that have ended
 	VaultComplete // G→S all tunnels were deposited that there were when the channel was given. S→G all were sent that are to be resumed
 	VaultRefused  // S→G tunnels of which there is no room for a deposit: they live without
@@ -37,19 +37,18 @@ const (
 	VaultResume // S→G tunnels of a dead generation, each with two descriptors and its Record; they keep number and store
 
 	// Move.
-	VaultRelease  // G→S tunnels that may go on elsewhere, with a State each and what descriptors that needs. They stand still until an answer comes
+	VaultRelease  // G→S tunnels that may go on elsewhere, with a Stand and a State each and what descriptors that needs. They stand still until an answer comes
 	VaultTake     // S→G tunnels that may go on here: From, Record and State, with two descriptors and those of the State
 	VaultTaken    // G→S tunnels that go on here from now on: From, and the number and Record that they have here
 	VaultDeclined // G→S tunnels that do not: From
 	VaultGone     // S→G tunnels that go on elsewhere
-	VaultReturned // S→G tunnels that do not: they go on where they are
+	VaultReturned // S→G tunnels that do not: they go on where they are, if it is still this Stand
 	numVaultTypes
 )
 
-// Flags of an entry, and of a packet.
+// Flags of a packet.
 const (
-	VaultReleased = 1 << iota
-	VaultKilled
+	VaultKilled    = 1 << iota
 	VaultCandidate // VaultComplete over the channel of a supervisor that does not command yet
 )
 
@@ -61,13 +60,13 @@ const (
 	// MaxVaultPacket the most of a packet. It fits into a default send buffer.
 	MaxVaultRecord = 4 << 10
 	MaxVaultState  = 129 << 10 // a buffer for each direction
-	MaxVaultPacket = 144 << 10
+	MaxVaultPacket = 168 << 10
 
 	// MaxVaultNumbers is how many tunnels a packet names that carries nothing of them.
 	MaxVaultNumbers = 4096
 
 	vaultHeader = 8
-	vaultEntry  = 32
+	vaultEntry  = 40
 )
 
 // VaultPacket is what a vault channel carries.
@@ -83,7 +82,11 @@ type VaultPacket struct {
 type VaultEntry struct {
 	Number uint64
 	From   VaultTunnel // where it was before, or is: see the types
-	Flags  uint8
+
+	// Stand tells one standing still of the tunnel from all others in its generation: an
+	// answer may meet another one on its way. 0: it does not stand.
+	Stand uint64
+
 	Record []byte // only generations know what is in it
 	State  []byte // the same
 	Files  []int  // at most 4
@@ -312,8 +315,8 @@ func (t *VaultEntry) size() int { return vaultEntry + len(t.Record) + len(t.Stat
 
 // encode returns the bytes and the descriptors of the packet. Layout, in the machine's
 // byte order: type, flags, loop (2 bytes), entries (2), files (2); then of each entry
-// number (8), from (4 and 8), flags, files (1 each), 2 bytes of nothing, record and state
-// (4 each: how many bytes), record, state.
+// number (8), from (4 and 8), files (4: how many), stand (8), record and state (4 each: how
+// many bytes), record, state.
 func (p *VaultPacket) encode() (b []byte, fds []int, err error) {
 	size, files := p.size()
 	if size > MaxVaultPacket || files > MaxFiles || len(p.Entries) > MaxVaultNumbers || uint(p.Loop) > math.MaxUint16 {
@@ -333,7 +336,8 @@ func (p *VaultPacket) encode() (b []byte, fds []int, err error) {
 		b = e.AppendUint64(b, t.Number)
 		b = e.AppendUint32(b, uint32(t.From.Generation))
 		b = e.AppendUint64(b, t.From.Number)
-		b = append(b, t.Flags, byte(len(t.Files)), 0, 0)
+		b = e.AppendUint32(b, uint32(len(t.Files)))
+		b = e.AppendUint64(b, t.Stand)
 		b = e.AppendUint32(b, uint32(len(t.Record)))
 		b = e.AppendUint32(b, uint32(len(t.State)))
 		b = append(append(b, t.Record...), t.State...)
@@ -367,10 +371,10 @@ func decodeVault(b []byte, fds []int, lost bool) (*VaultPacket, error) {
 		t := &p.Entries[i]
 		t.Number = e.Uint64(b)
 		t.From = VaultTunnel{Generation: int(e.Uint32(b[8:])), Number: e.Uint64(b[12:])}
-		t.Flags = b[20]
-		record, state := uint64(e.Uint32(b[24:])), uint64(e.Uint32(b[28:]))
-		ok := e.Uint16(b[22:]) == 0 && record <= MaxVaultRecord && state <= MaxVaultState && record+state <= uint64(len(b)-vaultEntry)
-		if t.Files, ok = files.take(int(b[21]), maxEntryFiles, ok); !ok {
+		t.Stand = e.Uint64(b[24:])
+		record, state := uint64(e.Uint32(b[32:])), uint64(e.Uint32(b[36:]))
+		ok := record <= MaxVaultRecord && state <= MaxVaultState && record+state <= uint64(len(b)-vaultEntry)
+		if t.Files, ok = files.take(int(e.Uint32(b[20:])), maxEntryFiles, ok); !ok {
 			return nil, errors.New("an entry that is larger than the packet, or than it may be")
 		}
 		b = b[vaultEntry:]

@@ -57,7 +57,7 @@ func full(k *token) (p *control.VaultPacket, files int) {
 	return &control.VaultPacket{
 		Type: control.VaultTake, Flags: control.VaultKilled, Loop: 65535, Files: k.times(3),
 		Entries: []control.VaultEntry{
-			{Number: 1<<64 - 1, From: control.VaultTunnel{Generation: 1<<32 - 1, Number: 1 << 63}, Flags: control.VaultReleased, Record: []byte("who"), State: []byte("how"), Files: k.times(4)},
+			{Number: 1<<64 - 1, From: control.VaultTunnel{Generation: 1<<32 - 1, Number: 1 << 63}, Stand: 1<<64 - 2, Record: []byte("who"), State: []byte("how"), Files: k.times(4)},
 			{Number: 7},
 			{State: bytes.Repeat([]byte{1}, control.MaxVaultState), Record: bytes.Repeat([]byte{2}, control.MaxVaultRecord), Files: k.times(1)},
 		},
@@ -161,7 +161,7 @@ func TestAPacketSaysHowMuchItTakes(t *testing.T) {
 	}{
 		"numbers":     {control.VaultEntry{}, control.MaxVaultNumbers},
 		"descriptors": {control.VaultEntry{Files: k.times(4)}, control.MaxFiles / 4},
-		"records":     {control.VaultEntry{Record: make([]byte, control.MaxVaultRecord)}, 35},
+		"records":     {control.VaultEntry{Record: make([]byte, control.MaxVaultRecord)}, 41},
 		"one state":   {control.VaultEntry{Record: make([]byte, control.MaxVaultRecord), State: make([]byte, control.MaxVaultState)}, 1},
 	} {
 		a, b := vaults(t)

@@ -280,7 +280,6 @@ func (s *stage) note(status *supervisor.Status) error {
 // await forgets a process that has ended.
 func (s *stage) await(p *pidfd.Process) {
 	p.Wait() // nobody closes it before
-	p.Close()
 	var status syscall.WaitStatus
 	s.mu.Lock()
 	ours := s.ours
@@ -298,6 +297,7 @@ func (s *stage) await(p *pidfd.Process) {
 	}
 	delete(s.killed, p.PID())
 	delete(s.processes, p.PID())
+	p.Close() // which nobody has any more
 }
 
 // strangeEnds returns what is not to be explained about processes that have ended since
@@ -412,23 +412,22 @@ func (s *stage) scrape(ctx context.Context) (compared int, decreased []string, e
 	return len(before), before.decreased(now), nil
 }
 
-// process returns one that was seen in the status.
-func (s *stage) process(pid int) (*pidfd.Process, error) {
+// lives fails with os.ErrProcessDone if a process that was seen in the status has ended.
+func (s *stage) lives(pid int) error { return s.with(pid, func(*pidfd.Process) error { return nil }) }
+
+func (s *stage) signal(pid int, sig syscall.Signal) error {
+	return s.with(pid, func(p *pidfd.Process) error { return p.Signal(sig) })
+}
+
+// with calls fn with a process, which is not closed meanwhile.
+func (s *stage) with(pid int, fn func(*pidfd.Process) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, ok := s.processes[pid]
 	if !ok {
-		return nil, fmt.Errorf("process %d: %w", pid, os.ErrProcessDone)
+		return fmt.Errorf("process %d: %w", pid, os.ErrProcessDone)
 	}
-	return p, nil
-}
-
-func (s *stage) signal(pid int, sig syscall.Signal) error {
-	p, err := s.process(pid)
-	if err == nil {
-		err = p.Signal(sig)
-	}
-	return err
+	return fn(p)
 }
 
 // kill kills a process and waits until it is gone.
@@ -449,7 +448,7 @@ func (s *stage) end(pid int, sig syscall.Signal) error {
 
 func (s *stage) awaitEnd(ctx context.Context, pid int) error {
 	return s.until(ctx, fmt.Sprintf("the end of process %d", pid), func(context.Context) error {
-		if _, err := s.process(pid); err == nil {
+		if s.lives(pid) == nil {
 			return errors.New("it lives")
 		}
 		return nil
@@ -463,7 +462,7 @@ func (s *stage) killGeneration(ctx context.Context, g supervisor.GenerationStatu
 		return err
 	}
 	if err := s.until(ctx, "a process to stand still", func(context.Context) error {
-		if _, err := s.process(g.PID); err != nil {
+		if err := s.lives(g.PID); err != nil {
 			return hopeless{err} // it was ending
 		}
 		if !stopped(g.PID) {

@@ -133,11 +133,7 @@ func (v *vault) Deposit(tunnels []tunnel.Deposit) error {
 		d := &tunnels[i]
 		begin := len(records)
 		records = appendRecord(records, d)
-		e := control.VaultEntry{Number: d.Number, From: v.fromOf(d.Number), Record: records[begin:], Files: d.FDs[:]}
-		if d.Released {
-			e.Flags = control.VaultReleased
-		}
-		p.Entries[i] = e
+		p.Entries[i] = control.VaultEntry{Number: d.Number, From: v.fromOf(d.Number), Stand: d.Stand, Record: records[begin:], Files: d.FDs[:]}
 	}
 	return v.tell(p)
 }
@@ -174,7 +170,7 @@ func (v *vault) Release(tunnels []tunnel.Standing) error {
 	p := &control.VaultPacket{Type: control.VaultRelease, Entries: make([]control.VaultEntry, len(tunnels))}
 	for i := range tunnels {
 		e := &p.Entries[i]
-		e.Number = tunnels[i].Number
+		e.Number, e.Stand = tunnels[i].Number, tunnels[i].Stand
 		e.State, e.Files = appendState(nil, &tunnels[i])
 	}
 	v.mu.RLock()

@@ -162,11 +162,19 @@ func (v *vault) handle(c *vaultChannel, p *control.VaultPacket) {
 	case t == control.VaultGone && commands && v.built():
 		v.gone(numbersOf(p))
 	case t == control.VaultReturned && commands && v.built():
-		v.g.tunnels.Returned(numbersOf(p))
+		v.g.tunnels.Returned(answersOf(p))
 	case commands || resumes:
 		v.complain(c, "type", int(t))
 	}
 	p.CloseFiles()
+}
+
+func answersOf(p *control.VaultPacket) []tunnel.Answer {
+	answers := make([]tunnel.Answer, len(p.Entries))
+	for i := range p.Entries {
+		answers[i] = tunnel.Answer{Number: p.Entries[i].Number, Stand: p.Entries[i].Stand}
+	}
+	return answers
 }
 
 func numbersOf(p *control.VaultPacket) []uint64 {

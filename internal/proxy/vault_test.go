@@ -363,7 +363,7 @@ func TestATunnelIsDepositedWithItsSocketsAndWithdrawnWhenItHasEnded(t *testing.T
 	client, server := c.tunnel()
 	carries(client, server)
 	d := k.has(1)[0]
-	if d.Number == 0 || d.From != (control.VaultTunnel{}) || d.Flags != 0 || len(d.Record) == 0 || len(d.Files) != 2 {
+	if d.Number == 0 || d.From != (control.VaultTunnel{}) || d.Stand != 0 || len(d.Record) == 0 || len(d.Files) != 2 {
 		t.Fatalf("the deposit is %+v", d)
 	}
 	if got, want := peerOf(t, d.Files[0]), client.LocalAddr().String(); got != want {
@@ -853,8 +853,8 @@ func TestAReinstatedGenerationReleasesNothingMore(t *testing.T) {
 	await(t, "the end of the candidate's vault channel", prepared.ended)
 	for range 3 { // its loop has looked then
 		for _, d := range a.keep().has(2) {
-			if d.Flags != 0 {
-				t.Errorf("tunnel %d is deposited with the flags %b", d.Number, d.Flags)
+			if d.Stand != 0 {
+				t.Errorf("tunnel %d is deposited as one that stands: %d", d.Number, d.Stand)
 			}
 		}
 	}
@@ -877,8 +877,8 @@ func TestAGenerationThatIsToldToStopReleasesNothingMore(t *testing.T) {
 	candidate.conn.Close()
 	await(t, "the end of the candidate's vault channel", prepared.ended)
 	for range 3 {
-		if d := c.keep().has(1)[0]; d.Flags != 0 {
-			t.Errorf("it is deposited with the flags %b", d.Flags)
+		if d := c.keep().has(1)[0]; d.Stand != 0 {
+			t.Errorf("it is deposited as one that stands: %d", d.Stand)
 		}
 	}
 	carries(client, server)
@@ -907,8 +907,8 @@ func TestTheNextSupervisorLearnsWhatIsOnItsWay(t *testing.T) {
 	// The supervisor dies before it has told the one that has released it.
 	fromNext, toNext := a.keep(), b.keep()
 	for _, d := range fromNext.has(2) {
-		if d.Flags != control.VaultReleased {
-			t.Errorf("tunnel %d has the flags %b", d.Number, d.Flags)
+		if d.Stand == 0 {
+			t.Errorf("tunnel %d is deposited as one that does not stand", d.Number)
 		}
 	}
 	taken := toNext.has(1)[0]
@@ -1210,8 +1210,8 @@ func TestNothingMovesWhileASupervisorIsToCome(t *testing.T) {
 	carries(client, server)
 	a.obeyed(next, 2)
 	keeps.completed(0)
-	if d := keeps.has(1)[0]; d.Flags != 0 || len(from.released)+len(keeps.released) > 0 {
-		t.Errorf("the tunnel has the flags %b, %d and %d were released", d.Flags, len(from.released), len(keeps.released))
+	if d := keeps.has(1)[0]; d.Stand != 0 || len(from.released)+len(keeps.released) > 0 {
+		t.Errorf("the tunnel stands: %d; %d and %d were released", d.Stand, len(from.released), len(keeps.released))
 	}
 	// It is for the new one to say that tunnels are to move.
 	a.ask(control.Message{Type: control.TypeMove})
@@ -1237,8 +1237,8 @@ func TestASupervisorThatIsToComeKeepsNoTunnelThatHasMoved(t *testing.T) {
 	}
 	_, next := a.prepareVault(2)
 	next.completed(control.VaultCandidate)
-	if d := next.has(1)[0]; d.Flags != control.VaultReleased {
-		t.Errorf("it has the flags %b", d.Flags)
+	if d := next.has(1)[0]; d.Stand == 0 {
+		t.Error("it does not stand")
 	}
 	from.answer(control.VaultGone, released.Number)
 	next.has(0)

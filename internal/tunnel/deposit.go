@@ -332,10 +332,10 @@ func (e *engine) newDeposit(n uint32, t *slot, b *base) Deposit {
 		e.mover.standing[t.number] = st
 	}
 	return Deposit{
-		Record:   e.record(n, t),
-		FDs:      [2]int{int(t.sockets[down].fd), int(t.sockets[up].fd)},
-		Place:    Place{Loop: e.courier.loop, Slot: n, Taken: b.taken, Given: b.given, Moved: b.moved},
-		Released: released,
+		Record: e.record(n, t),
+		FDs:    [2]int{int(t.sockets[down].fd), int(t.sockets[up].fd)},
+		Place:  Place{Loop: e.courier.loop, Slot: n, Taken: b.taken, Given: b.given, Moved: b.moved},
+		Stand:  st.stand,
 	}
 }
 

@@ -83,6 +83,7 @@ type kept struct {
 type ticket struct {
 	from   *guest
 	number uint64
+	stand  uint64
 	fds    [2]int // that were handed out
 }
 
@@ -279,7 +280,7 @@ func (g *guest) backLocked(tk *ticket) {
 		d.released = false
 	}
 	if !tk.from.dead {
-		g.laterLocked(func() { tk.from.set.Returned([]uint64{tk.number}) })
+		g.laterLocked(func() { tk.from.set.Returned([]tunnel.Answer{{Number: tk.number, Stand: tk.stand}}) })
 	}
 }
 
@@ -365,7 +366,7 @@ func (g *guest) Deposit(tunnels []tunnel.Deposit) error {
 func (g *guest) keepLocked(d tunnel.Deposit) {
 	// One that was released may have been answered, which the Set is about to hear.
 	old := g.kept[d.Number]
-	if old == nil && d.Released {
+	if old == nil && d.Stand > 0 {
 		return
 	}
 	released := false
@@ -452,10 +453,10 @@ func (g *guest) pass(s tunnel.Standing) {
 				unix.Close(fd)
 			}
 		}
-		g.backLocked(&ticket{from: g, number: s.Number})
+		g.backLocked(&ticket{from: g, number: s.Number, stand: s.Stand})
 		return
 	}
-	tk := &ticket{g, s.Number, [2]int{dup(g.t, d.fds[0]), dup(g.t, d.fds[1])}}
+	tk := &ticket{g, s.Number, s.Stand, [2]int{dup(g.t, d.fds[0]), dup(g.t, d.fds[1])}}
 	to.transit[tk] = true
 	to.set.Take([]tunnel.Arriving{{Record: d.Record, FDs: tk.fds, Standing: s, Ticket: tk, Sentence: g.sentence}})
 }

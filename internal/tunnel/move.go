@@ -28,7 +28,8 @@ type mover struct {
 
 // standing is a tunnel that stands still until it is known whether it goes on elsewhere.
 type standing struct {
-	slot uint32
+	slot  uint32
+	stand uint64 // as in [Standing]
 
 	// redeposited: whom it was released to is not who will answer. It may have gone on
 	// elsewhere, and even ended there, without anybody left who knows.
@@ -82,17 +83,29 @@ func (s *Set) Unmove() {
 }
 
 // Gone says that tunnels that were released go on elsewhere. Other numbers are ignored.
-func (s *Set) Gone(numbers []uint64) { s.answer(numbers, (*engine).gone) }
+func (s *Set) Gone(numbers []uint64) {
+	answers := make([]Answer, len(numbers)) // to whichever Stand: it is over for good
+	for i, n := range numbers {
+		answers[i].Number = n
+	}
+	s.answer(answers, (*engine).gone)
+}
 
-// Returned says that tunnels that were released go on here. Other numbers are ignored.
-func (s *Set) Returned(numbers []uint64) { s.answer(numbers, (*engine).returned) }
+// Returned says that tunnels go on here that were released and still stand as they did then,
+// which their Stand tells. Others are ignored: where supervisors change, an answer may come
+// twice, and the second one after the tunnel was released again.
+func (s *Set) Returned(answers []Answer) { s.answer(answers, (*engine).returned) }
 
-func (s *Set) answer(numbers []uint64, do func(*engine, standing, *slot)) {
+// Answer is one to a tunnel that was released. A Stand of 0 is whichever it is.
+type Answer struct{ Number, Stand uint64 }
+
+func (s *Set) answer(answers []Answer, do func(*engine, standing, *slot)) {
 	for _, e := range s.engines {
 		e.loop.Post(func() {
 			any := false
-			for _, number := range numbers {
-				if st, ok := e.mover.standing[number]; ok {
+			for _, a := range answers {
+				number := a.Number
+				if st, ok := e.mover.standing[number]; ok && (a.Stand == 0 || a.Stand == st.stand) {
 					delete(e.mover.standing, number)
 					do(e, st, e.table.at(st.slot))
 					any = true
@@ -206,8 +219,10 @@ func (e *engine) offer(batch []uint32) error {
 	for i, n := range batch {
 		t := e.table.at(n)
 		e.halt(t)
-		e.mover.standing[t.number] = standing{slot: n}
+		st := standing{slot: n, stand: e.set.stands.Add(1)}
+		e.mover.standing[t.number] = st
 		all[i] = e.stand(n, t)
+		all[i].Stand = st.stand
 	}
 	err := e.courier.vault.Release(all)
 	if err == nil {

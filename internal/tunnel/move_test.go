@@ -371,7 +371,7 @@ func TestATunnelThatWasTouchedDoesNotGoOnHere(t *testing.T) {
 		}
 		a.set.Deposit(1)
 		eventually(t, "it was deposited again", func() bool { return a.count("complete") == 1 })
-		a.set.Returned([]uint64{1, 2, 3})
+		a.set.Returned([]tunnel.Answer{{Number: 1}, {Number: 2}, {Number: 3}})
 		if touched {
 			k.hasMoved(1)
 			waitEmpty(t, a.set)
@@ -406,4 +406,32 @@ func TestATakenTunnelMayBeToldToEnd(t *testing.T) {
 	if all := k.records(); len(all) != 1 || all[0].Reason != tunnel.RouteRemoved {
 		t.Errorf("records are %+v", all)
 	}
+}
+
+// An answer that is about the time before does not have a tunnel go on that was released
+// again: somebody else may be about to take it.
+func TestAnAnswerToAnEarlierReleaseIsIgnored(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t)
+	a := k.guest(roomy)
+	client, server := a.open(tunnel.Spec{})
+	a.settled()
+	a.mute = true
+	a.set.Move(true)
+	for stand := uint64(1); stand <= 2; stand++ {
+		eventually(t, "it was released", func() bool { return uint64(a.count("release")) == stand })
+		a.set.Returned([]tunnel.Answer{{Number: 1, Stand: stand + 1}, {Number: 1, Stand: stand - 1 + 100}})
+		write(t, client, []byte("x"))
+		server.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+		if n, err := server.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("it has gone on: %d bytes, %v", n, err)
+		}
+		server.SetReadDeadline(time.Time{})
+		if stand == 2 {
+			a.set.Unmove()
+		}
+		a.set.Returned([]tunnel.Answer{{Number: 1, Stand: stand}})
+		wantBytes(t, server, "x")
+	}
+	a.mute = false
 }

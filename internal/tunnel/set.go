@@ -104,6 +104,7 @@ type Set struct {
 	vault Vault // nil: there is none
 
 	numbers atomic.Uint64 // the last that was given
+	stands  atomic.Uint64 // the same
 	total   atomic.Uint64 // tunnels that there ever were
 	live    atomic.Int64
 	dealt   atomic.Uint64 // pairs that were offered to the loops

@@ -47,9 +47,9 @@ const (
 // Deposit is a living tunnel as a [Vault] keeps it.
 type Deposit struct {
 	Record
-	FDs      [2]int // the client's and the server's; the Set's
-	Place    Place
-	Released bool // it was released, and nobody has said what became of that
+	FDs   [2]int // the client's and the server's; the Set's
+	Place Place
+	Stand uint64 // of one that was released, and nobody has said what became of that; as in [Standing]
 }
 
 // Place is where a successor finds what is in flight, and what it needs to know of the
@@ -66,6 +66,7 @@ type Place struct {
 // Standing is what becomes of a tunnel on its way to another loop, beside its identity.
 type Standing struct {
 	Number uint64
+	Stand  uint64        // which time it is that a tunnel of the Set stands still, from 1
 	Idle   time.Duration // since a byte was last passed on
 
 	// By the flow.

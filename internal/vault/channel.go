@@ -348,14 +348,14 @@ func (c *channel) queueLocked(p *parcel) bool {
 	return true
 }
 
-// answerLocked tells c's generation what became of tunnels. After another channel has
+// answerLocked tells c's generation what became of a tunnel. After another channel has
 // taken c's place it asks again over that one.
-func (v *Vault) answerLocked(c *channel, t control.VaultType, numbers ...uint64) {
-	if c.over || len(numbers) == 0 {
+func (v *Vault) answerLocked(c *channel, t control.VaultType, number, stand uint64) {
+	if c.over {
 		return
 	}
 	var last *parcel
-	if n := len(c.queue); n > 0 && c.queue[n-1].Type == t && len(c.queue[n-1].Entries)+len(numbers) <= control.MaxVaultNumbers {
+	if n := len(c.queue); n > 0 && c.queue[n-1].Type == t && len(c.queue[n-1].Entries) < control.MaxVaultNumbers {
 		last = c.queue[n-1]
 	} else {
 		last = &parcel{VaultPacket: &control.VaultPacket{Type: t}}
@@ -364,9 +364,7 @@ func (v *Vault) answerLocked(c *channel, t control.VaultType, numbers ...uint64)
 			return
 		}
 	}
-	for _, n := range numbers {
-		last.Entries = append(last.Entries, control.VaultEntry{Number: n})
-	}
+	last.Entries = append(last.Entries, control.VaultEntry{Number: number, Stand: stand})
 }
 
 // watchLocked sees to it that there is a verdict within a time.

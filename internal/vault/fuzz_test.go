@@ -37,7 +37,7 @@ func (s *script) packet(l *line) *control.VaultPacket {
 		p.Entries = append(p.Entries, control.VaultEntry{
 			Number: uint64(s.next() % 8),
 			From:   control.VaultTunnel{Generation: s.next() % 4, Number: uint64(s.next() % 8)},
-			Flags:  uint8(s.next()),
+			Stand:  uint64(s.next()),
 			Record: make([]byte, s.next()),
 			State:  make([]byte, s.next()),
 			Files:  s.files(l, 4),

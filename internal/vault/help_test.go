@@ -302,7 +302,7 @@ func (l *line) deposit() control.VaultEntry {
 
 func (l *line) released() control.VaultEntry {
 	e := l.deposit()
-	e.Flags = control.VaultReleased
+	e.Stand = 1
 	return e
 }
 

@@ -60,7 +60,7 @@ func (v *Vault) decideLocked() {
 	for _, d := range v.waiting {
 		to, _ := d.state.next(evUnclaimed)
 		v.enterLocked(d, to)
-		v.returnLocked(d.via, d.number)
+		v.returnLocked(d.via, d.number, d.stand)
 		if len(d.sockets.fds) == 0 { // there was no room for it
 			v.withdrawLocked(d)
 		}
@@ -73,7 +73,7 @@ func (v *Vault) foundLocked(d *deposit) {
 	to, _ := d.state.next(evFound)
 	v.enterLocked(d, to)
 	d.owner.moved[d.number] = struct{}{}
-	v.answerLocked(d.via, control.VaultGone, d.number)
+	v.answerLocked(d.via, control.VaultGone, d.number, d.stand)
 }
 
 // Died says that the process of a generation is gone for certain, and whether it was

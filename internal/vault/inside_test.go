@@ -74,7 +74,7 @@ func TestTheLifeOfADeposit(t *testing.T) {
 		kept:    {kept, waiting, absent, asked, no, no, no, no},
 		asked:   {no, asked, left, no, absent, kept, no, no},
 		left:    {no, no, no, no, absent, absent, no, no},
-		waiting: {kept, waiting, absent, no, no, no, absent, kept},
+		waiting: {kept, waiting, absent, asked, no, no, absent, kept},
 	}
 	for s := range numStates {
 		for e := range numEvents {

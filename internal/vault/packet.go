@@ -154,12 +154,12 @@ func (v *Vault) depositLocked(c *channel, p *control.VaultPacket) error {
 
 func (v *Vault) depositOneLocked(c *channel, e *control.VaultEntry) error {
 	g, ev := c.of, evDeposited
-	restated := e.Flags&control.VaultReleased != 0
+	restated := e.Stand != 0
 	if restated {
 		ev = evRestated
 	}
 	if _, ok := g.moved[e.Number]; ok && restated {
-		v.answerLocked(c, control.VaultGone, e.Number)
+		v.answerLocked(c, control.VaultGone, e.Number, e.Stand)
 		return nil
 	} else if ok {
 		return fmt.Errorf("tunnel %d is deposited, which another generation has", e.Number)
@@ -177,10 +177,13 @@ func (v *Vault) depositOneLocked(c *channel, e *control.VaultEntry) error {
 		e.Files = nil
 	}
 	d.record, d.from, d.via = slices.Clone(e.Record), e.From, c
+	if restated {
+		d.stand = e.Stand
+	}
 	g.tunnels[e.Number] = d
 	if to == waiting && g.told {
 		to = kept // it can be with nobody else
-		v.returnLocked(c, e.Number)
+		v.returnLocked(c, e.Number, e.Stand)
 	}
 	v.enterLocked(d, to)
 	if len(d.sockets.fds) == 0 {
@@ -196,7 +199,7 @@ func (v *Vault) refuseLocked(d *deposit) {
 		v.log.Warn("too few descriptors for the vault: some tunnels will not outlive their process", "of_generation", d.owner.number, "most", v.limits.deposits)
 	}
 	v.totals.Refused++
-	v.answerLocked(d.via, control.VaultRefused, d.number)
+	v.answerLocked(d.via, control.VaultRefused, d.number, 0)
 	if d.state == kept {
 		v.withdrawLocked(d)
 	}
@@ -240,11 +243,15 @@ func (v *Vault) releaseLocked(c *channel, p *control.VaultPacket, cut bool) (wro
 		switch {
 		case gone:
 			wrong = fmt.Errorf("tunnel %d is released, which another generation has", e.Number)
-		case d != nil && d.state != kept:
+		case d != nil && !d.releasable():
 			wrong = fmt.Errorf("tunnel %d, which is %s, is released", e.Number, d.state)
 		case d == nil || to == nil || cut: // without a deposit nothing can be handed on
-			v.returnLocked(c, e.Number)
+			if d != nil {
+				v.enterLocked(d, kept)
+			}
+			v.returnLocked(c, e.Number, e.Stand)
 		default:
+			d.stand = e.Stand
 			parcels = addTake(parcels, d, e)
 			v.enterLocked(d, asked)
 		}
@@ -253,6 +260,14 @@ func (v *Vault) releaseLocked(c *channel, p *control.VaultPacket, cut bool) (wro
 		v.askLocked(to, p)
 	}
 	return wrong
+}
+
+// releasable says whether d may be released: its generation relays it. One that waits is
+// relayed, too, if its generation says so: it has had an answer, and what it said before
+// of the standing that this was about has met that on its way.
+func (d *deposit) releasable() bool {
+	_, ok := d.state.next(evAsked)
+	return ok
 }
 
 // takerLocked returns the channel of whoever may be asked to take what came over c; nil:
@@ -304,9 +319,9 @@ func (v *Vault) askLocked(c *channel, p *parcel) {
 }
 
 // returnLocked tells c's generation that its tunnel goes on where it is.
-func (v *Vault) returnLocked(c *channel, number uint64) {
+func (v *Vault) returnLocked(c *channel, number, stand uint64) {
 	v.totals.Returned++
-	v.answerLocked(c, control.VaultReturned, number)
+	v.answerLocked(c, control.VaultReturned, number, stand)
 }
 
 // declinedLocked: nobody has taken d.
@@ -314,7 +329,7 @@ func (v *Vault) declinedLocked(d *deposit) {
 	to, _ := d.state.next(evDeclined)
 	d.to = nil
 	if to == kept {
-		v.returnLocked(d.via, d.number)
+		v.returnLocked(d.via, d.number, d.stand)
 	}
 	v.enterLocked(d, to)
 }
@@ -366,7 +381,7 @@ func (v *Vault) takenLocked(c *channel, p *control.VaultPacket) (wrong error) {
 func (v *Vault) movedLocked(c *channel, d *deposit, e *control.VaultEntry) error {
 	was, from := d.owner, d.name()
 	if d.state == asked {
-		v.answerLocked(d.via, control.VaultGone, d.number)
+		v.answerLocked(d.via, control.VaultGone, d.number, d.stand)
 	}
 	was.moved[d.number] = struct{}{}
 	delete(was.tunnels, d.number)

@@ -85,6 +85,7 @@ type actor struct {
 	conn    *control.Vault
 	v       int // which vault that is of
 	last    uint64
+	stands  uint64
 	own     map[uint64]*owned
 }
 
@@ -94,6 +95,7 @@ type owned struct {
 	from     control.VaultTunnel
 	fds      []int
 	standing bool
+	stand    uint64
 	to       int // which vault it was released to
 	begun    int // when it was released
 }
@@ -244,7 +246,7 @@ func (a *actor) store() {
 func (o *owned) entry() control.VaultEntry {
 	e := control.VaultEntry{Number: o.number, From: o.from, Record: []byte(fmt.Sprint(o.line.number)), Files: o.fds}
 	if o.standing {
-		e.Flags = control.VaultReleased
+		e.Stand = o.stand
 	}
 	return e
 }
@@ -292,7 +294,7 @@ func (a *actor) take(p *control.VaultPacket) {
 		}
 	case control.VaultGone, control.VaultReturned:
 		for _, e := range p.Entries {
-			a.answered(e.Number, p.Type == control.VaultReturned)
+			a.answered(e.Number, e.Stand, p.Type == control.VaultReturned)
 		}
 	case control.VaultStore:
 	default:
@@ -344,8 +346,12 @@ func (a *actor) asked(e control.VaultEntry) {
 }
 
 // answered goes on with a tunnel, or lets go of it.
-func (a *actor) answered(number uint64, returned bool) {
+func (a *actor) answered(number, stand uint64, returned bool) {
 	o := a.own[number]
+	if o != nil && o.stand != stand {
+		a.w.t.Errorf("generation %d is told what became of %d when it stood the time before", a.n, number)
+		return
+	}
 	if o == nil || !o.standing {
 		a.w.t.Errorf("generation %d is told twice what became of %d (returned: %v)", a.n, number, returned)
 		return
@@ -477,8 +483,9 @@ func (a *actor) release(n int) {
 	some := a.some(n)
 	var batch []control.VaultEntry
 	for _, o := range some {
-		o.begun, o.to, o.standing = o.stop(a), a.v, true
-		batch = append(batch, control.VaultEntry{Number: o.number, State: make([]byte, 3000)})
+		a.stands++
+		o.begun, o.to, o.standing, o.stand = o.stop(a), a.v, true, a.stands
+		batch = append(batch, control.VaultEntry{Number: o.number, Stand: o.stand, State: make([]byte, 3000)})
 		o.tell("released by %d as %d", a.n, o.number)
 	}
 	if !a.send(a.conn, control.VaultRelease, batch...) {

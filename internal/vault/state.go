@@ -61,9 +61,10 @@ var transitions = [numStates][numEvents]state{
 	absent: {evDeposited: kept, evRestated: waiting, evWithdrawn: absent},
 	kept:   {evDeposited: kept, evRestated: waiting, evWithdrawn: absent, evAsked: asked},
 	// Whether it relays the tunnel is not its generation's to say.
-	asked:   {evRestated: asked, evWithdrawn: left, evTaken: absent, evDeclined: kept},
-	left:    {evTaken: absent, evDeclined: absent},
-	waiting: {evDeposited: kept, evRestated: waiting, evWithdrawn: absent, evFound: absent, evUnclaimed: kept},
+	asked: {evRestated: asked, evWithdrawn: left, evTaken: absent, evDeclined: kept},
+	left:  {evTaken: absent, evDeclined: absent},
+	// Who releases it has had an answer, perhaps of an earlier vault: it relays it.
+	waiting: {evDeposited: kept, evRestated: waiting, evWithdrawn: absent, evAsked: asked, evFound: absent, evUnclaimed: kept},
 }
 
 // next returns the state after e. ok is false for a refusal.

@@ -156,6 +156,7 @@ type deposit struct {
 	via     *channel            // over which its owner has last told of it, and is answered
 	to      *channel            // of whoever was asked to take it
 	state   state
+	stand   uint64 // of its release, as its generation counts these
 }
 
 func (d *deposit) name() control.VaultTunnel {

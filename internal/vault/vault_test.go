@@ -683,3 +683,37 @@ func TestNobodyKnowsADeadGenerationThatWasNeverThere(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// What a generation says of a tunnel that stands may meet the answer on its way. Who
+// releases one has had its answer, so it waits for nothing; and the answer says to what.
+func TestATunnelThatIsReleasedAnewDoesNotWait(t *testing.T) {
+	t.Parallel()
+	v := start(t, vault.Options{})
+	v.Expect([]int{1, 2})
+	a := listening(t, v, 1)
+	a.store(0)
+	l := lines(t, 1)[0]
+	a.send(control.VaultDeposit, l.released()) // 2 may have it
+	again := released(l)
+	again[0].Stand = 7
+	a.send(control.VaultRelease, again...)
+	if p := a.want(control.VaultReturned); len(p.Entries) != 1 || p.Entries[0].Number != l.number || p.Entries[0].Stand != 7 {
+		t.Errorf("it was answered %+v", p.Entries)
+	}
+	a.send(control.VaultComplete)
+	b := join(t, v, 2)
+	b.synced()
+	a.synced()
+	a.wantNothing()
+	if n := v.Deposits(1); n != 1 {
+		t.Errorf("%d deposits", n)
+	}
+	v.Target(2)
+	again[0].Stand = 8
+	a.send(control.VaultRelease, again...)
+	l.is(b.want(control.VaultTake).Entries[0].Files)
+	b.send(control.VaultDeclined, taken(l, a, 0))
+	if p := a.want(control.VaultReturned); p.Entries[0].Stand != 8 {
+		t.Errorf("it was answered %+v", p.Entries)
+	}
+}
