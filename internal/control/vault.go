@@ -16,7 +16,7 @@ import (
 // VaultVersion is that of the packets below, and of what generations put into records.
 // Where two builds have different ones, tunnels stay where they are. It has no part in
 // whether a supervisor can command a generation.
-const VaultVersion = 1
+const VaultVersion = 2
 
 // VaultType names a packet of a vault channel.
 type VaultType uint8
@@ -64,6 +64,9 @@ const (
 
 	// MaxVaultNumbers is how many tunnels a packet names that carries nothing of them.
 	MaxVaultNumbers = 4096
+
+	// sendBuffer is what may wait for the supervisor, as far as net.core.wmem_max allows.
+	sendBuffer = 256 << 10
 
 	vaultHeader = 8
 	vaultEntry  = 40
@@ -121,8 +124,10 @@ func NewVault(fd int) (*Vault, error) {
 		Discard([]int{fd})
 		return nil, fmt.Errorf("vault: %w", err)
 	}
-	// The most there is without a privilege: loops do not wait for a reader that lets packets gather.
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 256<<10)
+	// Loops should not have to wait for a reader that lets packets gather.
+	if n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil && n < 2*sendBuffer {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, max(sendBuffer, n/2)) // the kernel doubles it
+	}
 	return &Vault{fd: &heldFile{fd: fd}, data: make([]byte, MaxVaultPacket+1), oob: make([]byte, unix.CmsgSpace(MaxFiles*4))}, nil
 }
 

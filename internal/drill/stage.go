@@ -457,7 +457,19 @@ func (s *stage) awaitEnd(ctx context.Context, pid int) error {
 
 // killGeneration ends a generation by a signal, and tells the canary before which of its
 // requests go with it. The process stands still in between, so that there are no others.
-func (s *stage) killGeneration(ctx context.Context, g supervisor.GenerationStatus, sig syscall.Signal) error {
+//
+// One that is ended by a fault of its own has to go on for that, and may take connections in
+// until it is dead: in this time the canary has tunnels alone.
+func (s *stage) killGeneration(ctx context.Context, g supervisor.GenerationStatus, sig syscall.Signal) (err error) {
+	if sig != syscall.SIGKILL {
+		if _, err := s.canary.Do(canary.Command{Do: "storm"}); err != nil {
+			return err
+		}
+		defer func() {
+			_, calm := s.canary.Do(canary.Command{Do: "calm"})
+			err = errors.Join(err, calm)
+		}()
+	}
 	if err := s.signal(g.PID, syscall.SIGSTOP); err != nil {
 		return err
 	}

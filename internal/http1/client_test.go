@@ -156,7 +156,7 @@ func TestRequestsThatAreNotSent(t *testing.T) {
 		"a tail without an upgrade":        func(r *exchange.Request) { r.HeadTail = []byte("12345678") },
 		"a tail without its keys":          func(r *exchange.Request) { r.Upgrade = "websocket"; r.HeadTail = []byte("12345678") },
 		"a length below -1":                func(r *exchange.Request) { r.ContentLength = -2 },
-		"more fields than may be":          func(r *exchange.Request) { r.Fields = make(exchange.Fields, maxFields) },
+		"more fields than may be":          func(r *exchange.Request) { r.Fields = make(exchange.Fields, maxFields+maxAdded+1) },
 		"an upgrade to something else":     func(r *exchange.Request) { r.Upgrade = "h2c" },
 		"an upgrade that announced a body": func(r *exchange.Request) { r.Upgrade = "websocket"; r.UpgradeBody = true },
 	} {

@@ -39,7 +39,7 @@ func appendRequest(b []byte, r *exchange.Request) ([]byte, error) {
 		return b, fmt.Errorf("request with the length %d", r.ContentLength)
 	case len(r.HeadTail) > 0 != takesTail(r) || len(r.HeadTail) > draft76Tail:
 		return b, errors.New("request with a tail that its head does not announce, or without one that it does")
-	case len(r.Fields)+3 > maxFields:
+	case len(r.Fields) > maxFields+maxAdded:
 		return b, fmt.Errorf("request with %d fields", len(r.Fields))
 	case r.UpgradeBody || r.Upgrade != "" && (r.Upgrade != "websocket" || r.ContentLength != 0 || r.Method != "GET"):
 		return b, errors.New("upgrade request with a body, or to something else than WebSocket")

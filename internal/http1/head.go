@@ -9,6 +9,7 @@ import (
 
 const (
 	maxFields  = 200     // field lines of a head or of a trailer section
+	maxAdded   = 32      // fields that we may add to those
 	maxTarget  = 8 << 10 // bytes
 	maxOptions = 64      // of Connection; each is compared with each field
 	maxLength  = 1 << 62 // bytes of a body or of a chunk: leaves room for arithmetic

@@ -147,7 +147,12 @@ func (h *requestHead) readUpgrade(ctl *control) {
 	}
 	r.Upgrade = "websocket"
 	r.UpgradeBody = r.ContentLength != 0
-	h.hasTail = ctl.length.count == 0 && ctl.coding.count == 0 && takesTail(r)
+	if takesTail(r) {
+		// Who reads the keys takes the bytes behind the head for the handshake's, who
+		// reads the framing does not.
+		h.hasTail = ctl.length.count == 0 && ctl.coding.count == 0
+		r.UpgradeBody = !h.hasTail
+	}
 }
 
 // takesTail says whether draft76Tail bytes belong to the head of a request.

@@ -34,6 +34,7 @@ type visitor struct {
 	problem   error          // what is wrong with the release
 	unknown   bool           // it was none of the living before
 	counts    *metrics.File  // nil: it has none that could be read
+	moved     int64          // tunnels that have gone elsewhere, under earlier supervisors
 	kept      map[string]int // what is left of it
 	listeners map[string]int
 }
@@ -145,6 +146,7 @@ func (v *visitor) unpack() {
 			return
 		}
 		v.counts = counts
+		v.moved = lossesIn(counts).moved
 	}
 }
 
@@ -400,6 +402,7 @@ func (s *Supervisor) takeIn(v *visitor) *generation {
 	g.mu.Unlock()
 	if !known {
 		g.state = draining // it is placed in a moment
+		g.movedBefore = v.moved
 		s.enlist(g, v.counts)
 	} else {
 		s.countIn(g, v.counts)

@@ -47,19 +47,21 @@ type generation struct {
 
 	// Owned by the supervisor's loop. The release is set once for one that was started,
 	// and when it is adopted for one that was found.
-	release  *release
-	started  time.Time
-	state    state
-	served   time.Time // when it began to serve
-	cutOff   error     // why its channel was closed
-	lost     losses    // what went with it
-	silent   bool      // did not answer the last question
-	movesTo  int       // the generation for which it was told to move tunnels last
-	movesAll bool      // the operator wants all of them to go
-	bequests int       // times in a row that the tunnels that it resumes were left by one that had died soon
-	deaths   int       // of those, how many nobody had killed
-	lastSeen control.Status
-	counts   *metrics.File // that it counts in, which belongs to the totals; nil: not known
+	release     *release
+	started     time.Time
+	state       state
+	served      time.Time // when it began to serve
+	cutOff      error     // why its channel was closed
+	lost        losses    // what went with it
+	silent      bool      // did not answer the last question
+	movesTo     int       // the generation for which it was told to move tunnels last
+	movesAll    bool      // the operator wants all of them to go
+	bequests    int       // times in a row that the tunnels that it resumes were left by one that had died soon
+	deaths      int       // of those, how many nobody had killed
+	lastSeen    control.Status
+	movedBefore int64 // tunnels that went elsewhere before this supervisor knew it
+
+	counts *metrics.File // that it counts in, which belongs to the totals; nil: not known
 
 	mu      sync.Mutex // guards what follows
 	ch      channel

@@ -77,7 +77,7 @@ var (
 	})
 	vaultRefused = metrics.Define(metrics.Desc{
 		Name: "holdfast_vault_refused_total", Type: metrics.TypeCounter,
-		Help: "Deposits for which the supervisor had no descriptors.",
+		Help: "Deposits for which the supervisor had no descriptors. The same tunnel counts again every 30 s, when it is tried again.",
 	})
 	vaultMoved = metrics.Define(metrics.Desc{
 		Name: "holdfast_vault_moved_total", Type: metrics.TypeCounter,

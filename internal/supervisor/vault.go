@@ -102,6 +102,7 @@ func (s *Supervisor) mourn(g *generation, lost losses) {
 	s.resuming[g.number] = &bequest{release: g.release}
 	s.workers.Go(func() {
 		left := s.vault.Died(g.number, endedFromOutside(g.how))
+		lost.moved -= g.movedBefore
 		s.stats.tunnelsLost.Add(lost.tunnelsFor(left, s.vault.MovedFrom(g.number)))
 		if bereft && left > 0 {
 			s.resumeTunnels(g, left)
@@ -147,11 +148,15 @@ func (s *Supervisor) resumeTunnels(dead *generation, tunnels int) {
 		failures, patience = dead.bequests, s.patience
 		_, deaths = dead.bequeaths()
 	})
-	for since := time.Now(); deaths < mostDeaths && time.Since(since) < patience; failures++ {
+	var since time.Time // the first attempt
+	for ; deaths < mostDeaths && (since.IsZero() || time.Since(since) < patience); failures++ {
 		if s.awaitBegin(s.work) != nil || !sleep(s.work, backOff(failures)) || s.awaitUpgrade() != nil {
 			return
 		}
 		began := time.Now()
+		if since.IsZero() {
+			since = began
+		}
 		heir, err := s.resumeOnce(s.work, dead)
 		if err == nil {
 			s.stats.resumed.Inc()

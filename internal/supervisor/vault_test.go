@@ -367,7 +367,7 @@ func TestTunnelsThatHaveMovedAreNotLost(t *testing.T) {
 		{tunnels: 10, left: 7, moved: 3},
 		{tunnels: 10, left: 7, moved: 30, counted: 27},
 		{tunnels: 10, left: 7, moved: 30, counted: 30, want: 3},
-		{tunnels: 10, left: 7, moved: 2, counted: 40, want: 3}, // most in the time of another supervisor
+		{tunnels: 10, left: 7, moved: 2, counted: 40, want: 3},
 		{tunnels: 1, left: 2},
 	} {
 		if got := (losses{tunnels: tt.tunnels, moved: tt.counted}).tunnelsFor(tt.left, tt.moved); got != tt.want {

@@ -306,13 +306,23 @@ func (e *engine) sendDeposits() error {
 		sent := c.deposits[:n]
 		c.deposits = c.deposits[n:]
 		for _, d := range sent {
-			if t := e.table.find(d.slot, d.number); t != nil && t.still {
-				e.wake(d.slot, t)
-			}
+			e.beginDeposited(d)
 		}
 	}
 	c.deposits = nil
 	return nil
+}
+
+// beginDeposited has a tunnel relayed that has waited for its deposit. One that stands still since
+// it was released is for somebody else to say what becomes of it.
+func (e *engine) beginDeposited(d errand) {
+	t := e.table.find(d.slot, d.number)
+	if t == nil || !t.still {
+		return
+	}
+	if _, released := e.mover.standing[t.number]; !released {
+		e.wake(d.slot, t)
+	}
 }
 
 // pack puts a tunnel into the batch that is deposited next. One of which nobody could say
@@ -423,8 +433,8 @@ func (e *engine) loseVaultPatience() {
 	c := &e.courier
 	since := e.now() - e.set.bounds.vault
 	for _, d := range c.deposits {
-		if t := e.table.find(d.slot, d.number); t != nil && t.still && d.since <= since {
-			e.wake(d.slot, t)
+		if d.since <= since {
+			e.beginDeposited(d)
 		}
 	}
 	if len(c.departed) > 0 && c.withdrawals[0].since <= since {
@@ -448,9 +458,7 @@ func (e *engine) missVault() {
 			continue
 		}
 		e.entrust(t, absent)
-		if t.still {
-			e.wake(d.slot, t)
-		}
+		e.beginDeposited(d)
 	}
 	e.loseArrivals(e.now())
 	c.declines = nil
@@ -522,9 +530,17 @@ func (e *engine) noteRefused() {
 
 // retryRefused deposits tunnels again that were refused: there may be room by now.
 func (e *engine) retryRefused() {
+	again := false
 	for n, t := range e.table.all() {
-		if t.custody == refused && !t.parting {
+		switch {
+		case t.custody != refused || t.parting:
+		case t.still: // it was released, and is told of with every round
+			again = true
+		default:
 			e.depositSoon(n, t)
 		}
+	}
+	if again {
+		e.courier.retrier.Set(e.loop.Now().Add(e.set.bounds.retry))
 	}
 }

@@ -160,18 +160,14 @@ func TestEarlyBytesOutliveTheProcess(t *testing.T) {
 		g := k.guest(roomy)
 		client, down := tcpPair(t, false)
 		server, up := tcpPair(t, false)
-		started := make(chan struct{})
-		go func() {
-			defer close(started)
-			g.set.Start(tunnel.Spec{
-				Down: down, Up: up, Origin: lasting(tunnel.Limits{}),
-				DownEarly: pattern(0, 64<<10), UpEarly: []byte("from the server"),
-			})
-		}()
-		if !g.dieIn("deposit", after, patience) {
+		dies := g.isToDie("deposit", after)
+		g.set.Start(tunnel.Spec{
+			Down: down, Up: up, Origin: lasting(tunnel.Limits{}),
+			DownEarly: pattern(0, 64<<10), UpEarly: []byte("from the server"),
+		})
+		if !dies(patience) {
 			t.Fatal("it is not deposited")
 		}
-		<-started
 		r := g.resume(true)
 		if !after { // nobody has it
 			if _, err := server.Read(make([]byte, 1)); err == nil {
@@ -413,15 +409,9 @@ func TestTheHeadOfTheAnswerSurvives(t *testing.T) {
 	k := newKeeper(t)
 	for range 20 {
 		g := k.guest(roomy)
-		dead := make(chan bool, 1)
-		go func() { dead <- g.dieIn("deposit", true, patience) }()
-		eventually(t, "it is about to die", func() bool {
-			g.mu.Lock()
-			defer g.mu.Unlock()
-			return g.said != nil
-		})
+		dies := g.isToDie("deposit", true)
 		client, server := g.open(tunnel.Spec{Head: []byte("yes "), UpEarly: []byte("and ")})
-		if !<-dead {
+		if !dies(patience) {
 			t.Fatal("it has not died")
 		}
 		r := g.resume(true)
@@ -481,4 +471,33 @@ func TestARoundReachesAllTunnels(t *testing.T) {
 			return kept == n
 		})
 	}
+}
+
+// A tunnel that was refused and was released is not relayed because it is tried again: it
+// may be somebody else's by now.
+func TestATunnelThatStandsIsNotTriedAgain(t *testing.T) {
+	t.Parallel()
+	k := newKeeper(t)
+	a := k.guest(roomy)
+	client, server := a.open(tunnel.Spec{})
+	a.settled()
+	a.set.HurryRetry(time.Millisecond)
+	a.mute = true
+	a.set.Move(true)
+	eventually(t, "it was released", func() bool { return a.count("release") == 1 })
+	a.set.Unmove()
+	a.set.Deposit(1) // with another keeper, who has no room
+	eventually(t, "it was deposited again", func() bool { return a.count("complete") == 1 })
+	a.set.Refused([]uint64{1})
+	eventually(t, "it is known", func() bool { return figures(a.counts)["tunnels_undeposited full"] == 1 })
+	write(t, client, []byte("x"))
+	server.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if n, err := server.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("it has gone on: %d bytes, %v", n, err)
+	}
+	server.SetReadDeadline(time.Time{})
+	a.set.Returned([]tunnel.Answer{{Number: 1, Stand: 1}})
+	wantBytes(t, server, "x")
+	eventually(t, "it is tried again", func() bool { return figures(a.counts)["tunnels_deposited"] == 1 })
+	a.mute = false
 }

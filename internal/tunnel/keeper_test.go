@@ -517,6 +517,11 @@ func (g *guest) saying(say func(call string) error) {
 // dieIn has the Set's process end in the next call of that kind, before anything was done
 // or after it. It returns whether there was one within that time.
 func (g *guest) dieIn(call string, after bool, within time.Duration) bool {
+	return g.isToDie(call, after)(within)
+}
+
+// isToDie is dieIn in two steps: what it returns waits for that.
+func (g *guest) isToDie(call string, after bool) (dies func(within time.Duration) bool) {
 	in := make(chan struct{})
 	end := func(c string) error {
 		if c == call {
@@ -534,20 +539,22 @@ func (g *guest) dieIn(call string, after bool, within time.Duration) bool {
 		g.say = end
 	}
 	g.mu.Unlock()
-	select {
-	case <-in:
-		g.die()
-		return true
-	case <-time.After(within):
+	return func(within time.Duration) bool {
+		select {
+		case <-in:
+			g.die()
+			return true
+		case <-time.After(within):
+		}
+		g.mu.Lock()
+		g.say, g.said = nil, nil
+		dead := g.dead
+		g.mu.Unlock()
+		if dead {
+			g.die()
+		}
+		return dead
 	}
-	g.mu.Lock()
-	g.say, g.said = nil, nil
-	dead := g.dead
-	g.mu.Unlock()
-	if dead {
-		g.die()
-	}
-	return dead
 }
 
 // records returns the records of all tunnels that have ended.

@@ -245,11 +245,14 @@ func (v *Vault) releaseLocked(c *channel, p *control.VaultPacket, cut bool) (wro
 			wrong = fmt.Errorf("tunnel %d is released, which another generation has", e.Number)
 		case d != nil && !d.releasable():
 			wrong = fmt.Errorf("tunnel %d, which is %s, is released", e.Number, d.state)
-		case d == nil || to == nil || cut: // without a deposit nothing can be handed on
+		case d == nil || to == nil || cut || len(d.sockets.fds) == 0: // without a deposit nothing can be handed on
 			if d != nil {
 				v.enterLocked(d, kept)
 			}
 			v.returnLocked(c, e.Number, e.Stand)
+			if d != nil && len(d.sockets.fds) == 0 { // there was no room for it
+				v.withdrawLocked(d)
+			}
 		default:
 			d.stand = e.Stand
 			parcels = addTake(parcels, d, e)

@@ -717,3 +717,26 @@ func TestATunnelThatIsReleasedAnewDoesNotWait(t *testing.T) {
 		t.Errorf("it was answered %+v", p.Entries)
 	}
 }
+
+// What waits and has found no room is not handed on: nobody could go on with it.
+func TestWhatFoundNoRoomIsNotHandedOn(t *testing.T) {
+	t.Parallel()
+	v := start(t, vault.Options{})
+	v.Expect([]int{1, 2, 3})
+	v.Limit(0, 1<<20)
+	a, b := listening(t, v, 1), join(t, v, 2)
+	v.Target(2)
+	a.store(0)
+	l := lines(t, 1)[0]
+	a.send(control.VaultDeposit, l.released()) // 3 may have it
+	a.wantNumbers(control.VaultRefused, l.number)
+	again := released(l)
+	again[0].Stand = 2
+	a.send(control.VaultRelease, again...)
+	a.wantNumbers(control.VaultReturned, l.number)
+	a.synced()
+	b.wantNothing()
+	if n := v.Deposits(1); n != 0 {
+		t.Errorf("%d deposits", n)
+	}
+}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -467,4 +469,68 @@ func TestNineThousandTunnelsOutliveTheirProcess(t *testing.T) {
 		"holdfast_tunnels_ended_total{reason=downstream reset}":  n / 3,
 		"holdfast_tunnels_ended_total{reason=upstream closed}":   n / 3,
 	})
+}
+
+// blame has a generation die by a fault of its own while it works on a tunnel, as far as
+// anybody can find out afterwards: it is stopped, what its loops say that they work on is
+// changed, and then it dies. The format is that of package inflight.
+func (i *instance) blame(number int, slot uint32, tunnel uint64) {
+	i.t.Helper()
+	p := i.process(number)
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		i.t.Fatal(err)
+	}
+	eventually(i.t, func() bool { return state(p.PID()) == 'T' }, func() string { return "the process to stand still" })
+	word := binary.NativeEndian.AppendUint64(nil, tunnel<<32|uint64(slot+1))
+	for _, f := range opened(i.t, p.PID()) {
+		path := fmt.Sprintf("/proc/%d/fd/%s", p.PID(), f.Name())
+		if to, _ := os.Readlink(path); !strings.HasPrefix(to, "/memfd:holdfast in flight") {
+			continue
+		}
+		file, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err == nil {
+			_, err = file.WriteAt(word, 64)
+			err = errors.Join(err, file.Close())
+		}
+		if err != nil {
+			i.t.Fatal(err)
+		}
+	}
+	if err := errors.Join(p.Signal(syscall.SIGSEGV), p.Signal(syscall.SIGCONT), p.Wait()); err != nil {
+		i.t.Fatal(err)
+	}
+}
+
+// state is what a process does, as proc_pid_stat(5) has it.
+func state(pid int) byte {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if _, rest, ok := strings.Cut(string(text), ") "); err == nil && ok {
+		return rest[0]
+	}
+	return 0
+}
+
+// A tunnel with which two processes in a row have died is closed, and no other.
+func TestATunnelThatMayBeDeadlyIsPutInQuarantine(t *testing.T) {
+	t.Parallel()
+	s := staged(t, func(up string) string { return simple(up, noProbation) })
+	i := s.service
+	var all [][2]*wire
+	for range 5 {
+		client, server, _ := s.tunnel("/ws")
+		all = append(all, [2]*wire{client, server})
+	}
+	i.wantKept(5)
+	i.blame(1, 0, 1)
+	for _, ends := range all { // once is no proof
+		wantTunnel(ends[0], ends[1])
+	}
+	i.blame(i.wantKept(5).carrier(), 0, 1)
+	all[0][0].wantClosed()
+	all[0][1].wantClosed()
+	i.wantKept(4)
+	for _, ends := range all[1:] {
+		wantTunnel(ends[0], ends[1])
+	}
+	i.wantSeries(series{"holdfast_tunnels_ended_total{reason=quarantined}": 1, "holdfast_tunnels_lost_total": 0})
 }

@@ -568,6 +568,22 @@ var all = []group{
 			tests:   "TestTunnelsAreCutOnlyWhenProcessesEndByThemselves",
 		},
 		{
+			name:    "late-answer-heeded",
+			promise: "an answer to an earlier release has no tunnel go on that was released again",
+			file:    "tunnel/move.go",
+			old:     "ok && (a.Stand == 0 || a.Stand == st.stand)",
+			new:     "ok",
+			tests:   "TestAnAnswerToAnEarlierReleaseIsIgnored",
+		},
+		{
+			name:    "nothing-released-while-it-waits",
+			promise: "a generation that had an answer may release a tunnel again, whatever met that on its way",
+			file:    "vault/state.go",
+			old:     "evAsked: asked, evFound: absent",
+			new:     "evFound: absent",
+			tests:   "TestATunnelThatIsReleasedAnewDoesNotWait",
+		},
+		{
 			name:    "move-forgotten",
 			promise: "a move goes on under the next supervisor",
 			file:    "proxy/adoption.go",
