@@ -43,11 +43,22 @@ func (s *Supervisor) begin(ctx context.Context) (err error) {
 		}
 	})
 	close(s.begun)
+	s.do(s.retarget)
 	if serves {
 		s.workers.Go(s.complain)
 		return nil
 	}
 	return s.startServing(ctx)
+}
+
+// hasBegun says whether what was found at the start is adopted, for certain.
+func (s *Supervisor) hasBegun() bool {
+	select {
+	case <-s.begun:
+		return true
+	default:
+		return false
+	}
 }
 
 // awaitBegin waits until what was found at the start is adopted.

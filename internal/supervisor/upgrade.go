@@ -24,6 +24,10 @@ type upgrading struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	over   chan struct{} // closed at its end
+
+	// committing: the candidate may command already. What happens to generations is its
+	// business then, unless it comes to nothing after all.
+	committing bool
 }
 
 type upgradeOutcome struct {
@@ -173,6 +177,7 @@ func (s *Supervisor) handOver(u *upgrading, successor Successor) error {
 		err = successor.Offer(u.ctx, estate, descriptorsOf(fds))
 	}
 	if err == nil {
+		s.do(func() { u.committing = true })
 		err = context.Cause(u.ctx) // what was offered may not be so any more
 	}
 	if err == nil {

@@ -96,7 +96,7 @@ func (s *Supervisor) mourn(g *generation, lost losses) {
 		return
 	}
 	bereft := g.how != endedWell && !s.stopping
-	if bereft && s.upgrading != nil && s.vault.Deposits(g.number) > 0 {
+	if bereft && s.upgrading != nil && !s.upgrading.committing && s.vault.Deposits(g.number) > 0 {
 		s.upgrading.cancel(errors.New("tunnels of a generation that has died are to be resumed first"))
 	}
 	s.resuming[g.number] = &bequest{release: g.release}
@@ -258,10 +258,11 @@ func (s *Supervisor) bequeath(ctx context.Context, dead, heir *generation) error
 const moveAgainAfter = time.Second
 
 // retarget has the tunnels that draining generations release go to the generation that
-// serves, once it has passed probation. Called in the loop.
+// serves, once it has passed probation. A supervisor that may still be discarded has none
+// move: its predecessor would not know where they are. Called in the loop.
 func (s *Supervisor) retarget() {
 	target := 0
-	if g := s.serving; g != nil && s.probation == nil && s.upgrading == nil && !s.stopping && g.keepsTunnels() {
+	if g := s.serving; g != nil && s.hasBegun() && s.probation == nil && s.upgrading == nil && !s.stopping && g.keepsTunnels() {
 		target = g.number
 	}
 	if target != s.target {

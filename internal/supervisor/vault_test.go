@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -478,4 +479,77 @@ func TestAGenerationIsToldAgainToMove(t *testing.T) {
 	w.wait("it to be told again", func(*Status) bool {
 		return slices.Equal(w.noted("moves"), []string{"1 all false", "1 all true", "1 all true"})
 	})
+}
+
+// witness is a successor in whose commit a generation dies.
+type witness struct {
+	failing
+	w      *world
+	at     string // when the generation dies
+	cancel error
+}
+
+func (c *witness) Offer(ctx context.Context, e *control.Estate, fds map[string]int) error {
+	if c.at == "offer" {
+		c.watch(ctx)
+	}
+	return context.Cause(ctx)
+}
+
+func (c *witness) Commit(ctx context.Context) error {
+	if c.at == "commit" {
+		c.watch(ctx)
+	}
+	return errors.New("not today")
+}
+
+// watch kills a generation that has tunnels, and waits until that was noticed.
+func (c *witness) watch(ctx context.Context) {
+	c.w.kill(1, syscall.SIGKILL)
+	c.w.wait("the death to be noticed", func(st *Status) bool {
+		return !slices.ContainsFunc(st.Generations, func(g GenerationStatus) bool { return g.Number == 1 })
+	})
+	c.cancel = context.Cause(ctx)
+}
+
+// Until a candidate is told to command, the death of a generation with tunnels ends the
+// upgrade; afterwards the candidate knows of it, too, and it is for that to mourn.
+func TestADeathInACommitIsTheCandidatesBusiness(t *testing.T) {
+	for at, cancelled := range map[string]bool{"offer": true, "commit": false} {
+		t.Run(at, func(t *testing.T) {
+			w := startKeeping(t, base)
+			w.mustReload(base + "# 2\n")
+			w.s.do(func() {
+				w.s.pass(w.s.serving)
+				w.s.endProbation("passed")
+			})
+			c := &witness{w: w, at: at}
+			w.s.opts.Successor = func(context.Context) (Successor, error) { return c, nil }
+			if _, err := w.s.Upgrade(t.Context()); err == nil {
+				t.Error("it was upgraded")
+			}
+			if (c.cancel != nil) != cancelled {
+				t.Errorf("the upgrade was ended: %v", c.cancel)
+			}
+			w.wait("the tunnels to be resumed", func(st *Status) bool { return st.Vault.Resuming == 0 })
+			if n := w.s.stats.tunnelsLost.Value(); n != 0 {
+				t.Errorf("%d tunnels are lost", n)
+			}
+		})
+	}
+}
+
+// A supervisor that may still be discarded has no tunnels move.
+func TestNothingMovesBeforeItIsCertainWhoCommands(t *testing.T) {
+	t.Parallel()
+	s := New(Options{Log: slog.New(slog.DiscardHandler)}) // which nobody runs
+	defer s.vault.Close()
+	s.serving = &generation{number: 1, vaultVersion: control.VaultVersion}
+	if s.retarget(); s.target != 0 {
+		t.Errorf("before, the target is %d", s.target)
+	}
+	close(s.begun)
+	if s.retarget(); s.target != 1 {
+		t.Errorf("afterwards it is %d", s.target)
+	}
 }

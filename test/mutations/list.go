@@ -584,6 +584,14 @@ var all = []group{
 			tests:   "TestATunnelThatIsReleasedAnewDoesNotWait",
 		},
 		{
+			name:    "moved-by-a-candidate",
+			promise: "no tunnel moves before it is certain who commands",
+			file:    "supervisor/vault.go",
+			old:     "g != nil && s.hasBegun() &&",
+			new:     "g != nil &&",
+			tests:   "TestNothingMovesBeforeItIsCertainWhoCommands",
+		},
+		{
 			name:    "move-forgotten",
 			promise: "a move goes on under the next supervisor",
 			file:    "proxy/adoption.go",
@@ -627,7 +635,7 @@ var all = []group{
 			name:    "moves-in-probation",
 			promise: "nothing moves to a generation that is on probation",
 			file:    "supervisor/vault.go",
-			old:     "g != nil && s.probation == nil && s.upgrading == nil",
+			old:     "s.hasBegun() && s.probation == nil && s.upgrading == nil",
 			new:     "g != nil && s.upgrading == nil",
 			tests:   "TestTunnelsMoveAfterProbation",
 		},
