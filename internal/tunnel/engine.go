@@ -130,12 +130,7 @@ func (e *engine) accept(a *arrival) {
 // forgo cuts a tunnel for which a place was reserved that it does not get. Any goroutine
 // may call it.
 func (e *engine) forgo(r Record, fds [2]int32, reason Reason) {
-	for _, fd := range fds {
-		reset(fd) // something may not have been sent
-		closeFD(fd)
-	}
-	r.Reason, r.Ended = reason, time.Now()
-	e.set.live.Add(-1)
+	e.sever(&r, fds, reason)
 	e.unreserve()
 	e.set.reporter.report([]Record{r})
 }
@@ -143,18 +138,23 @@ func (e *engine) forgo(r Record, fds [2]int32, reason Reason) {
 // dismiss ends a tunnel that cannot go on here at all, and has the vault give it up. It is
 // called on the loop.
 func (e *engine) dismiss(r Record, fds [2]int32, reason Reason) {
-	for _, fd := range fds {
-		reset(fd) // something may not have been sent
-		closeFD(fd)
-	}
-	r.Reason, r.Ended = reason, time.Now()
-	e.set.live.Add(-1)
+	e.sever(&r, fds, reason)
 	if e.courier.vault == nil {
 		e.unreserve()
 		e.ended = append(e.ended, r)
 		return
 	}
 	e.withdraw(nobody, r)
+}
+
+// sever ends the connections of a tunnel that has no slot.
+func (e *engine) sever(r *Record, fds [2]int32, reason Reason) {
+	for _, fd := range fds {
+		reset(fd) // something may not have been sent
+		closeFD(fd)
+	}
+	r.Reason, r.Ended = reason, time.Now()
+	e.set.live.Add(-1)
 }
 
 // start begins to relay, once the vault has the tunnel if it is to have it.

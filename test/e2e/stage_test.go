@@ -203,3 +203,19 @@ func containsAll(s string, words []string) bool {
 	}
 	return true
 }
+
+// tunnels opens n of them: of each the client's end and the server's.
+func (s *stage) tunnels(n int) (all [][2]*wire) {
+	s.Helper()
+	for range n {
+		client, server, _ := s.tunnel("/ws")
+		all = append(all, [2]*wire{client, server})
+	}
+	return all
+}
+
+func wantTunnels(all [][2]*wire) {
+	for _, ends := range all {
+		wantTunnel(ends[0], ends[1])
+	}
+}

@@ -167,11 +167,7 @@ func TestAMoveGoesOnUnderTheNextSupervisor(t *testing.T) {
 			s := staged(t, func(up string) string { return simple(up, noProbation) })
 			i := s.service
 			const n = 200
-			var all [][2]*wire
-			for range n {
-				client, server, _ := s.tunnel("/ws")
-				all = append(all, [2]*wire{client, server})
-			}
+			all := s.tunnels(n)
 			config, err := os.ReadFile(i.config())
 			if err != nil {
 				t.Fatal(err)
@@ -185,9 +181,7 @@ func TestAMoveGoesOnUnderTheNextSupervisor(t *testing.T) {
 			i.wait("one generation with all tunnels", func(s *status) bool {
 				return s.states() == "2 serving" && s.Generations[0].Tunnels == n
 			})
-			for _, ends := range all {
-				wantTunnel(ends[0], ends[1])
-			}
+			wantTunnels(all)
 		})
 	}
 }
@@ -199,11 +193,7 @@ func TestADeathInAMoveLosesNoTunnel(t *testing.T) {
 	s := staged(t, func(up string) string { return simple(up, noProbation) })
 	i := s.service
 	const n = 100
-	var all [][2]*wire
-	for range n {
-		client, server, _ := s.tunnel("/ws")
-		all = append(all, [2]*wire{client, server})
-	}
+	all := s.tunnels(n)
 	config, err := os.ReadFile(i.config())
 	if err != nil {
 		t.Fatal(err)
@@ -229,8 +219,6 @@ func TestADeathInAMoveLosesNoTunnel(t *testing.T) {
 			return len(s.Generations) == 1 && s.Generations[0].Tunnels == n
 		})
 	}
-	for _, ends := range all {
-		wantTunnel(ends[0], ends[1])
-	}
+	wantTunnels(all)
 	i.wantSeries(series{"holdfast_tunnels_lost_total": 0, "holdfast_tunnels_active": n, "holdfast_tunnels_started_total": n})
 }

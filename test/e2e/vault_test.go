@@ -515,22 +515,14 @@ func TestATunnelThatMayBeDeadlyIsPutInQuarantine(t *testing.T) {
 	t.Parallel()
 	s := staged(t, func(up string) string { return simple(up, noProbation) })
 	i := s.service
-	var all [][2]*wire
-	for range 5 {
-		client, server, _ := s.tunnel("/ws")
-		all = append(all, [2]*wire{client, server})
-	}
+	all := s.tunnels(5)
 	i.wantKept(5)
 	i.blame(1, 0, 1)
-	for _, ends := range all { // once is no proof
-		wantTunnel(ends[0], ends[1])
-	}
+	wantTunnels(all) // once is no proof
 	i.blame(i.wantKept(5).carrier(), 0, 1)
 	all[0][0].wantClosed()
 	all[0][1].wantClosed()
 	i.wantKept(4)
-	for _, ends := range all[1:] {
-		wantTunnel(ends[0], ends[1])
-	}
+	wantTunnels(all[1:])
 	i.wantSeries(series{"holdfast_tunnels_ended_total{reason=quarantined}": 1, "holdfast_tunnels_lost_total": 0})
 }
