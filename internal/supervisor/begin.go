@@ -43,9 +43,13 @@ func (s *Supervisor) begin(ctx context.Context) (err error) {
 		}
 	})
 	close(s.begun)
-	s.do(s.retarget)
+	s.do(func() {
+		s.retarget()
+		if serves && !s.stopping { // a stop waits for workers: those that it can know of
+			s.workers.Go(s.complain)
+		}
+	})
 	if serves {
-		s.workers.Go(s.complain)
 		return nil
 	}
 	return s.startServing(ctx)
