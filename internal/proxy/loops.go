@@ -162,8 +162,8 @@ func largestBuffer(c *config.Config) (most int64) {
 //
 // The pipes of a generation take a 32nd of its descriptors at most, which are needed
 // for connections. Of what the user may have in pipes (pipe(7), pipe-user-pages-soft),
-// in pages, they take a quarter: draining generations keep theirs, and whoever comes too
-// late gets none. 0 pages: there is no limit.
+// in pages, they take an eighth: draining generations and those that resume tunnels keep
+// theirs, and whoever comes too late gets none. 0 pages: there is no limit.
 func pipesOfEach(n int, buffer int64, descriptors, pages uint64) (each, size int) {
 	if buffer < smallestPipe {
 		return 0, 0
@@ -175,7 +175,7 @@ func pipesOfEach(n int, buffer int64, descriptors, pages uint64) (each, size int
 	if pages == 0 {
 		return each, size
 	}
-	room := int(min(pages/4*uint64(os.Getpagesize())/uint64(n), mostPipes*largestPipe))
+	room := int(min(pages/8*uint64(os.Getpagesize())/uint64(n), mostPipes*largestPipe))
 	for size > smallestPipe && room/size < min(each, enoughPipes) {
 		size /= 2
 	}

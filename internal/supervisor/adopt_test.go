@@ -175,6 +175,9 @@ func TestASuccessorFindsEverythingAsItWas(t *testing.T) {
 		}
 		w.wantOpen(w.address("a"))
 	}
+	w.write(base + "# to be put into service by a command, not by a successor\n")
+	w.succeed()
+	w.wantStates("2 serving, 1 draining")
 	w.mustReload(base + "# 3\n")
 	w.wait("generation 3", func(st *Status) bool { return strings.HasPrefix(states(st), "3 serving") })
 }

@@ -1054,14 +1054,6 @@ var all = []group{
 			tests:   "TestOfTwoThatServeTheNewerOneStays",
 		},
 		{
-			name:    "started-twice",
-			promise: "what serves is not started again",
-			file:    "supervisor/begin.go",
-			old:     "if serves {\n\t\ts.workers",
-			new:     "if false {\n\t\ts.workers",
-			tests:   "TestASuccessorFindsEverythingAsItWas",
-		},
-		{
 			name:    "no-fallback",
 			promise: "where nothing serves and the file is broken, what drains serves again",
 			file:    "supervisor/begin.go",
