@@ -25,7 +25,7 @@ type consumption struct {
 
 func (i *instance) consumption() (c consumption) {
 	i.t.Helper()
-	c.Descriptors = descriptors(i.t, i.pid)
+	c.Descriptors = besidesPipes(i.t, i.pid)
 	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", i.pid))
 	if err != nil {
 		i.t.Fatal(err)
