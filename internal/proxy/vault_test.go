@@ -172,6 +172,20 @@ func (c *commander) vault() *keeper {
 	return k
 }
 
+// bereaved kills a generation that has one tunnel, which k keeps.
+func bereaved(t *testing.T) (c *commander, k *keeper, client, server *wire) {
+	t.Helper()
+	a := new(apart)
+	c = command(t, "", "", a.option)
+	c.serve()
+	k = c.keep()
+	client, server = c.tunnel()
+	carries(client, server)
+	k.has(1)
+	a.kill()
+	return c, k, client, server
+}
+
 // heir starts a generation that has the loops of a dead one, whose channel has ended.
 func (c *commander) heir(dead *keeper, options ...func(*commander)) (*commander, *keeper) {
 	c.t.Helper()
@@ -555,14 +569,7 @@ func (f *flow) drain(w *wire) uint64 {
 
 func TestAGenerationThatResumesTunnelsServesNobodyElse(t *testing.T) {
 	t.Parallel()
-	a := new(apart)
-	c := command(t, "", "", a.option)
-	c.serve()
-	k := c.keep()
-	client, server := c.tunnel()
-	carries(client, server)
-	k.has(1)
-	a.kill()
+	c, k, client, server := bereaved(t)
 	r, heirs := c.heir(k)
 	if answer := r.question(control.Message{Type: control.TypeMove}); answer.Error == "" {
 		t.Error("it gives away tunnels that have not come")
@@ -623,14 +630,7 @@ func TestResumedTunnelsAreDepositedAgainWithTheNextSupervisor(t *testing.T) {
 // waited for.
 func TestAGenerationThatResumesTunnelsEndsAlthoughNotAllHaveCome(t *testing.T) {
 	t.Parallel()
-	a := new(apart)
-	c := command(t, "", "", a.option)
-	c.serve()
-	k := c.keep()
-	client, server := c.tunnel()
-	carries(client, server)
-	k.has(1)
-	a.kill()
+	c, k, client, server := bereaved(t)
 	r, heirs := c.heir(k)
 	r.ask(control.Message{Type: control.TypeResume})
 	d := heirs.has(1)[0]
@@ -648,14 +648,7 @@ func TestAGenerationThatResumesTunnelsEndsAlthoughNotAllHaveCome(t *testing.T) {
 // A channel may be replaced in the middle of it: what is on its way is not lost.
 func TestTunnelsComeOverTheChannelThatIsReplaced(t *testing.T) {
 	t.Parallel()
-	a := new(apart)
-	c := command(t, "", "", a.option)
-	c.serve()
-	k := c.keep()
-	client, server := c.tunnel()
-	carries(client, server)
-	k.has(1)
-	a.kill()
+	c, k, client, server := bereaved(t)
 	r, heirs := c.heir(k)
 	r.ask(control.Message{Type: control.TypeResume})
 	d := heirs.has(1)[0]
@@ -1392,14 +1385,7 @@ func TestLoopsOfADeadGenerationThatAreNone(t *testing.T) {
 // with whatever else there is.
 func TestADamagedMemoryFileCostsItsTunnelsAlone(t *testing.T) {
 	t.Parallel()
-	a := new(apart)
-	c := command(t, "", "", a.option)
-	c.serve()
-	k := c.keep()
-	client, server := c.tunnel()
-	carries(client, server)
-	k.has(1)
-	a.kill()
+	c, k, client, server := bereaved(t)
 	for _, files := range k.stores {
 		if _, err := unix.Pwrite(files[0], make([]byte, 512), 0); err != nil {
 			t.Fatal(err)
