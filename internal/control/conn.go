@@ -42,6 +42,10 @@ const (
 	// MaxFiles is the most descriptors that one message may carry: the kernel's
 	// SCM_MAX_FD.
 	MaxFiles = 253
+
+	// crowdPause is the time between attempts to send in a crowd: those who are to receive
+	// what is on its way need a moment.
+	crowdPause = 5 * time.Millisecond
 )
 
 // ErrProtocol is wrapped by the errors that Receive returns when the peer does not
@@ -98,23 +102,32 @@ func Ends() (a, b int, err error) {
 func NewConn(fd int) (*Conn, error) { return newConn(fd, filesOfGeneration, filesOfSupervisor) }
 
 func newConn(fd int, sends, takes map[Type]int) (*Conn, error) {
-	f := os.NewFile(uintptr(fd), "control channel")
+	c, err := newSeqpacket(fd, "control channel")
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{c: c, sends: sends, takes: takes}, nil
+}
+
+// newSeqpacket takes over the descriptor of an end of a channel, also when it fails.
+func newSeqpacket(fd int, what string) (*net.UnixConn, error) {
+	f := os.NewFile(uintptr(fd), what)
 	if f == nil {
-		return nil, fmt.Errorf("control channel: no descriptor %d", fd)
+		return nil, fmt.Errorf("%s: no descriptor %d", what, fd)
 	}
 	defer f.Close()
 	if err := wantSeqpacket(fd); err != nil {
-		return nil, fmt.Errorf("control channel: %w", err)
+		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	c, err := net.FileConn(f)
 	if err != nil {
-		return nil, fmt.Errorf("control channel: %w", err)
+		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	uc, ok := c.(*net.UnixConn)
 	if !ok {
-		return nil, errors.Join(fmt.Errorf("control channel: descriptor %d is no unix socket", fd), c.Close())
+		return nil, errors.Join(fmt.Errorf("%s: descriptor %d is no unix socket", what, fd), c.Close())
 	}
-	return &Conn{c: uc, sends: sends, takes: takes}, nil
+	return uc, nil
 }
 
 // wantSeqpacket fails if fd cannot be an end of a channel.
@@ -134,7 +147,9 @@ func wantSeqpacket(fd int) error {
 func (c *Conn) Close() error { return c.c.Close() }
 
 // Send sends a message with duplicates of the descriptors, which stay the
-// caller's. It blocks while the peer's queue is full, at most for within.
+// caller's. It blocks while the peer's queue is full, or too many descriptors are on their
+// way (unix(7), ETOOMANYREFS), at most for within. The error wraps
+// [os.ErrDeadlineExceeded] then.
 func (c *Conn) Send(m *Message, within time.Duration, fds ...int) error {
 	data, err := json.Marshal(m)
 	if err != nil {
@@ -150,15 +165,48 @@ func (c *Conn) Send(m *Message, within time.Duration, fds ...int) error {
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.c.SetWriteDeadline(time.Now().Add(within)); err != nil {
-		return fmt.Errorf("send %s: %w", m.Type, err)
-	}
-	if _, _, err := c.c.WriteMsgUnix(data, oob, nil); err != nil {
+	deadline := time.Now().Add(within)
+	if err := persist(deadline, func() error { return c.send(data, oob, deadline) }); err != nil {
 		return fmt.Errorf("send %s: %w", m.Type, err)
 	}
 	return nil
+}
+
+// send sends a packet once there is room for it.
+func (c *Conn) send(data, oob []byte, deadline time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.c.SetWriteDeadline(deadline); err != nil {
+		return err
+	}
+	_, _, err := c.c.WriteMsgUnix(data, oob, nil)
+	return err
+}
+
+// persist calls send until it has succeeded, or failed for another reason than a crowd. An
+// error that says that the time is over names the crowd that took it, too.
+func persist(deadline time.Time, send func() error) error {
+	var crowd error
+	for {
+		err := send()
+		switch {
+		case crowd != nil && errors.Is(err, os.ErrDeadlineExceeded):
+			return fmt.Errorf("%w: %w", err, crowd)
+		case !crowded(err):
+			return err
+		case time.Until(deadline) < crowdPause:
+			return fmt.Errorf("%w: %w", os.ErrDeadlineExceeded, err)
+		}
+		crowd = err
+		time.Sleep(crowdPause)
+	}
+}
+
+// crowded says of a sendmsg that failed that it is a matter of time, although no event
+// tells when there is room: the user has too many descriptors on their way (unix(7),
+// ETOOMANYREFS), which also those of other processes are, or memory is short.
+func crowded(err error) bool {
+	return errors.Is(err, unix.ETOOMANYREFS) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
 }
 
 // Receive blocks until a message has come. Its descriptors are the caller's to

@@ -55,6 +55,11 @@ const (
 	TypeResume Type = "resume" // S→G before it has served: drain, with the tunnels that will come over the vault channel. Not over before VaultComplete; answered
 	TypeMove   Type = "move"   // S→G while it drains: release the tunnels that are to be moved, with All every one; again and again until none is left; answered at once
 
+	// The passage, which is no part of the core either: see [Passage]. Only a generation
+	// that says in Hello and Report to have the same PassageVersion hears of it.
+	TypeTake Type = "take" // S→G while it serves: one end of a passage, from which connections are to be taken; answered
+	TypeGive Type = "give" // S→G while it drains: one end of a passage, into which idle connections are to be given, in place of the one before; answered
+
 	// Between a generation that has lost its supervisor and one that it finds at the
 	// rendezvous: each proves to know the generation's key. TypeHello, with a Nonce,
 	// comes first.
@@ -83,7 +88,7 @@ const (
 
 // How many descriptors a message of a type may carry depends on who sends it.
 var (
-	filesOfSupervisor  = map[Type]int{TypeBundle: 2, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 2, TypeVault: 1}
+	filesOfSupervisor  = map[Type]int{TypeBundle: 2, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 2, TypeVault: 1, TypeTake: 1, TypeGive: 1}
 	filesOfGeneration  = map[Type]int{TypeReady: 1, TypeAnswer: 1, TypeListeners: FilesPerMessage, TypeKept: FilesPerMessage}
 	filesOfPredecessor = map[Type]int{TypeInherit: FilesPerMessage, TypeEstate: 1}
 )
@@ -106,6 +111,10 @@ type Message struct {
 
 	All bool `json:"all,omitempty"` // tunnels, also those that are not to be moved by themselves
 
+	// Passage is in TypeDrain how long a passage for idle connections may take to come,
+	// in nanoseconds; 0: none comes.
+	Passage time.Duration `json:"passage,omitempty"`
+
 	Epoch  uint64  `json:"epoch,omitempty"`
 	Report *Report `json:"report,omitempty"`
 	Nonce  []byte  `json:"nonce,omitempty"`
@@ -118,7 +127,8 @@ type Hello struct {
 	CoreMin int    `json:"core_min"`
 	Version string `json:"version"`
 	PID     int    `json:"pid"`
-	Vault   int    `json:"vault,omitempty"` // its VaultVersion; 0: it knows no vault
+	Vault   int    `json:"vault,omitempty"`   // its VaultVersion; 0: it knows no vault
+	Passage int    `json:"passage,omitempty"` // its PassageVersion; 0: it knows no passage
 
 	// At the rendezvous.
 	Generation int    `json:"generation,omitempty"`
@@ -134,6 +144,7 @@ type Report struct {
 	Served     time.Time `json:"served,omitzero"`     // when it began to serve, last
 	Vault      int       `json:"vault,omitempty"`     // as in Hello
 	MovesAll   bool      `json:"moves_all,omitempty"` // somebody wanted all of its tunnels to move
+	Passage    int       `json:"passage,omitempty"`   // as in Hello
 }
 
 // Phase is what a generation is doing, as it sees it.

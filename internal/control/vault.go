@@ -8,7 +8,10 @@ import (
 	"math"
 	"net"
 	"os"
+	"slices"
+	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -153,19 +156,26 @@ func (v *Vault) CloseRead() error {
 }
 
 // Send sends a packet with duplicates of its descriptors, which stay the caller's. It
-// blocks while the peer's queue is full, at most for within.
+// blocks while the peer's queue is full, or too many descriptors are on their way (unix(7),
+// ETOOMANYREFS), at most for within. The error wraps [os.ErrDeadlineExceeded] then.
 func (v *Vault) Send(p *VaultPacket, within time.Duration) error {
-	for deadline := time.Now().Add(within); ; {
+	deadline := time.Now().Add(within)
+	return vaultError(persist(deadline, func() error { return v.sendBy(p, deadline) }))
+}
+
+// sendBy sends a packet once there is room for it.
+func (v *Vault) sendBy(p *VaultPacket, deadline time.Time) error {
+	for {
 		err := v.send(p)
 		if err != unix.EAGAIN {
-			return vaultError(err)
+			return err
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
-			return fmt.Errorf("vault: %w", os.ErrDeadlineExceeded)
+			return os.ErrDeadlineExceeded
 		}
 		if err := v.await(unix.POLLOUT, left); err != nil {
-			return vaultError(err)
+			return err
 		}
 	}
 }
@@ -177,12 +187,11 @@ var ErrVaultBusy = errors.New("the vault channel is full")
 // TrySend is Send for a loop: it waits for nothing, neither for the peer nor for another
 // sender.
 func (v *Vault) TrySend(p *VaultPacket) error {
-	switch err := v.send(p); err {
-	case unix.EAGAIN, unix.ENOBUFS, unix.ETOOMANYREFS:
+	err := v.send(p)
+	if err == unix.EAGAIN || crowded(err) {
 		return ErrVaultBusy
-	default:
-		return vaultError(err)
 	}
+	return vaultError(err)
 }
 
 func vaultError(err error) error {
@@ -192,21 +201,45 @@ func vaultError(err error) error {
 	return nil
 }
 
+// packing is memory for one packet after the other, which the loops of a generation send
+// with every few tunnels.
+type packing struct {
+	data, oob []byte
+	fds       []int
+}
+
+var packings = sync.Pool{New: func() any { return new(packing) }}
+
 // send sends a packet if there is room for it.
-func (v *Vault) send(p *VaultPacket) error {
-	data, fds, err := p.encode()
-	if err != nil {
+func (v *Vault) send(p *VaultPacket) (err error) {
+	m := packings.Get().(*packing)
+	defer packings.Put(m)
+	if m.data, m.fds, err = p.encode(m.data[:0], m.fds[:0]); err != nil {
 		return err
 	}
-	var oob []byte
-	if len(fds) > 0 {
-		oob = unix.UnixRights(fds...)
-	}
+	m.oob = appendRights(m.oob[:0], m.fds)
 	if !v.fd.hold() {
 		return net.ErrClosed
 	}
 	defer v.fd.release()
-	return unix.Sendmsg(v.fd.fd, data, oob, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	return unix.Sendmsg(v.fd.fd, m.data, m.oob, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+}
+
+// appendRights appends the control message that passes descriptors on (unix(7),
+// SCM_RIGHTS); without any, none.
+func appendRights(b []byte, fds []int) []byte {
+	if len(fds) == 0 {
+		return b
+	}
+	b = slices.Grow(b, unix.CmsgSpace(4*len(fds)))[:unix.CmsgSpace(4*len(fds))]
+	clear(b) // the padding
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = unix.SOL_SOCKET, unix.SCM_RIGHTS
+	h.SetLen(unix.CmsgLen(4 * len(fds)))
+	for i, fd := range fds {
+		binary.NativeEndian.PutUint32(b[unix.CmsgLen(4*i):], uint32(fd))
+	}
+	return b
 }
 
 // await waits until the socket is what events say, or has ended. within: 0 is for ever.
@@ -318,16 +351,16 @@ func (p *VaultPacket) size() (size, files int) {
 
 func (t *VaultEntry) size() int { return vaultEntry + len(t.Record) + len(t.State) }
 
-// encode returns the bytes and the descriptors of the packet. Layout, in the machine's
+// encode appends the bytes and the descriptors of the packet. Layout, in the machine's
 // byte order: type, flags, loop (2 bytes), entries (2), files (2); then of each entry
 // number (8), from (4 and 8), files (4: how many), stand (8), record and state (4 each: how
 // many bytes), record, state.
-func (p *VaultPacket) encode() (b []byte, fds []int, err error) {
+func (p *VaultPacket) encode(b []byte, fds []int) ([]byte, []int, error) {
 	size, files := p.size()
 	if size > MaxVaultPacket || files > MaxFiles || len(p.Entries) > MaxVaultNumbers || uint(p.Loop) > math.MaxUint16 {
-		return nil, nil, fmt.Errorf("vault: loop %d: a packet of %d bytes with %d tunnels and %d descriptors", p.Loop, size, len(p.Entries), files)
+		return b, fds, fmt.Errorf("vault: loop %d: a packet of %d bytes with %d tunnels and %d descriptors", p.Loop, size, len(p.Entries), files)
 	}
-	b, fds = make([]byte, 0, size), append(make([]int, 0, files), p.Files...)
+	b, fds = slices.Grow(b, size), append(slices.Grow(fds, files), p.Files...)
 	e := binary.NativeEndian
 	b = append(b, byte(p.Type), p.Flags)
 	b = e.AppendUint16(b, uint16(p.Loop))
@@ -336,7 +369,7 @@ func (p *VaultPacket) encode() (b []byte, fds []int, err error) {
 	for i := range p.Entries {
 		t := &p.Entries[i]
 		if len(t.Record) > MaxVaultRecord || len(t.State) > MaxVaultState || len(t.Files) > maxEntryFiles {
-			return nil, nil, fmt.Errorf("vault: a tunnel with %d and %d bytes and %d descriptors", len(t.Record), len(t.State), len(t.Files))
+			return b, fds, fmt.Errorf("vault: a tunnel with %d and %d bytes and %d descriptors", len(t.Record), len(t.State), len(t.Files))
 		}
 		b = e.AppendUint64(b, t.Number)
 		b = e.AppendUint32(b, uint32(t.From.Generation))

@@ -2,13 +2,10 @@ package vault
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"math"
 	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"holdfast/internal/control"
 )
@@ -51,10 +48,6 @@ const (
 	// is as good as one that was received; but it keeps descriptors on their way, of which
 	// there may be so many as one process may have (unix(7)).
 	newsPause = 8 * time.Millisecond
-
-	// inFlightPause is the time between attempts when too many descriptors are on their
-	// way (unix(7), ETOOMANYREFS): those who are to receive them need a moment.
-	inFlightPause = 5 * time.Millisecond
 )
 
 // channel is a channel to a generation. The vault's mu guards what is not set once.
@@ -280,7 +273,7 @@ func (v *Vault) deliver(c *channel, p *parcel) {
 	if p.Type == control.VaultTake {
 		within = v.bounds.ask
 	}
-	err := c.transmit(p.VaultPacket, within)
+	err := c.conn.Send(p.VaultPacket, within)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
@@ -313,19 +306,6 @@ func (v *Vault) slowLocked(c *channel, p *parcel) {
 		p.done()
 	}
 	v.tellLocked()
-}
-
-// transmit sends p.
-func (c *channel) transmit(p *control.VaultPacket, within time.Duration) error {
-	for deadline := time.Now().Add(within); ; time.Sleep(inFlightPause) {
-		err := c.conn.Send(p, time.Until(deadline))
-		if !errors.Is(err, unix.ETOOMANYREFS) {
-			return err
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%w: %w", os.ErrDeadlineExceeded, err)
-		}
-	}
 }
 
 // done lets go of what p has needed. Called with the vault's mu held.

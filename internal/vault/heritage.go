@@ -186,7 +186,7 @@ func (v *Vault) HandStores(dead, successor int) error {
 	}()
 	for i, f := range stores {
 		p := &control.VaultPacket{Type: control.VaultStore, Flags: flags, Loop: i, Files: f.fds}
-		if err := c.transmit(p, v.bounds.send); err != nil {
+		if err := c.conn.Send(p, v.bounds.send); err != nil {
 			return fmt.Errorf("hand loop %d to generation %d: %w", i, successor, err)
 		}
 	}
@@ -218,7 +218,7 @@ func (v *Vault) HandTunnels(dead, successor int) error {
 			return fmt.Errorf("hand tunnels to generation %d: %w", successor, err)
 		}
 	}
-	if err := c.transmit(&control.VaultPacket{Type: control.VaultComplete}, v.bounds.send); err != nil {
+	if err := c.conn.Send(&control.VaultPacket{Type: control.VaultComplete}, v.bounds.send); err != nil {
 		return fmt.Errorf("hand tunnels to generation %d: %w", successor, err)
 	}
 	v.mu.Lock()
@@ -260,7 +260,7 @@ func (v *Vault) hand(c *channel, numbers []uint64) error {
 		defer v.mu.Unlock()
 		p.done()
 	}()
-	return c.transmit(p.VaultPacket, v.bounds.send)
+	return c.conn.Send(p.VaultPacket, v.bounds.send)
 }
 
 // Drop lets go of what a dead generation has left.
