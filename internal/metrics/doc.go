@@ -13,15 +13,15 @@
 //
 // A definition says how the values of several generations become one ([Merge]), which
 // the package merge does. Whoever counts finds its series once, where it is built, and
-// not for each request.
+// not for each request. What counts very often on one goroutine does so in a [Batch].
 //
 // # The memory file
 //
 // The supervisor makes a file for each generation ([NewFile]) and keeps its descriptor.
 // The generation maps it ([Open]) and counts straight in the mapping, so a value is
-// outside of the process at the moment at which it changes, and nothing has to be
-// saved when the process dies, however it dies. Nobody is asked for values, so nobody
-// can be slow to answer.
+// outside of the process at the moment at which it changes, or a [Batch] is flushed, and
+// nothing has to be saved when the process dies, however it dies. Nobody is asked for
+// values, so nobody can be slow to answer.
 //
 // The file has a fixed size and is sealed against any other: a process that was taken
 // over can fill it with nonsense, but cannot take it away under the reader. The reader

@@ -73,7 +73,12 @@ func (h *Histogram) Observe(v int64) {
 		return
 	}
 	v = max(v, 0)
-	i, _ := slices.BinarySearch(h.bounds, v) // the first bound that is at least v
-	h.buckets[i].Add(1)
+	h.bucket(v).Add(1)
 	h.sum.Add(uint64(v))
+}
+
+// bucket is the cell of those that are as large as v.
+func (h *Histogram) bucket(v int64) *atomic.Uint64 {
+	i, _ := slices.BinarySearch(h.bounds, v) // the first bound that is at least v
+	return &h.buckets[i]
 }
