@@ -32,6 +32,12 @@
 // loop waits in the ordinary way at once (see [Loop.Yield]).
 //
 // A loop for which nothing is due and nothing becomes ready sleeps without end.
+//
+// # Time
+//
+// A loop reads the clock once a turn. A test has two ways to be quicker than that: a loop
+// of [NewVirtual] has no descriptors and lives in a bubble of testing/synctest; one with
+// descriptors can be given another clock with [Loop.SetClock].
 package poller
 
 import (
@@ -83,17 +89,22 @@ const (
 // the loop's goroutine, which is whoever has made it until it calls [Loop.Run].
 type Loop struct {
 	epoll  int
-	wakeup int // an eventfd
+	wakeup int           // an eventfd
+	signal chan struct{} // in place of both, of a loop without descriptors
+	clock  func() time.Time
 
 	// Owned by the loop's goroutine.
 	registry  registry
 	again     []registration // asked to be called again, in order
 	queue     []registration // memory for those of a turn
 	timers    []*Timer
+	wheel     *wheel // nil: nobody has had a deadline
 	afterTurn []func()
 	now       time.Time
 	yield     bool // a goroutine may have been made ready since the last ordinary wait
+	hurry     bool // the next wait does not
 	events    [batch]unix.EpollEvent
+	event     unix.EpollEvent // what is registered
 
 	wakeups atomic.Uint64
 
@@ -110,12 +121,25 @@ func New() (*Loop, error) {
 	if err != nil {
 		return nil, fmt.Errorf("poller: %w", os.NewSyscallError("epoll_create1", err))
 	}
-	l := &Loop{epoll: epoll, wakeup: -1, now: time.Now()}
+	l := &Loop{epoll: epoll, wakeup: -1, clock: time.Now, now: time.Now()}
 	if err := l.addWakeup(); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	return l, nil
 }
+
+// NewVirtual returns a loop that has no descriptors, and to which none can be added. All
+// else is as usual, but it waits by Go's own means, so that a bubble of testing/synctest in
+// which it is made and run sees that it is idle, and has its time go on. It holds nothing
+// that Run would have to close.
+func NewVirtual() *Loop {
+	return &Loop{epoll: -1, wakeup: -1, signal: make(chan struct{}, 1), clock: time.Now, now: time.Now()}
+}
+
+// SetClock has the loop look at another clock, at once and in all turns to come. The loop
+// still waits as long as that clock says that nothing is due, so a test that moves it posts
+// something then. now is called on the loop's goroutine.
+func (l *Loop) SetClock(now func() time.Time) { l.clock, l.now = now, now() }
 
 // Run waits and calls owners, posted functions and timers until [Loop.Stop]. It then
 // closes what is the loop's own; the descriptors that are still registered are their
@@ -129,9 +153,10 @@ func (l *Loop) Run() {
 // turn waits and does all that there is to do. It returns false in the last turn.
 func (l *Loop) turn() bool {
 	n := l.wait()
-	l.now = time.Now()
+	l.now = l.clock()
 	posted, stopped := l.awake()
-	did := n > 0
+	did := n > 0 || l.hurry
+	l.hurry = false
 	for i := range l.events[:n] {
 		l.dispatch(&l.events[i])
 	}
@@ -153,6 +178,9 @@ func (l *Loop) AfterTurn(fn func()) { l.afterTurn = append(l.afterTurn, fn) }
 // Now returns the time at which the turn began.
 func (l *Loop) Now() time.Time { return l.now }
 
+// Clock returns the time as it is now, by the clock that tells the loop.
+func (l *Loop) Clock() time.Time { return l.clock() }
+
 // Wakeups returns how often the loop has returned from waiting. A look that does not
 // wait, because there is something to do, is not counted.
 func (l *Loop) Wakeups() uint64 { return l.wakeups.Load() }
@@ -161,6 +189,9 @@ func (l *Loop) close() error {
 	l.Stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.signal != nil {
+		return nil
+	}
 	err := unix.Close(l.epoll)
 	if l.wakeup >= 0 {
 		err = errors.Join(err, unix.Close(l.wakeup))

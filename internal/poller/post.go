@@ -52,12 +52,19 @@ func (l *Loop) wakeLocked() {
 		return
 	}
 	l.sleeping = false
+	if l.signal != nil {
+		select {
+		case l.signal <- struct{}{}:
+		default: // it was told already
+		}
+		return
+	}
 	one := uint64(1)
 	unix.RawSyscall(unix.SYS_WRITE, uintptr(l.wakeup), uintptr(unsafe.Pointer(&one)), unsafe.Sizeof(one))
 }
 
 // fallAsleep says whether nothing was posted. From then on whoever posts writes to the
-// eventfd.
+// eventfd, or the channel that is in its place.
 func (l *Loop) fallAsleep() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,10 +1,12 @@
 package poller
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"math/bits"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,16 +36,28 @@ type registration struct {
 // Add registers a descriptor, which is not to block and stays its owner's. What it is
 // ready for already is told in one of the next turns.
 func (l *Loop) Add(fd int, o Owner, index uint32) (Handle, error) {
+	if l.signal != nil {
+		return 0, errVirtual
+	}
 	h := l.registry.take()
 	e := l.registry.at(h)
 	*e = entry{fd: int32(fd), index: index, generation: l.registry.nextGeneration(), owner: l.registry.owner(o)}
-	event := unix.EpollEvent{Events: interest, Fd: int32(h), Pad: int32(e.generation)}
-	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
+	l.event = unix.EpollEvent{Events: interest, Fd: int32(h), Pad: int32(e.generation)}
+	if errno := l.control(unix.EPOLL_CTL_ADD, fd); errno != 0 {
 		l.registry.release(h)
-		return 0, fmt.Errorf("poller: %w", os.NewSyscallError("epoll_ctl", err))
+		return 0, fmt.Errorf("poller: %w", os.NewSyscallError("epoll_ctl", errno))
 	}
 	return h, nil
 }
+
+// control changes what the kernel tells of a descriptor. It does not tell the Go runtime,
+// which costs more than a call that does not wait.
+func (l *Loop) control(what, fd int) unix.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(l.epoll), uintptr(what), uintptr(fd), uintptr(unsafe.Pointer(&l.event)), 0, 0)
+	return errno
+}
+
+var errVirtual = errors.New("poller: a virtual loop has no descriptors")
 
 // Pass gives a descriptor to another owner, which knows it by another number. It is a
 // store: nothing is told again that was told already. It is there for connections that
@@ -61,7 +75,7 @@ func (l *Loop) Pass(h Handle, o Owner, index uint32) {
 func (l *Loop) Remove(h Handle) {
 	e := l.registry.use(h)
 	// It fails only for a descriptor that was closed, which has left the set by itself.
-	unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, int(e.fd), nil)
+	l.control(unix.EPOLL_CTL_DEL, int(e.fd))
 	l.registry.release(h)
 }
 

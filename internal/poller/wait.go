@@ -18,10 +18,19 @@ const look = 4 * time.Millisecond
 // told.
 func (l *Loop) Yield() { l.yield = true }
 
+// Hurry says that there is more to do than this turn has done. The loop then looks once
+// for events without waiting, and has a turn whatever it finds.
+func (l *Loop) Hurry() { l.hurry = true }
+
 // wait returns how many events there are; none, when there is something else to do.
 func (l *Loop) wait() int {
 	left := l.untilDue(l.now)
-	if len(l.again) > 0 || left == 0 || !l.fallAsleep() {
+	busy := len(l.again) > 0 || l.hurry || left == 0 || !l.fallAsleep()
+	if l.signal != nil {
+		l.virtualWait(busy)
+		return 0
+	}
+	if busy {
 		return l.epollWait(unix.RawSyscall6, 0)
 	}
 	first := look
@@ -32,7 +41,26 @@ func (l *Loop) wait() int {
 		return n
 	}
 	l.yield = false
-	return l.epollWait(unix.Syscall6, l.untilDue(time.Now()))
+	return l.epollWait(unix.Syscall6, l.untilDue(l.clock()))
+}
+
+// virtualWait waits until something is due or was posted.
+func (l *Loop) virtualWait(busy bool) {
+	if busy {
+		return
+	}
+	defer l.wakeups.Add(1)
+	d := l.untilDue(l.clock())
+	if d == forever {
+		<-l.signal
+		return
+	}
+	due := time.NewTimer(d)
+	defer due.Stop()
+	select {
+	case <-l.signal:
+	case <-due.C:
+	}
 }
 
 // forever is a wait that only an event ends.

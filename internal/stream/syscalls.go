@@ -1,0 +1,150 @@
+package stream
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The system calls of connections. They do not tell the Go runtime that they may block,
+// which costs more than a small message: no call here waits.
+
+// again calls until no signal comes between. n is 0 with an error. What an argument
+// points to is on the heap, since a stack may move on the way to the kernel.
+//
+//go:uintptrescapes
+func again(trap, a1, a2, a3, a4, a5, a6 uintptr) (n int, errno unix.Errno) {
+	for {
+		r, _, errno := unix.RawSyscall6(trap, a1, a2, a3, a4, a5, a6)
+		switch errno {
+		case 0:
+			return int(r), 0
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
+// noWait are the flags of every recv and send: no waiting, no SIGPIPE.
+const noWait = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+
+// recv reads into p, which is not empty. 0 without an error is the end.
+func recv(fd int32, p []byte) (n int, errno unix.Errno) {
+	return again(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), noWait, 0, 0)
+}
+
+// send writes p, which is not empty.
+func send(fd int32, p []byte) (n int, errno unix.Errno) {
+	return again(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), noWait, 0, 0)
+}
+
+// peek copies what is there into p, which is not empty, and leaves it there as well.
+func peek(fd int32, p []byte) (n int, errno unix.Errno) {
+	return again(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), noWait|unix.MSG_PEEK, 0, 0)
+}
+
+// unsent returns how many bytes the kernel still has to send, or to be told of that they
+// have arrived.
+func unsent(fd int32) (n int32, errno unix.Errno) {
+	_, errno = again(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n)), 0, 0, 0)
+	return n, errno
+}
+
+// splice moves up to n bytes to or from a pipe. 0 without an error is the end, or an urgent
+// mark.
+func splice(from, to int32, n int) (moved int, errno unix.Errno) {
+	return again(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+}
+
+// parts are slices that are sent one after the other. The empty ones come last.
+type parts [3][]byte
+
+func (p *parts) size() int { return len(p[0]) + len(p[1]) + len(p[2]) }
+
+// drop takes n bytes off the front.
+func (p *parts) drop(n int) {
+	kept := 0
+	for _, b := range *p {
+		cut := min(n, len(b))
+		n -= cut
+		if b = b[cut:]; len(b) > 0 {
+			p[kept] = b
+			kept++
+		}
+	}
+	clear(p[kept:])
+}
+
+// gather copies all into one slice.
+func (p *parts) gather(to []byte) []byte {
+	n := 0
+	for _, b := range p {
+		n += copy(to[n:], b)
+	}
+	return to[:n]
+}
+
+// vector is the memory of a sendmsg.
+type vector struct {
+	header unix.Msghdr
+	parts  [len(parts{})]unix.Iovec
+}
+
+// send writes p, of which two are not empty.
+func (v *vector) send(fd int32, p *parts) (n int, errno unix.Errno) {
+	used := 0
+	for _, b := range p {
+		if len(b) > 0 {
+			v.parts[used] = unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))}
+			used++
+		}
+	}
+	v.header = unix.Msghdr{Iov: &v.parts[0], Iovlen: uint64(used)}
+	n, errno = again(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&v.header)), noWait, 0, 0, 0)
+	*v = vector{} // it keeps nobody's memory
+	return n, errno
+}
+
+func socket(family, protocol int) (fd int, errno unix.Errno) {
+	return again(unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, uintptr(protocol), 0, 0, 0)
+}
+
+// dialling is the memory of what makes a connection.
+type dialling struct {
+	value int32
+	inet4 unix.RawSockaddrInet4
+	inet6 unix.RawSockaddrInet6
+}
+
+// set sets an option of a socket that the connection can do without.
+func (d *dialling) set(fd, level, name, value int) {
+	d.value = int32(value)
+	again(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&d.value)), unsafe.Sizeof(d.value), 0)
+}
+
+// connect begins to connect a socket to a TCP address. Loopback may take as long as both
+// ends of a handshake do, and still waits for nothing.
+func (d *dialling) connect(fd int, to netip.AddrPort) error {
+	at, size := unsafe.Pointer(&d.inet6), unsafe.Sizeof(d.inet6)
+	if a := to.Addr(); a.Is4() {
+		d.inet4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port(to), Addr: a.As4()}
+		at, size = unsafe.Pointer(&d.inet4), unsafe.Sizeof(d.inet4)
+	} else {
+		d.inet6 = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port(to), Addr: a.As16()}
+	}
+	if _, errno := again(unix.SYS_CONNECT, uintptr(fd), uintptr(at), size, 0, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// port returns a port in the order of the network.
+func port(a netip.AddrPort) (p uint16) {
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&p))[:], a.Port())
+	return p
+}
+
+func closeFD(fd int32) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
