@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"holdfast/internal/poller"
-	"holdfast/internal/tunnel/inflight"
 )
 
 // custody says how a tunnel stands with the vault.
@@ -171,7 +170,7 @@ func (e *engine) baseline(n uint32, t *slot) (b base, ok bool) {
 		return b, false
 	}
 	for i := range t.sockets {
-		c, err := inflight.Look(int(t.sockets[i].fd))
+		c, err := e.looker.Look(int(t.sockets[i].fd))
 		if err != nil || c.Gone {
 			return b, false
 		}
@@ -226,8 +225,8 @@ func (c *courier) idle() bool {
 	return len(c.withdrawals)+len(c.declines)+len(c.deposits)+len(c.arrivals) == 0 && c.round == nil && c.complete == nil
 }
 
-// tell tells the vault one thing after the other. Withdrawals come before deposits, which
-// may be of the same place.
+// tell tells the vault one thing after the other. Withdrawals come first: a place is
+// another tunnel's only when it was withdrawn.
 func (e *engine) tell() error {
 	for _, what := range [...]func() error{e.sendWithdrawals, e.sendDeposits, e.sendTaken, e.sendDeclined, e.sendRound} {
 		if err := what(); err != nil {
@@ -247,11 +246,12 @@ func (e *engine) withdraw(n uint32, r Record) {
 
 // sendWithdrawals withdraws tunnels that have ended, and has their ends reported after
 // that: one that were reported before it might go on after a crash, and end once more. It
-// waits a little for more of them, or for a deposit.
+// waits a little for more of them: nothing needs their places so soon.
 func (e *engine) sendWithdrawals() error {
 	c := &e.courier
 	const enough = 64
-	if n := len(c.withdrawals); n == 0 || n < enough && len(c.deposits) == 0 && e.now() < c.withdrawals[0].since+e.set.bounds.withdraw {
+	all := c.withdrawals
+	if n := len(all); n == 0 || n < enough && e.now() < c.withdrawals[0].since+e.set.bounds.withdraw {
 		return nil
 	}
 	for len(c.withdrawals) > 0 {
@@ -266,7 +266,7 @@ func (e *engine) sendWithdrawals() error {
 		e.withdrawn(some)
 		c.withdrawals = c.withdrawals[len(some):]
 	}
-	c.withdrawals = nil
+	c.withdrawals = reuse(all)
 	e.reportDeparted()
 	return nil
 }
@@ -284,14 +284,28 @@ func (e *engine) withdrawn(all []errand) {
 }
 
 func (e *engine) reportDeparted() {
-	e.ended = append(e.ended, e.courier.departed...)
-	e.courier.departed = nil
+	c := &e.courier
+	e.ended = append(e.ended, c.departed...)
+	c.departed = reuse(c.departed)
+}
+
+// mostReused is how many elements of a list keep their memory.
+const mostReused = 256
+
+// reuse returns the memory of a list for the next one. Nobody may have a part of it.
+func reuse[T any](list []T) []T {
+	if cap(list) > mostReused {
+		return nil
+	}
+	clear(list)
+	return list[:0]
 }
 
 // sendDeposits deposits the tunnels that wait for it, and has those relayed that stand
 // still until then.
 func (e *engine) sendDeposits() error {
 	c := &e.courier
+	all := c.deposits
 	for len(c.deposits) > 0 {
 		n := 0
 		for ; n < len(c.deposits) && len(c.batch) < VaultBatch; n++ {
@@ -309,7 +323,7 @@ func (e *engine) sendDeposits() error {
 			e.beginDeposited(d)
 		}
 	}
-	c.deposits = nil
+	c.deposits = reuse(all)
 	return nil
 }
 

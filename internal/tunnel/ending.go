@@ -97,7 +97,7 @@ func (e *engine) passFin(n uint32, t *slot, from int) {
 // and has nothing more.
 func (e *engine) end(n uint32, t *slot, from int) {
 	s := &t.sockets[from]
-	if failed, hungUp := isBroken(s.fd); !s.broken && (failed || hungUp && !s.finSent) {
+	if failed, hungUp := e.prober.isBroken(s.fd); !s.broken && (failed || hungUp && !s.finSent) {
 		e.fail(n, t, from) // a reset whose error somebody has taken
 	}
 	if !s.broken {
@@ -358,7 +358,7 @@ func (e *engine) close(t *slot, i int) {
 	case s.truncated, s.broken, t.sockets[1-i].lost,
 		s.finSent && !s.ended && unacked(s.fd) == 0: // it has all that we sent and does not stop
 		reset(s.fd)
-	default:
+	case !s.finSent || !s.ended: // or else both directions have ended
 		hangUp(s.fd)
 	}
 	closeFD(s.fd)

@@ -36,6 +36,8 @@ type engine struct {
 	watched   []inflight.Direction // flows whose bytes may not have arrived
 	watchAt   int                  // how many of them a look under way has before it
 	info      unix.TCPInfo
+	looker    inflight.Looker
+	prober    prober
 	partings  []parting
 	departer  *poller.Timer
 	departing time.Duration // the moment that the departer is set to; 0: it is not
@@ -100,10 +102,11 @@ func (e *engine) afterTurn() {
 	e.tellVault()
 	e.turn++
 	e.origins.flush()
-	if e.ended != nil {
-		e.set.reporter.report(e.ended)
-		e.ended = nil
-		e.loop.Yield()
+	if len(e.ended) > 0 {
+		if e.set.reporter.report(e.ended) {
+			e.loop.Yield()
+		}
+		e.ended = reuse(e.ended)
 	}
 }
 
@@ -122,7 +125,9 @@ func (e *engine) unreserve() { e.free.Add(1) }
 // accept takes over a tunnel for which a place was reserved. Any goroutine may call it.
 func (e *engine) accept(a *arrival) {
 	e.first.CompareAndSwap(0, a.started.UnixNano())
-	if !e.loop.Post(func() { e.start(a) }) { // the loop was stopped too early
+	later := *a // what is started at once needs no memory of its own
+
+	if !e.loop.Post(func() { e.start(&later) }) { // the loop was stopped too early
 		e.forgo(a.record(), a.fds, Stopped)
 	}
 }
@@ -157,12 +162,14 @@ func (e *engine) sever(r *Record, fds [2]int32, reason Reason) {
 	e.set.live.Add(-1)
 }
 
-// start begins to relay, once the vault has the tunnel if it is to have it.
+// start begins to relay, once the vault has the tunnel if it is to have it. It may be called
+// by whoever is on the loop's goroutine, but for the engine.
 func (e *engine) start(a *arrival) {
 	n, t := e.table.take()
 	defer e.finish(n, t)
 	r := a.record()
 	e.enter(n, t, &r, a.fds)
+	e.takeOver(n, t, a)
 	e.forget(n)
 	e.schedule.join(&t.dates, e.limits(t))
 	e.holdEarly(n, t, down, a.DownEarly)
@@ -189,26 +196,48 @@ func (e *engine) enter(n uint32, t *slot, r *Record, fds [2]int32) {
 	e.publishOldest()
 }
 
-// wake has a tunnel relayed that stood still, beginning with what it holds.
+// takeOver has the loop tell the engine of sockets that it has told another owner of.
+func (e *engine) takeOver(n uint32, t *slot, a *arrival) {
+	for i := range t.sockets {
+		s, about := &t.sockets[i], &a.About[i]
+		if about.Handle == 0 {
+			continue
+		}
+		e.loop.Pass(about.Handle, e, 2*n+uint32(i))
+		s.handle, s.writable = about.Handle, true // or else a send tells
+		s.note(about.Events)
+	}
+}
+
+// wake has a tunnel relayed that stood still, beginning with what it holds and what has
+// become ready meanwhile.
 func (e *engine) wake(n uint32, t *slot) {
 	defer e.finish(n, t)
 	e.store.Enter(n, t.number)
 	if !e.register(n, t) {
 		return
 	}
+	for i := range t.sockets {
+		if t.sockets[i].failed {
+			e.failNow(n, t, i)
+		}
+	}
 	for from := range t.flows {
-		if t.flows[from].holds {
+		if t.flows[from].holds || t.sockets[from].readable {
 			e.pump(n, t, from)
 		}
 	}
 }
 
 // register puts the sockets of a tunnel that stood still on the loop, which tells what
-// they are ready for.
+// they are ready for. Those that it has not left are there already.
 func (e *engine) register(n uint32, t *slot) bool {
 	t.still = false
 	for i := range t.sockets {
 		s := &t.sockets[i]
+		if s.handle != 0 {
+			continue
+		}
 		h, err := e.loop.Add(int(s.fd), e, 2*n+uint32(i))
 		if err != nil {
 			e.set.log.Error("a tunnel cannot be relayed", "tunnel", t.number, "request_id", e.id(n, t), "err", err)
@@ -251,21 +280,36 @@ func (e *engine) limits(t *slot) *Limits { return &e.origins.used[t.origin].Limi
 func (e *engine) Ready(index uint32, events poller.Events) {
 	n, i := index/2, int(index%2)
 	t := e.table.at(n)
-	e.store.Enter(n, t.number)
-	defer e.finish(n, t)
 	s := &t.sockets[i]
 	unblocked := !s.writable && events&poller.Writable != 0
-	s.readable = s.readable || events&poller.Readable != 0
-	s.writable = s.writable || unblocked
-	s.urgent = s.urgent || events&poller.Urgent != 0
-	s.hup = s.hup || events&poller.Hup != 0
-	if events&poller.Error != 0 {
-		e.fail(n, t, i)
+	s.note(events)
+	if t.still { // wake looks at it
+		return
+	}
+	e.store.Enter(n, t.number)
+	defer e.finish(n, t)
+	if s.failed {
+		e.failNow(n, t, i)
 	}
 	e.pump(n, t, i)
 	if unblocked {
 		e.pump(n, t, 1-i)
 	}
+}
+
+// note notes what the loop has told.
+func (s *socket) note(e poller.Events) {
+	s.readable = s.readable || e&poller.Readable != 0
+	s.writable = s.writable || e&poller.Writable != 0
+	s.urgent = s.urgent || e&poller.Urgent != 0
+	s.hup = s.hup || e&poller.Hup != 0
+	s.failed = s.failed || e&poller.Error != 0
+}
+
+// failNow is fail for what the loop has told.
+func (e *engine) failNow(n uint32, t *slot, i int) {
+	t.sockets[i].failed = false
+	e.fail(n, t, i)
 }
 
 // finish, deferred, brings the end of a tunnel forward that the handling of its sockets

@@ -3,7 +3,14 @@ package tunnel
 import (
 	"runtime/debug"
 	"sync"
+	"time"
 )
+
+// reportPause is how long ends are gathered while there are more and more of them: to begin a
+// goroutine in each turn of a loop costs more than what it has to tell, and has the runtime
+// look after its threads every 20 µs for some milliseconds. It is longer than it takes until
+// enough of them are withdrawn together (see sendWithdrawals).
+const reportPause = 25 * time.Millisecond
 
 // reporter tells of tunnels that have ended or moved, in a goroutine that is there only while
 // there is something to tell: what is called may write logs, for which no loop waits.
@@ -13,37 +20,39 @@ type reporter struct {
 
 	mu      sync.Mutex
 	ended   []Record
-	running bool
+	told    []Record // memory for those that come next
+	running bool     // run is under way, or comes again
 }
 
-// report takes records over. It returns at once.
-func (r *reporter) report(ended []Record) {
+// report notes records. It returns at once, and says whether a goroutine was made ready that
+// tells of them.
+func (r *reporter) report(ended []Record) (ready bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.ended == nil {
-		r.ended = ended
-	} else {
-		r.ended = append(r.ended, ended...)
+	r.ended = append(r.ended, ended...)
+	if r.running {
+		return false
 	}
-	if !r.running {
-		r.running = true
-		go r.run()
-	}
+	r.running = true
+	go r.run()
+	return true
 }
 
+// run tells of what there is, and comes again until there is nothing.
 func (r *reporter) run() {
-	for {
-		r.mu.Lock()
-		ended := r.ended
-		r.ended = nil
-		r.running = len(ended) > 0
-		r.mu.Unlock()
-		if len(ended) == 0 {
-			return
-		}
-		for i := range ended {
-			r.tell(&ended[i])
-		}
+	r.mu.Lock()
+	ended := r.ended
+	r.ended, r.told = r.told, nil
+	r.running = len(ended) > 0
+	r.mu.Unlock()
+	for i := range ended {
+		r.tell(&ended[i])
+	}
+	r.mu.Lock()
+	r.told = reuse(ended)
+	r.mu.Unlock()
+	if len(ended) > 0 {
+		time.AfterFunc(reportPause, r.run)
 	}
 }
 

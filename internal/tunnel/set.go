@@ -2,8 +2,10 @@ package tunnel
 
 import (
 	"cmp"
+	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -88,7 +90,7 @@ type Options struct {
 }
 
 // Set holds the tunnels of one generation. Its methods may be called concurrently, but
-// not by a loop, and never wait for a peer.
+// apart from Start not by a loop, and never wait for a peer.
 type Set struct {
 	log      *slog.Logger
 	mayHave  func(fd int) bool
@@ -171,7 +173,8 @@ func (s *Set) Start(spec Spec) {
 	s.total.Add(1)
 	s.metrics.start()
 	if !s.startOnLoop(&a) {
-		s.routines.start(&a)
+		a.leaveLoop()
+		s.startInGo(&a)
 	}
 }
 
@@ -196,15 +199,21 @@ type arrival struct {
 	fds     [2]int32 // of one for a loop
 }
 
+// outOfGo says whether the connections are descriptors that Go knows nothing of.
+func (a *arrival) outOfGo() bool { return a.Down == nil && a.Up == nil }
+
 // startOnLoop gives a pair of plain TCP connections to one loop after the other. It
 // returns false, with nothing changed, where none can take it.
 func (s *Set) startOnLoop(a *arrival) bool {
+	if a.outOfGo() {
+		return s.startDescriptors(a)
+	}
 	d, plain := a.Down.(*net.TCPConn)
 	u, both := a.Up.(*net.TCPConn)
-	if !plain || !both || len(s.engines) == 0 {
+	if !plain || !both {
 		return false
 	}
-	e := s.reserve()
+	e := s.reserve(s.dealt.Add(1))
 	if e == nil {
 		return false
 	}
@@ -216,11 +225,83 @@ func (s *Set) startOnLoop(a *arrival) bool {
 	return true
 }
 
-// reserve takes a place on one loop after the other; nil: none has room.
-func (s *Set) reserve() *engine {
-	next := s.dealt.Add(1)
-	for i := range s.engines {
-		if e := s.engines[(next+uint64(i))%uint64(len(s.engines))]; e.reserve() {
+// startDescriptors is startOnLoop for descriptors, which are the loop's as they are.
+func (s *Set) startDescriptors(a *arrival) bool {
+	if !a.isTCP(down) || !a.isTCP(up) || s.mayHave != nil && !s.mayHave(max(a.FDs[down], a.FDs[up])) {
+		return false
+	}
+	e := s.reserve(uint64(a.Loop))
+	if e == nil {
+		return false
+	}
+	for i, fd := range a.FDs {
+		a.Origin.Limits.KeepAlive.set(fd, a.About[i].KeepAlive)
+		a.fds[i] = int32(fd)
+	}
+	if e.loop == a.On { // we are on its goroutine
+		e.start(a)
+		return true
+	}
+	a.leaveLoop()
+	e.accept(a)
+	return true
+}
+
+func (a *arrival) isTCP(i int) bool { return a.About[i].Plain || isTCP(a.FDs[i]) }
+
+// leaveLoop takes the sockets off the loop that has had them before: they go to another one,
+// or to none.
+func (a *arrival) leaveLoop() {
+	for i := range a.About {
+		if h := a.About[i].Handle; h != 0 {
+			a.On.Remove(h)
+			a.About[i].Handle = 0
+		}
+	}
+	a.On = nil
+}
+
+// startInGo has a tunnel relayed by goroutines.
+func (s *Set) startInGo(a *arrival) {
+	if a.outOfGo() {
+		if err := a.enterGo(); err != nil {
+			s.log.Error("a tunnel cannot be relayed", "tunnel", a.number, "request_id", a.ID, "err", err)
+			s.live.Add(-1)
+			r := a.record()
+			r.Reason, r.Ended = Failed, time.Now()
+			s.reporter.report([]Record{r})
+			return
+		}
+	}
+	s.routines.start(a)
+}
+
+// enterGo makes connections in Go's poller of the descriptors. With an error both are
+// closed.
+func (a *arrival) enterGo() error {
+	var errs [2]error
+	for i, conn := range [...]*net.Conn{down: &a.Down, up: &a.Up} {
+		f := os.NewFile(uintptr(a.FDs[i]), "tunnel")
+		defer f.Close()
+		*conn, errs[i] = net.FileConn(f)
+	}
+	err := errors.Join(errs[:]...)
+	if err != nil {
+		for i, conn := range [...]net.Conn{down: a.Down, up: a.Up} {
+			reset(int32(a.FDs[i])) // something may not have been sent
+			if conn != nil {
+				conn.Close()
+			}
+		}
+	}
+	return err
+}
+
+// reserve takes a place on one loop after the other, beginning with that one; nil: none
+// has room.
+func (s *Set) reserve(from uint64) *engine {
+	for i := range uint64(len(s.engines)) {
+		if e := s.engines[(from+i)%uint64(len(s.engines))]; e.reserve() {
 			return e
 		}
 	}

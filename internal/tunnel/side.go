@@ -40,7 +40,7 @@ func newSide(conn net.Conn, closed, lost Reason) *side {
 func (s *side) prepare(k KeepAlive) {
 	s.conn.SetDeadline(time.Time{})
 	if s.tcp != nil {
-		s.raw.Control(func(fd uintptr) { k.set(int(fd)) })
+		s.raw.Control(func(fd uintptr) { k.set(int(fd), KeepAlive{}) })
 	}
 }
 
@@ -76,7 +76,7 @@ func (s *side) close() {
 	s.conn.Close()
 }
 
-// broken reports whether the kernel has given the connection up; see [isBroken].
+// broken reports whether the kernel has given the connection up; see [prober].
 func (s *side) broken() bool {
 	if s.raw == nil {
 		return false
@@ -89,7 +89,7 @@ func (s *side) broken() bool {
 // A unix socket is also hung up by an ordinary close of its peer. Whether our FIN went
 // out is asked last: the other direction may send it meanwhile.
 func (s *side) brokenFD(fd uintptr) bool {
-	failed, hungUp := isBroken(int32(fd))
+	failed, hungUp := new(prober).isBroken(int32(fd))
 	return failed || hungUp && s.tcp != nil && !s.finSent.Load()
 }
 

@@ -104,20 +104,25 @@ func unacked(fd int32) int {
 	return int(n)
 }
 
+// A prober is the memory of isBroken. The zero value is ready.
+type prober struct {
+	poll   unix.PollFd
+	noTime unix.Timespec
+}
+
 // isBroken reports what the kernel says of a connection without a read, where no read
 // tells: a read returns 0 for ever after a FIN, and also after a reset whose error a
 // write has taken.
 //
 // failed is a pending error: it was reset or timed out. hungUp means that both directions
 // have ended (Linux tcp_poll), which without a FIN of ours only a reset can do.
-func isBroken(fd int32) (failed, hungUp bool) {
-	p := unix.PollFd{Fd: fd}
-	var noTime unix.Timespec
-	n, errno := again(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&noTime)), 0, 0, 0)
+func (p *prober) isBroken(fd int32) (failed, hungUp bool) {
+	p.poll = unix.PollFd{Fd: fd}
+	n, errno := again(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p.poll)), 1, uintptr(unsafe.Pointer(&p.noTime)), 0, 0, 0)
 	if errno != 0 || n == 0 {
 		return false, false
 	}
-	return p.Revents&unix.POLLERR != 0, p.Revents&unix.POLLHUP != 0
+	return p.poll.Revents&unix.POLLERR != 0, p.poll.Revents&unix.POLLHUP != 0
 }
 
 // isDead says whether an error means that the peer was waited for in vain. A connection
@@ -136,13 +141,13 @@ func detach(conn *net.TCPConn, k KeepAlive) (fd int32, err error) {
 		return -1, err
 	}
 	control := raw.Control(func(old uintptr) {
-		var n int
-		if n, err = unix.GetsockoptInt(int(old), unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil || n != unix.IPPROTO_TCP {
-			err = errors.Join(err, errNotTCP)
+		if !isTCP(int(old)) {
+			err = errNotTCP
 			return
 		}
+		var n int
 		if n, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0); err == nil {
-			k.set(n)
+			k.set(n, KeepAlive{})
 			// Of Go's own it is so. splice has no MSG_DONTWAIT: it asks the
 			// open file description.
 			err = unix.SetNonblock(n, true)
@@ -157,14 +162,16 @@ var errNotTCP = errors.New("not a TCP socket")
 // adopt makes sure that a socket which another process has had is what detach makes. It
 // does not block from now on, for nobody.
 func adopt(fd int) error {
-	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if err == nil && n != unix.IPPROTO_TCP {
-		err = errNotTCP
+	if !isTCP(fd) {
+		return errNotTCP
 	}
-	if err == nil {
-		err = unix.SetNonblock(fd, true)
-	}
-	return err
+	return unix.SetNonblock(fd, true)
+}
+
+// isTCP says whether a descriptor is a socket of plain TCP.
+func isTCP(fd int) bool {
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	return err == nil && protocol == unix.IPPROTO_TCP
 }
 
 // set gives a connection its patience. TCP_USER_TIMEOUT is not set on purpose: it also
@@ -173,17 +180,24 @@ func adopt(fd int) error {
 // Urgent bytes (tcp(7), SO_OOBINLINE) are like all others: the kernel would take them
 // out of the stream and give them to nobody, and a count of what was taken would be wrong.
 //
-// All of this is an aid: where it fails, the tunnel lives on without.
-func (k KeepAlive) set(fd int) {
+// All of this is an aid: where it fails, the tunnel lives on without. What has been set of it
+// before is not set again; of a connection with the zero value, nothing has.
+func (k KeepAlive) set(fd int, has KeepAlive) {
 	k = k.orDefault()
-	for _, option := range []struct{ level, name, value int }{
-		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds(k.Idle)},
-		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, seconds(k.Interval)},
-		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, k.Count},
-		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-		{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1},
+	on := 0
+	if has != (KeepAlive{}) {
+		on = 1
+	}
+	for _, option := range [...]struct{ level, name, value, had int }{
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds(k.Idle), seconds(has.Idle)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, seconds(k.Interval), seconds(has.Interval)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, k.Count, has.Count},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1, on},
+		{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1, on},
 	} {
-		unix.SetsockoptInt(fd, option.level, option.name, option.value)
+		if option.value != option.had {
+			unix.SetsockoptInt(fd, option.level, option.name, option.value)
+		}
 	}
 }
 

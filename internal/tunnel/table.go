@@ -23,7 +23,7 @@ type slot struct {
 	reason       Reason // Open until its end begins
 	closed       Reason // who closed first, by a FIN; Open while nobody did
 	parting      bool   // all that is left is to close the sockets
-	still        bool   // its sockets are not on the loop: it waits for the vault
+	still        bool   // nothing is done with its sockets: it waits for the vault
 	based        bool   // it has a base
 	custody      custody
 	older, newer uint32 // its neighbours in the order of the start
@@ -51,6 +51,7 @@ type socket struct {
 	writable bool
 	hup      bool // a read that is shorter than asked for does not mean that there is no more
 	urgent   bool // the same, and a splice stops for good: the peer sends urgent bytes
+	failed   bool // it is broken, which nobody has looked at yet
 
 	broken    bool // nobody can be reached there any more
 	lost      bool // broken, and that is why the tunnel ended

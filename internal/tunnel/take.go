@@ -30,7 +30,7 @@ func (s *Set) take(a *Arriving) bool {
 	if s.mayHave != nil && !s.mayHave(max(a.FDs[down], a.FDs[up])) {
 		return false
 	}
-	e := s.reserve()
+	e := s.reserve(s.dealt.Add(1))
 	if e == nil {
 		return false
 	}
@@ -121,7 +121,7 @@ func (e *engine) settleIn(n uint32, t *slot, s *Standing) {
 			t.flows[i].phase = finished
 			e.store.Mark(key(n, i), inflight.MarkFin)
 		}
-		e.limits(t).KeepAlive.set(int(t.sockets[i].fd))
+		e.limits(t).KeepAlive.set(int(t.sockets[i].fd), KeepAlive{})
 	}
 }
 

@@ -29,7 +29,7 @@
 // # Loops
 //
 // The tunnels of which both connections are plain TCP live on loops, as far as the Set was
-// given some ([Options]). Their descriptors are taken out of Go's poller, and a loop's
+// given some ([Options]). Their descriptors are not in Go's poller any more, and a loop's
 // engine owns everything about them: a slot of at most 256 bytes in a table without
 // pointers, and, only while something waits for a slow receiver, a buffer or a pipe of the
 // loop's [inflight.Store]. Bytes are copied through one buffer that all tunnels of a loop
@@ -94,6 +94,7 @@ import (
 	"time"
 
 	"holdfast/internal/metrics"
+	"holdfast/internal/poller"
 )
 
 // Origin is what the tunnels of one listener, route and endpoint have in common.
@@ -130,6 +131,20 @@ type Spec struct {
 	// and only a *net.TCPConn can be reset, or relayed by a loop.
 	Down, Up net.Conn
 
+	// FDs are the client's socket and the server's where Down and Up are nil. They do not
+	// block and are not in Go's poller. They belong to no loop, or to On.
+	FDs [2]int
+
+	// About is what is known of FDs, so that it needs not be found out or done again.
+	About [2]About
+
+	// On is the loop that they are registered on, and whose goroutine calls Start. nil: none.
+	On *poller.Loop
+
+	// Loop is the one that such a tunnel is to be on if it has room, by its place in
+	// [Options].
+	Loop int
+
 	// Head goes to Down before anything else, and counts as none of the tunnel's bytes: the
 	// answer that says that there is one.
 	Head []byte
@@ -144,6 +159,14 @@ type Spec struct {
 
 	// Tag is the starter's own: it comes back in the Record.
 	Tag any
+}
+
+// About is what is known of a socket. The zero value: nothing.
+type About struct {
+	Plain     bool          // it is plain TCP, and not what only looks like it
+	KeepAlive KeepAlive     // it has been given that, and SO_OOBINLINE
+	Handle    poller.Handle // by which the loop knows it; 0: it does not
+	Events    poller.Events // what the kernel has told that loop, and no call has taken back
 }
 
 // Limits of a tunnel. A zero value is "off".

@@ -2,6 +2,7 @@ package inflight
 
 import (
 	"fmt"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,19 +48,49 @@ var finsIn = [...]struct{ sent, received bool }{
 
 // Look returns the counters of a socket as they are at one moment. It takes nothing from
 // it, not even an error. Nobody else may use the socket meanwhile.
-func Look(fd int) (Counters, error) {
-	outq, err1 := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
-	info, err2 := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-	events, err3 := poll(fd)
-	if err := firstOf(err1, err2, err3); err != nil {
+func Look(fd int) (Counters, error) { return new(Looker).Look(fd) }
+
+// A Looker is the memory of looks, for who has many: the zero value is ready. Its system
+// calls do not tell the Go runtime that they may block, which none does.
+type Looker struct {
+	info   unix.TCPInfo
+	size   uint32
+	poll   unix.PollFd
+	noTime unix.Timespec
+}
+
+// Look is [Look].
+func (l *Looker) Look(fd int) (Counters, error) {
+	events, err := l.ask(fd)
+	if err != nil {
 		return Counters{}, err
 	}
-	if outq == 0 && events == 0 {
-		// All had been acknowledged before, and nothing has come until after: the
-		// counts have not moved, nor has the state.
-		return counters(info, 0, 0), nil
+	if l.info.Unacked == 0 && l.info.Notsent_bytes == 0 && events == 0 {
+		// All had been acknowledged when it was counted, and nothing has come until
+		// after: the counts have not moved, nor has the state.
+		return counters(&l.info, 0, 0), nil
 	}
-	return lookTwice(fd, info)
+	return lookTwice(fd, &l.info)
+}
+
+// ask asks for the state and the counts of a socket, and then what is to be said of it. (The
+// Looker is on the heap and used afterwards, so what is pointed to stays in place.)
+func (l *Looker) ask(fd int) (events int16, err error) {
+	l.size = uint32(unsafe.Sizeof(l.info))
+	_, _, err1 := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO, uintptr(unsafe.Pointer(&l.info)), uintptr(unsafe.Pointer(&l.size)), 0)
+	l.poll = unix.PollFd{Fd: int32(fd), Events: interesting}
+	for {
+		_, _, err2 := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&l.poll)), 1, uintptr(unsafe.Pointer(&l.noTime)), 0, 0, 0)
+		switch {
+		case err2 == unix.EINTR:
+		case err1 != 0:
+			return 0, firstOf(err1)
+		case err2 != 0:
+			return 0, firstOf(err2)
+		default:
+			return l.poll.Revents, nil
+		}
+	}
 }
 
 // lookTwice looks until nothing has changed between two looks. The kernel reads the state
@@ -103,9 +134,12 @@ func counters(info *unix.TCPInfo, inq, outq int) Counters {
 	return c
 }
 
+// interesting is what is asked of a socket, beside what poll(2) always tells.
+const interesting = unix.POLLIN | unix.POLLRDHUP
+
 // poll returns what is to be said of a socket, apart from that it may be written to.
 func poll(fd int) (events int16, err error) {
-	p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}}
+	p := [1]unix.PollFd{{Fd: int32(fd), Events: interesting}}
 	for {
 		if _, err = unix.Poll(p[:], 0); err != unix.EINTR {
 			return p[0].Revents, err
