@@ -78,6 +78,11 @@ func (b *bench) prepare() error {
 	if b.temp, err = os.MkdirTemp("/tmp", "hf-bench-"); err != nil { // short: paths of unix sockets are
 		return err
 	}
+	if b.profiles != "" {
+		if err := os.MkdirAll(b.profiles, 0o755); err != nil {
+			return err
+		}
+	}
 	if err := b.findProxies(); err != nil {
 		return err
 	}

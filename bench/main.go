@@ -3,8 +3,10 @@
 //
 //	go run ./bench                                              everything, as on the page
 //	go run ./bench -quick -proxies holdfast,nginx -modes echo   a first look
+//	go run ./bench -http -profile /tmp/profiles -modes small    … and where the time goes
 //	go run ./bench -docs docs                                   … and writes the page's table
-//	go run ./bench -vault -docs docs                            the same of the page's other table: what the vault costs and does
+//	go run ./bench -http -docs docs                             the same of the page's table about HTTP
+//	go run ./bench -vault -docs docs                            … and of what the vault costs and does
 //	go run ./bench -targets docs/performance.json               what is asked of Holdfast, and what a run has shown
 //
 // The client, the upstream and each proxy are processes of their own. The proxies take
@@ -24,6 +26,13 @@
 //	crash    SIGKILL to a process that relays; the run plays the service manager
 //	resume   SIGKILL to the process that relays -tunnels tunnels, until all have echoed again
 //	move     -tunnels tunnels go to the next generation while messages are paced
+//
+// and of requests, on connections that are kept unless it says otherwise:
+//
+//	small, 16k, 1m   answers of this length, as fast as they come
+//	httppaced        small ones at a fixed rate; latency is counted from when each was due
+//	httpconns        small ones, each on a connection of its own
+//	httpidle         memory for -tunnels connections, each of which was used once
 //
 // Whatever is started is ended by its pid, all addresses are on loopback, and
 // temporary files are removed. HAProxy and nginx are those of the machine (Debian's
@@ -102,6 +111,7 @@ type options struct {
 	sizes    report.Sizes
 	root     string // of the module
 	holdfast string // folder of its programs; empty: they are built
+	profiles string // folder; empty: none are taken
 	command  string // as a person would type it
 }
 
@@ -118,6 +128,7 @@ type table struct {
 // tables are all. The first one is what is measured unless another is asked for.
 var tables = []*table{
 	{name: "performance", kinds: peer.Kinds(), direct: true, modes: []string{"idle", "echo", "paced", "bulk", "connect", "reload", "crash"}, full: full},
+	{name: "http", kinds: peer.Kinds(), direct: true, modes: []string{"small", "16k", "1m", "httppaced", "httpconns", "connect", "httpidle"}, full: fullHTTP},
 	{name: "vault", kinds: peer.VaultKinds(), modes: []string{"idle", "echo", "bulk", "connect", "resume", "move"}, reference: report.NoVault, full: fullVault},
 }
 
@@ -145,6 +156,12 @@ var fullVault = report.Sizes{
 	Measured: report.Duration(time.Second), Settle: report.Duration(8 * time.Second),
 }
 
+// fullHTTP takes some six minutes.
+var fullHTTP = report.Sizes{
+	Idle: 9000, Few: 100, Many: 1000, Rate: 4000, Message: 64, Rounds: 3, Slow: 1,
+	Measured: report.Duration(600 * time.Millisecond), Settle: report.Duration(10 * time.Second),
+}
+
 // quick is for a first look, and smoke only shows that everything works.
 var (
 	quick = report.Sizes{
@@ -161,23 +178,26 @@ var (
 type commandLine struct {
 	flags                            *flag.FlagSet
 	proxies, modes                   string
-	vault, quick, smoke              bool
+	http, vault, quick, smoke        bool
 	rounds, tunnels                  int
 	docs, rendered, judged, holdfast string
+	profiles                         string
 }
 
 func newCommandLine() *commandLine {
 	c := &commandLine{flags: flag.NewFlagSet("bench", flag.ContinueOnError)}
 	f := c.flags
+	f.BoolVar(&c.http, "http", false, "requests, instead of tunnels")
 	f.BoolVar(&c.vault, "vault", false, "what the vault costs and does, instead of Holdfast beside others")
 	f.StringVar(&c.proxies, "proxies", "", "which are measured, if not all of the table")
 	f.StringVar(&c.modes, "modes", "", "what is measured, if not all of the table")
 	f.BoolVar(&c.quick, "quick", false, "one short round with fewer tunnels")
 	f.BoolVar(&c.smoke, "smoke", false, "a round so small that its figures mean nothing, to see that everything works")
 	f.IntVar(&c.rounds, "rounds", 0, "rounds of everything, if not as usual")
-	f.IntVar(&c.tunnels, "tunnels", 0, "idle tunnels, if not as usual")
+	f.IntVar(&c.tunnels, "tunnels", 0, "idle tunnels or connections, if not as usual")
 	f.StringVar(&c.holdfast, "holdfast", "", "folder with the programs holdfast and holdfast-proxy, if they are not to be built from this tree")
-	f.StringVar(&c.docs, "docs", "", "folder in which performance.json (with -vault: vault.json) and its table of performance.md are written")
+	f.StringVar(&c.docs, "docs", "", "folder in which performance.json (with -http: http.json, with -vault: vault.json) and its table of performance.md are written")
+	f.StringVar(&c.profiles, "profile", "", "folder for CPU profiles of Holdfast under each load, and for which system calls each proxy makes; spoils the figures a little")
 	f.StringVar(&c.rendered, "render", "", "measures nothing: writes the tables of performance.md in this folder again, from the runs beside it")
 	f.StringVar(&c.judged, "targets", "", "measures nothing: says which targets the run in this file has met")
 	return c
@@ -221,9 +241,14 @@ func run(args []string) error {
 }
 
 func (c *commandLine) options() (options, error) {
-	o := options{table: tables[0], holdfast: c.holdfast}
-	if c.vault {
+	o := options{table: tables[0], holdfast: c.holdfast, profiles: c.profiles}
+	switch {
+	case c.http && c.vault:
+		return options{}, errors.New("-http and -vault are different tables")
+	case c.http:
 		o.table = tables[1]
+	case c.vault:
+		o.table = tables[2]
 	}
 	o.sizes = o.table.full
 	switch {
@@ -232,6 +257,7 @@ func (c *commandLine) options() (options, error) {
 	case c.quick:
 		o.sizes = quick
 	}
+	o.sizes.Rate = min(o.sizes.Rate, o.table.full.Rate)
 	if c.rounds > 0 {
 		o.sizes.Rounds, o.sizes.Slow = c.rounds, c.rounds
 	}

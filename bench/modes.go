@@ -28,11 +28,17 @@ var modes = []mode{
 	{name: "echo", measure: (*bench).echo},
 	{name: "paced", measure: (*bench).paced, times: pacedTimes},
 	{name: "bulk", measure: (*bench).bulk},
+	{name: "small", measure: asking("small", smallBody)},
+	{name: "16k", measure: asking("16k", 16<<10)},
+	{name: "1m", measure: asking("1m", 1<<20)},
+	{name: "httppaced", measure: (*bench).httpPaced, times: pacedTimes},
+	{name: "httpconns", measure: (*bench).httpConns},
 	{name: "connect", measure: (*bench).connect},
 	{name: "reload", measure: (*bench).reload, alone: true, tunnels: (*bench).heldTunnels, possible: (*peer.Kind).Reloads},
 	{name: "crash", measure: (*bench).crash, alone: true, tunnels: (*bench).heldTunnels},
 	{name: "resume", measure: (*bench).resume, alone: true, tunnels: (*bench).idleTunnels, possible: (*peer.Kind).KeepsTunnels},
 	{name: "move", measure: (*bench).move, alone: true, tunnels: (*bench).idleTunnels, possible: (*peer.Kind).KeepsTunnels},
+	{name: "httpidle", measure: (*bench).httpIdle, alone: true, tunnels: (*bench).idleTunnels},
 }
 
 const (
@@ -72,16 +78,24 @@ func (b *bench) open(c *contestant, path string, tunnels int) error {
 }
 
 // timed has load made, for the usual time unless cmd says how long, and looks that no
-// tunnel is lost by it.
-func (b *bench) timed(c *contestant, cmd load.Command) (load.Answer, error) {
+// connection is lost by it. What is measured is called key.
+func (b *bench) timed(c *contestant, key string, cmd load.Command) (load.Answer, error) {
 	cmd.For = cmp.Or(cmd.For, time.Duration(b.sizes.Measured))
 	cmd.Warm = cmd.For / warm
 	cmd.PIDs = c.pids()
-	a, err := b.client.Do(cmd)
+	a, err := b.watched(c, key, cmd)
 	if err == nil && a.Failed > 0 {
-		err = fmt.Errorf("%d tunnels were lost", a.Failed)
+		err = lost("lost", a.Failed, a)
 	}
 	return a, err
+}
+
+// lost is the error of so many connections.
+func lost(what string, n int, a load.Answer) error {
+	if a.Reason != "" {
+		return fmt.Errorf("%d connections were %s, the last one: %s", n, what, a.Reason)
+	}
+	return fmt.Errorf("%d connections were %s", n, what)
 }
 
 // addCPU notes the CPU time for a unit of work.
@@ -175,15 +189,22 @@ func held(pids []int) (holding, error) {
 	return holding{m.Private, descriptors}, err
 }
 
+// A group is of so many connections, by whose key measures begin.
+type group struct {
+	key         string
+	connections int
+}
+
+func (b *bench) fewAndMany(key string) []group {
+	return []group{{key + ".few", b.sizes.Few}, {key + ".many", b.sizes.Many}}
+}
+
 func (b *bench) echo(c *contestant) error {
-	for _, n := range []struct {
-		key     string
-		tunnels int
-	}{{"echo.few", b.sizes.Few}, {"echo.many", b.sizes.Many}} {
-		if err := b.open(c, load.EchoPath, n.tunnels); err != nil {
+	for _, n := range b.fewAndMany("echo") {
+		if err := b.open(c, load.EchoPath, n.connections); err != nil {
 			return err
 		}
-		a, err := b.timed(c, load.Command{Do: "echo", Size: b.sizes.Message})
+		a, err := b.timed(c, n.key, load.Command{Do: "echo", Size: b.sizes.Message})
 		if err != nil {
 			return err
 		}
@@ -200,26 +221,27 @@ func (b *bench) paced(c *contestant) error {
 	if err := b.open(c, load.EchoPath, b.sizes.Many); err != nil {
 		return err
 	}
-	a, err := b.timed(c, load.Command{Do: "paced", Size: b.sizes.Message, Rate: b.sizes.Rate, For: time.Duration(b.sizes.Measured) / pacedShare})
+	a, err := b.timed(c, "paced", load.Command{Do: "paced", Size: b.sizes.Message, Rate: b.sizes.Rate, For: time.Duration(b.sizes.Measured) / pacedShare})
 	if err != nil {
 		return err
 	}
-	b.addCPU("paced.cpu", c, a.CPU, time.Microsecond, float64(a.Count))
-	for key, d := range map[string]time.Duration{"paced.p50": a.Latencies.P50, "paced.p99": a.Latencies.P99, "paced.p999": a.Latencies.P999} {
-		b.run.Add(key, c.name, float64(d)/float64(time.Microsecond))
-	}
+	b.addPaced("paced", c, a)
 	return nil
 }
 
+func (b *bench) addPaced(key string, c *contestant, a load.Answer) {
+	b.addCPU(key+".cpu", c, a.CPU, time.Microsecond, float64(a.Count))
+	for percentile, d := range map[string]time.Duration{".p50": a.Latencies.P50, ".p99": a.Latencies.P99, ".p999": a.Latencies.P999} {
+		b.run.Add(key+percentile, c.name, float64(d)/float64(time.Microsecond))
+	}
+}
+
 func (b *bench) bulk(c *contestant) error {
-	for _, n := range []struct {
-		key     string
-		tunnels int
-	}{{"bulk.one", 1}, {"bulk.few", b.sizes.Few}} {
-		if err := b.open(c, load.BulkPath, n.tunnels); err != nil {
+	for _, n := range []group{{"bulk.one", 1}, {"bulk.few", b.sizes.Few}} {
+		if err := b.open(c, load.BulkPath, n.connections); err != nil {
 			return err
 		}
-		a, err := b.timed(c, load.Command{Do: "bulk"})
+		a, err := b.timed(c, n.key, load.Command{Do: "bulk"})
 		if err != nil {
 			return err
 		}
@@ -234,14 +256,20 @@ func (b *bench) bulk(c *contestant) error {
 }
 
 func (b *bench) connect(c *contestant) error {
+	return b.turnover(c, "connect", load.Command{Do: "connect", Path: load.EchoPath})
+}
+
+// turnover measures connections that are used once.
+func (b *bench) turnover(c *contestant, key string, cmd load.Command) error {
 	// Each takes a source port for a while, on both sides of the proxy.
 	const atOnce, atMost = 32, 20_000
-	a, err := b.timed(c, load.Command{Do: "connect", Address: c.address(), Path: load.EchoPath, Tunnels: atOnce, Limit: atMost})
+	cmd.Address, cmd.Tunnels, cmd.Limit = c.address(), atOnce, atMost
+	a, err := b.timed(c, key, cmd)
 	if err != nil {
 		return err
 	}
-	b.addCPU("connect.cpu", c, a.CPU, time.Microsecond, float64(a.Count))
-	b.run.Add("connect.rate", c.name, float64(a.Count)/a.Measured.Seconds())
+	b.addCPU(key+".cpu", c, a.CPU, time.Microsecond, float64(a.Count))
+	b.run.Add(key+".rate", c.name, float64(a.Count)/a.Measured.Seconds())
 	return nil
 }
 

@@ -31,11 +31,14 @@ type stage uint8
 const (
 	closed stage = iota
 	connecting
-	upgrading // the request was sent
+	upgrading // the request for a tunnel was sent
 	open
+	waiting // a request for a body was sent
+	ending  // its answer has come, and only the end is to follow
+	kept    // until the next request
 )
 
-// A conn is a tunnel, seen from its client.
+// A conn is a tunnel, or a connection for requests, seen from its client.
 type conn struct {
 	fd         int32
 	generation int32 // no other has the same, so that a late event is told from one for this
@@ -43,9 +46,11 @@ type conn struct {
 	head       []byte // of an answer that has come in part
 
 	sent, received int // echo and paced: bytes of messages
+
+	asking asking // a connection for requests
 }
 
-// A client is the side that opens tunnels.
+// A client is the side that opens tunnels and asks for bodies.
 type client struct {
 	poll    *poll
 	conns   []conn
@@ -55,8 +60,10 @@ type client struct {
 
 	// For the command under way:
 	to      unix.SockaddrInet4
-	request []byte
+	request []byte // for a tunnel
+	wish    *wish  // instead of tunnels; the last command's that said one
 	mode    mode
+	reason  string // why the last one failed, where that is known
 
 	watch   *watch
 	samples []sample // of the last pace
@@ -66,6 +73,7 @@ type client struct {
 type mode interface {
 	opened(c *client, i int)
 	moved(c *client, i, n int) // n bytes have come
+	answered(c *client, i int) // a body has come, all of it
 	ended(c *client, i int)    // the other side has ended it, or it was not opened
 }
 
@@ -105,8 +113,14 @@ func (c *client) do(cmd Command) (Answer, error) {
 		return c.check(cmd)
 	case "close":
 		return c.closeAll(), nil
-	case "connect":
+	case "connect", "fresh":
 		return c.connect(cmd)
+	case "hold":
+		return c.open(cmd)
+	case "ask":
+		return c.askAgain(cmd)
+	case "askpaced":
+		return c.askPaced(cmd)
 	case "watch":
 		return c.startWatch(cmd)
 	case "unwatch":
@@ -119,6 +133,7 @@ func (c *client) prepare(cmd Command) error {
 	if cmd.Size < 0 || cmd.Size > longestMessage {
 		return fmt.Errorf("a message of %d bytes", cmd.Size)
 	}
+	c.reason = ""
 	if cmd.Address == "" {
 		return nil
 	}
@@ -130,8 +145,11 @@ func (c *client) prepare(cmd Command) error {
 		return fmt.Errorf("%s is no IPv4 loopback address", to)
 	}
 	c.to = unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}
-	c.request = upgrade(cmd.Address, cmd.Path)
-	return nil
+	c.request, c.wish = upgrade(cmd.Address, cmd.Path), nil
+	if cmd.Do == "hold" || cmd.Do == "fresh" {
+		c.wish, err = newWish(cmd)
+	}
+	return err
 }
 
 // upgrade returns a request for a tunnel.
@@ -181,6 +199,10 @@ func (c *client) event(e unix.EpollEvent) {
 		c.readAnswer(i, e)
 	case open:
 		c.read(i, e)
+	case waiting:
+		c.readBody(i, e)
+	case kept, ending:
+		c.readEnd(i)
 	}
 }
 
@@ -189,9 +211,19 @@ func (c *client) fail(i int) {
 	c.mode.ended(c, i)
 }
 
+// failed fails a connection of which is known what is wrong with it.
+func (c *client) failed(i int, format string, args ...any) {
+	c.reason = fmt.Sprintf(format, args...)
+	c.fail(i)
+}
+
 func (c *client) ask(i int, e unix.EpollEvent) {
 	if e.Events&lost != 0 {
 		c.fail(i)
+		return
+	}
+	if c.wish != nil {
+		c.wish.send(c, i)
 		return
 	}
 	n, errno := send(int(c.conns[i].fd), c.request)
@@ -318,11 +350,12 @@ func (c *client) during(cmd Command, m mode, turn func(now time.Time) time.Durat
 	return Answer{Measured: w.end.Sub(w.begin), CPU: w.cpu}, errors.Join(err, failure)
 }
 
-// openSlots returns the slots of the tunnels that are open.
+// openSlots returns the slots of the tunnels that are open, or of the connections that
+// are kept.
 func (c *client) openSlots() []int {
 	var slots []int
 	for i := range c.conns {
-		if c.conns[i].stage == open {
+		if s := c.conns[i].stage; s == open || s == kept {
 			slots = append(slots, i)
 		}
 	}

@@ -30,6 +30,10 @@ type Command struct {
 	//	check    one message on each tunnel; For is how long to wait for all replies, if not as usual
 	//	close    end all tunnels
 	//	connect  open tunnels to Path, Tunnels at once, and end each when it is open
+	//	hold     open Tunnels connections more, ask for Body bytes on each, and keep it
+	//	ask      on each such connection, the next request as soon as the last one is answered
+	//	askpaced Rate requests a second, spread evenly over time and these connections
+	//	fresh    ask for Body bytes on a connection of its own, Tunnels at once
 	//	watch    ask for pages, and now and then for a tunnel, until unwatch
 	//	unwatch
 	Do string
@@ -38,8 +42,9 @@ type Command struct {
 	Path    string
 	Tunnels int
 	Size    int // of a message
+	Body    int // hold, fresh: length of what is asked for
 	Rate    int
-	Limit   int // connect: so many at most
+	Limit   int // connect, fresh: so many at most
 
 	Warm, For time.Duration // For is what is measured, after Warm
 	From, To  time.Time
@@ -51,15 +56,15 @@ type Command struct {
 type Answer struct {
 	Error string `json:",omitempty"`
 
-	Count     int           // tunnels opened, answered (check), opened and ended (connect); round trips; messages (between); pages and tunnels (watch)
+	Count     int           // tunnels opened, answered (check), opened and ended (connect); round trips; requests; messages (between); pages and tunnels (watch)
 	Failed    int           // of these, in addition
 	Bytes     int64         // bulk
 	Measured  time.Duration // how long it was measured
 	CPU       time.Duration // of the proxy meanwhile
-	Latencies Latencies     // paced, between
+	Latencies Latencies     // paced, askpaced, between
 
 	LastFailure time.Time // watch
-	Reason      string    // of that one
+	Reason      string    // of the last failure, where it is known
 }
 
 // answerTimeout is how long a command may take beyond what it was told to take.
@@ -128,6 +133,9 @@ func ServeClient(in io.Reader, out io.Writer) error {
 		a, err := c.do(cmd)
 		if err != nil {
 			a.Error = err.Error()
+		}
+		if a.Reason == "" {
+			a.Reason = c.reason
 		}
 		if err := answers.Encode(a); err != nil {
 			return err

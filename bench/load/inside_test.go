@@ -15,6 +15,7 @@ type counting struct {
 }
 
 func (*counting) opened(*client, int)         {}
+func (*counting) answered(*client, int)       {}
 func (m *counting) moved(_ *client, _, n int) { m.bytes += n }
 func (m *counting) ended(*client, int)        { m.over = true }
 
@@ -106,8 +107,8 @@ func TestUpstreamEndsABulkTunnelWithItsClient(t *testing.T) {
 func TestPaceCountsFromWhenAMessageWasDue(t *testing.T) {
 	t.Parallel()
 	const size, tunnels, each = 64, 2, 50
-	p := &pace{exchange: exchange{size: size}, slots: []int{1, 2}, place: []int{0, 0, 1}, every: 10 * time.Millisecond,
-		start: time.Now().Add(-tunnels * each * 10 * time.Millisecond)}
+	p := &pace{exchange: exchange{size: size}, schedule: schedule{slots: []int{1, 2}, place: []int{0, 0, 1}, every: 10 * time.Millisecond,
+		start: time.Now().Add(-tunnels * each * 10 * time.Millisecond)}}
 	p.from = p.at(60)
 	c := &client{conns: make([]conn, 3), mode: p}
 	for _, i := range p.slots {

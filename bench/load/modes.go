@@ -13,6 +13,7 @@ type plain struct{}
 
 func (plain) opened(*client, int)     {}
 func (plain) moved(*client, int, int) {}
+func (plain) answered(*client, int)   {}
 func (plain) ended(*client, int)      {}
 
 // An opening opens the slots from first on, a few at a time.
@@ -26,6 +27,8 @@ func (o *opening) opened(c *client, _ int) {
 	o.under--
 	o.more(c)
 }
+
+func (o *opening) answered(c *client, i int) { o.opened(c, i) }
 
 func (o *opening) ended(c *client, i int) {
 	if i < o.first {
@@ -53,7 +56,7 @@ func (c *client) open(cmd Command) (Answer, error) {
 		return o.under == 0, long
 	})
 	for i := first; i < len(c.conns); i++ {
-		if s := c.conns[i].stage; s == connecting || s == upgrading {
+		if s := c.conns[i].stage; s == connecting || s == upgrading || s == waiting {
 			c.drop(i)
 			o.failed++
 		}
@@ -158,66 +161,86 @@ func (c *client) check(cmd Command) (Answer, error) {
 	return a, err
 }
 
-// A pace sends message n at its time, whatever has become of those before, on one
-// tunnel after the other. How long a message takes is counted from the time at which
-// it should have been sent: what holds up the sender is not left out.
-type pace struct {
-	exchange
+// A schedule says when what is due, on one connection after the other. How long something
+// takes is counted from then, whatever has held up its sender.
+type schedule struct {
 	slots []int
 	place []int // of a slot in slots
 	start time.Time
 	every time.Duration
-	next  int // message
+	next  int
 
-	from    time.Time // messages due from then on are measured; zero: none yet
+	from    time.Time // what is due from then on is measured; zero: nothing yet
 	samples []sample
 }
 
-// A sample is one message of a pace.
+// A sample is one thing that was due.
 type sample struct {
 	due  time.Time
 	took time.Duration
 }
 
-func (p *pace) at(n int) time.Time { return p.start.Add(time.Duration(n) * p.every) }
+func newSchedule(c *client, cmd Command, slots []int) (schedule, error) {
+	if len(slots) == 0 || cmd.Rate <= 0 {
+		return schedule{}, errors.New("a pace needs connections and a rate")
+	}
+	s := schedule{slots: slots, place: make([]int, len(c.conns)), start: time.Now(), every: time.Second / time.Duration(cmd.Rate)}
+	for place, i := range slots {
+		s.place[i] = place
+	}
+	s.samples = make([]sample, 0, int(cmd.For.Seconds()*float64(cmd.Rate))*2)
+	return s, nil
+}
 
-// turn sends what is due.
-func (p *pace) turn(c *client, now time.Time) time.Duration {
-	for ; !p.at(p.next).After(now); p.next++ {
-		if i := p.slots[p.next%len(p.slots)]; c.conns[i].stage == open {
-			p.send(c, i)
+func (s *schedule) at(n int) time.Time { return s.start.Add(time.Duration(n) * s.every) }
+
+// turn calls send with the slot of all that is due, and returns how long nothing will be.
+func (s *schedule) turn(now time.Time, send func(i int)) time.Duration {
+	for ; !s.at(s.next).After(now); s.next++ {
+		send(s.slots[s.next%len(s.slots)])
+	}
+	return s.at(s.next).Sub(now)
+}
+
+// done notes that what was due on a slot is done, from the one with a number up to
+// another, which is not.
+func (s *schedule) done(i, from, to int) {
+	if s.from.IsZero() {
+		return
+	}
+	now := time.Now()
+	for k := from; k < to; k++ {
+		if at := s.at(k*len(s.slots) + s.place[i]); !at.Before(s.from) {
+			s.samples = append(s.samples, sample{at, now.Sub(at)})
 		}
 	}
-	return p.at(p.next).Sub(now)
+}
+
+// A pace sends message n at its time, whatever has become of those before.
+type pace struct {
+	exchange
+	schedule
 }
 
 func (p *pace) moved(c *client, i, n int) {
 	first := c.conns[i].received / p.size
 	p.exchange.moved(c, i, n)
-	if p.from.IsZero() {
-		return
-	}
-	now := time.Now()
-	for k := first; k < c.conns[i].received/p.size; k++ {
-		if at := p.at(k*len(p.slots) + p.place[i]); !at.Before(p.from) {
-			p.samples = append(p.samples, sample{at, now.Sub(at)})
-		}
-	}
+	p.done(i, first, c.conns[i].received/p.size)
 }
 
 func (c *client) paced(cmd Command) (Answer, error) {
-	slots := c.beginExchange()
-	if len(slots) == 0 || cmd.Rate <= 0 {
-		return Answer{}, errors.New("a pace needs tunnels and a rate")
+	s, err := newSchedule(c, cmd, c.beginExchange())
+	if err != nil {
+		return Answer{}, err
 	}
-	p := &pace{exchange: exchange{size: cmd.Size}, slots: slots, place: make([]int, len(c.conns)),
-		start: time.Now(), every: time.Second / time.Duration(cmd.Rate)}
-	for place, i := range slots {
-		p.place[i] = place
+	p := &pace{exchange{size: cmd.Size}, s}
+	send := func(i int) {
+		if c.conns[i].stage == open {
+			p.send(c, i)
+		}
 	}
-	p.samples = make([]sample, 0, int(cmd.For.Seconds()*float64(cmd.Rate))*2)
 	before, after := 0, 0
-	a, err := c.during(cmd, p, func(now time.Time) time.Duration { return p.turn(c, now) },
+	a, err := c.during(cmd, p, func(now time.Time) time.Duration { return p.turn(now, send) },
 		func() { p.from, before = time.Now(), p.replies }, func() { after = p.replies })
 	err = errors.Join(err, p.settle(c, p))
 	c.samples = p.samples
@@ -260,7 +283,8 @@ func (c *client) bulk(cmd Command) (Answer, error) {
 	return a, err
 }
 
-// A turnover ends each tunnel when it is open, and opens another in its place.
+// A turnover ends each tunnel when it is open, or waits for the end of each connection
+// on which one request was answered; and opens another in its place.
 type turnover struct {
 	plain
 	left, under    int
@@ -273,6 +297,8 @@ func (t *turnover) opened(c *client, i int) {
 	c.drop(i)
 	t.again(c, i)
 }
+
+func (t *turnover) answered(c *client, i int) { t.opened(c, i) }
 
 func (t *turnover) ended(c *client, i int) {
 	t.refused++

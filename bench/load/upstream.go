@@ -9,11 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the upstream does is decided by the path of the first request.
+// What the upstream does is decided by the path of a request.
 const (
 	EchoPath = "/echo" // a tunnel that sends back what it gets
 	BulkPath = "/bulk" // a tunnel that sends as much as can be taken
 	PagePath = "/page" // no tunnel: a short answer
+	BodyPath = "/body" // no tunnel: an answer as its path says (see bodyRequest)
 )
 
 const (
@@ -36,6 +37,7 @@ var (
 	switching = []byte("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + accept + "\r\n\r\n")
 	page      = []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n")
 	headEnd   = []byte("\r\n\r\n")
+	lineEnd   = headEnd[:2]
 )
 
 type role uint8
@@ -46,20 +48,26 @@ const (
 	reading // a request's head
 	echoing
 	sending
+	answering // with a body that did not go out at once
 )
 
 // An upstream is the server behind the proxies: one thread, and one system call each
 // to read and to answer a message, so that it takes little from the cores that it shares.
 type upstream struct {
-	poll  *poll
-	of    []served // by descriptor
-	buf   []byte
-	chunk []byte
+	poll    *poll
+	of      []served // by descriptor
+	buf     []byte
+	chunk   []byte
+	answers map[int]*bodyAnswer // by the body's length
 }
 
 type served struct {
-	role role
-	head []byte // of a request that has come in part
+	role   role
+	head   []byte      // of a request that has come in part
+	answer *bodyAnswer // answering: what is being sent
+	number number      // of its request
+	sent   int         // so much of it
+	last   bool        // nothing follows upon it
 }
 
 // ServeUpstream opens a listening socket on each of so many loopback addresses, writes
@@ -70,7 +78,7 @@ func ServeUpstream(addresses int, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	u := &upstream{poll: p, buf: make([]byte, chunk), chunk: make([]byte, chunk)}
+	u := &upstream{poll: p, buf: make([]byte, chunk), chunk: make([]byte, chunk), answers: map[int]*bodyAnswer{}}
 	for i := range addresses {
 		address, err := u.listen(net.IPv4(127, 0, 1, byte(1+i)))
 		if err != nil {
@@ -120,11 +128,13 @@ func (u *upstream) event(e unix.EpollEvent) {
 	case listening:
 		u.accept(fd)
 	case reading:
-		u.readHead(fd)
+		u.readHead(e)
 	case echoing:
 		u.echo(e)
 	case sending:
 		u.pour(e)
+	case answering:
+		u.goOn(e)
 	}
 }
 
@@ -147,8 +157,9 @@ func (u *upstream) close(fd int) {
 	unix.Close(fd)
 }
 
-// readHead reads requests until one asks for a tunnel.
-func (u *upstream) readHead(fd int) {
+// readHead reads requests until one asks for a tunnel, or for a body that takes longer.
+func (u *upstream) readHead(e unix.EpollEvent) {
+	fd := int(e.Fd)
 	for s := &u.of[fd]; s.role == reading; {
 		n, errno := recv(fd, u.buf, 0)
 		if errno == unix.EAGAIN {
@@ -163,11 +174,14 @@ func (u *upstream) readHead(fd int) {
 			head = append(s.head, head...)
 		}
 		s.head = nil
-		if !bytes.HasSuffix(head, headEnd) {
+		if bytes.HasSuffix(head, headEnd) {
+			u.answer(fd, head)
+		} else {
 			s.head = bytes.Clone(head)
-			continue
 		}
-		u.answer(fd, head)
+		if !more(n, u.buf, e) {
+			return
+		}
 	}
 }
 
@@ -177,6 +191,9 @@ func (u *upstream) answer(fd int, head []byte) {
 	reply, next := page, reading
 	_, path, _ := bytes.Cut(head, []byte(" "))
 	switch {
+	case bytes.HasPrefix(path, []byte(BodyPath)):
+		u.answerBody(fd, head, path)
+		return
 	case bytes.HasPrefix(path, []byte(EchoPath)):
 		reply, next = switching, echoing
 	case bytes.HasPrefix(path, []byte(BulkPath)):
@@ -192,9 +209,10 @@ func (u *upstream) answer(fd int, head []byte) {
 	}
 }
 
+// wantsClose says whether a request is the connection's last.
 func wantsClose(head []byte) bool {
-	lower := bytes.ToLower(head)
-	return bytes.Contains(lower, []byte("\r\nconnection: close\r\n")) || bytes.Contains(lower, []byte(" http/1.0\r\n"))
+	first, fields, _ := bytes.Cut(head, lineEnd)
+	return bytes.HasSuffix(first, []byte(" HTTP/1.0")) || string(field(fields, "connection")) == "close"
 }
 
 // echo sends back what has come. What a client of ours has under way fits into a

@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+
+	"holdfast/bench/load"
 )
 
 // holdfast is built from this tree, in three forms: as it is by default, and with what
@@ -99,6 +101,9 @@ var haproxy = &Kind{
 		return []File{{"haproxy.cfg", fmt.Sprintf(`global
   nbthread %d
   maxconn %d
+  maxpipes 300
+  tune.pool-low-fd-ratio 95
+  tune.pool-high-fd-ratio 95
 
 defaults
   mode http
@@ -110,11 +115,17 @@ defaults
 frontend bench
   bind %s
   http-request redirect location %s if { path %s }
+  use_backend bodies if { path_beg %s }
   default_backend upstream
 
 backend upstream
-  server upstream %s
-`, s.Cores, s.Tunnels+100, s.Listen, s.RevisionTarget(), RevisionPath, s.Upstream)}}
+  server upstream %[7]s
+
+backend bodies
+  http-reuse always
+  option splice-response
+  server upstream %[7]s
+`, s.Cores, s.Tunnels+100, s.Listen, s.RevisionTarget(), RevisionPath, load.BodyPath, s.Upstream)}}
 	},
 	arguments: func(p Program, s Site) []string {
 		return []string{p.Path, "-W", "-q", "-f", filepath.Join(s.Dir, "haproxy.cfg")}
@@ -140,6 +151,7 @@ events {
 
 http {
   access_log off;
+  keepalive_requests 1000000000;
   client_body_temp_path tmp-body;
   proxy_temp_path tmp-proxy;
   fastcgi_temp_path tmp-fastcgi;
@@ -152,7 +164,8 @@ http {
   }
   upstream upstream {
     server %s;
-    keepalive 32;
+    keepalive %d;
+    keepalive_requests 1000000000;
   }
   server {
     listen %s;
@@ -168,9 +181,17 @@ http {
       proxy_read_timeout 24h;
       proxy_send_timeout 24h;
     }
+    location %s {
+      proxy_pass http://upstream;
+      proxy_http_version 1.1;
+      proxy_set_header Connection '';
+      proxy_buffer_size 64k;
+      proxy_buffers 16 64k;
+      proxy_busy_buffers_size 256k;
+    }
   }
 }
-`, workersUser(), s.Cores, 2*s.Tunnels+500, s.Upstream, s.Listen, RevisionPath, s.RevisionTarget())}}
+`, workersUser(), s.Cores, 2*s.Tunnels+500, s.Upstream, kept, s.Listen, RevisionPath, s.RevisionTarget(), load.BodyPath)}}
 	},
 	arguments: func(p Program, s Site) []string {
 		return []string{p.Path, "-p", s.Dir, "-e", "stderr", "-c", filepath.Join(s.Dir, "nginx.conf")}
@@ -196,9 +217,12 @@ http://%s {
 	redir %s %s
 	reverse_proxy %s {
 		stream_close_delay 24h
+		transport http {
+			keepalive_idle_conns_per_host %d
+		}
 	}
 }
-`, filepath.Join(s.Dir, "admin.sock"), s.Listen, RevisionPath, s.RevisionTarget(), s.Upstream)}}
+`, filepath.Join(s.Dir, "admin.sock"), s.Listen, RevisionPath, s.RevisionTarget(), s.Upstream, kept)}}
 	},
 	arguments: func(p Program, s Site) []string {
 		return []string{p.Path, "run", "--config", filepath.Join(s.Dir, "Caddyfile"), "--adapter", "caddyfile"}
@@ -237,6 +261,7 @@ var traefik = &Kind{
 	arguments: func(p Program, s Site) []string {
 		return []string{p.Path, "--entrypoints.bench.address=" + s.Listen,
 			"--entrypoints.bench.transport.respondingtimeouts.readtimeout=0",
+			fmt.Sprintf("--serverstransport.maxidleconnsperhost=%d", kept),
 			"--providers.file.directory=" + filepath.Join(s.Dir, "dynamic"), "--providers.file.watch=true",
 			"--log.level=WARN", "--global.checknewversion=false", "--global.sendanonymoususage=false"}
 	},

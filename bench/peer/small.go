@@ -9,12 +9,16 @@ import (
 	"net/url"
 )
 
-// ServeHTTPUtil is the standard library's reverse proxy, as it is.
+// ServeHTTPUtil is the standard library's reverse proxy, as it is, but that it keeps as many
+// connections to the upstream as others do.
 func ServeHTTPUtil(listen, upstream string) error {
 	target := &url.URL{Scheme: "http", Host: upstream}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, kept
 	proxy := &httputil.ReverseProxy{
-		Rewrite:  func(r *httputil.ProxyRequest) { r.SetURL(target) },
-		ErrorLog: log.New(io.Discard, "", 0),
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		Transport: transport,
+		ErrorLog:  log.New(io.Discard, "", 0),
 	}
 	return (&http.Server{Addr: listen, Handler: proxy, ErrorLog: proxy.ErrorLog}).ListenAndServe()
 }

@@ -36,8 +36,10 @@ func count(n int, thing string) string {
 	return grouped(fmt.Sprint(n)) + " " + thing
 }
 
-func of(format string, n func(Sizes) int) func(Sizes) string {
-	return func(s Sizes) string { return fmt.Sprintf(format, count(n(s), "tunnel")) }
+func of(format string, n func(Sizes) int) func(Sizes) string { return ofThe("tunnel", format, n) }
+
+func ofThe(thing, format string, n func(Sizes) int) func(Sizes) string {
+	return func(s Sizes) string { return fmt.Sprintf(format, count(n(s), thing)) }
 }
 
 func few(s Sizes) int  { return s.Few }
@@ -69,6 +71,27 @@ var measures = []line{
 	{"bulk.one.rate", text("throughput"), "GB/s"},
 	{"bulk.few.cpu", of("%s: CPU per GB", few), "s"},
 	{"bulk.few.rate", text("throughput"), "GB/s"},
+	{"http.small.few.cpu", ofThe("connection", "**Small answers**, %s: CPU each", few), "µs"},
+	{"http.small.few.rate", text("requests"), "/s"},
+	{"http.small.many.cpu", ofThe("connection", "%s: CPU each", many), "µs"},
+	{"http.small.many.rate", text("requests"), "/s"},
+	{"http.16k.few.cpu", ofThe("connection", "**16 KiB**, %s: CPU each", few), "µs"},
+	{"http.16k.few.rate", text("requests"), "/s"},
+	{"http.16k.many.cpu", ofThe("connection", "%s: CPU each", many), "µs"},
+	{"http.16k.many.rate", text("requests"), "/s"},
+	{"http.1m.few.cpu", ofThe("connection", "**1 MiB**, %s: CPU each", few), "µs"},
+	{"http.1m.few.rate", text("requests"), "/s"},
+	{"http.1m.many.cpu", ofThe("connection", "%s: CPU each", many), "µs"},
+	{"http.1m.many.rate", text("requests"), "/s"},
+	{"http.paced.p50", func(s Sizes) string {
+		return fmt.Sprintf("**Paced**, %s, %s small requests/s: p50", count(s.Few, "connection"), grouped(fmt.Sprint(s.Rate)))
+	}, "µs"},
+	{"http.paced.p99", text("p99"), "µs"},
+	{"http.paced.p999", text("p99.9"), "µs"},
+	{"http.paced.cpu", text("CPU each"), "µs"},
+	{"http.conns.cpu", text("**A connection for each request:** CPU each"), "µs"},
+	{"http.conns.rate", text("requests"), "/s"},
+	{"http.idle.pss", ofThe("connection", "**Idle**, %s, each used once: memory for one (Pss)", idle), "B"},
 	{"connect.cpu", text("**New tunnels** (connect, upgrade, close): CPU each"), "µs"},
 	{"connect.rate", text("new tunnels"), "/s"},
 	{"reload.dropped", func(s Sizes) string {

@@ -44,6 +44,13 @@ func targets() []target {
 		{key: "idle.descriptors", limit: bound(2.05)}, // what the process itself has is in it
 		{key: "idle.left", limit: bound(2)},
 		{key: "paced.p99", limit: times(1, "paced.p99", peers...)},
+		{key: "http.small.few.cpu", limit: times(0.95, "http.small.few.cpu", "nginx")},
+		{key: "http.small.many.cpu", limit: times(0.9, "http.small.many.cpu", "haproxy")},
+		{key: "http.16k.few.cpu", limit: times(0.75, "http.16k.few.cpu", "nginx")},
+		{key: "http.1m.few.cpu", limit: times(0.75, "http.1m.few.cpu", "nginx")},
+		{key: "http.paced.p99", limit: times(1, "http.paced.p99", "nginx")},
+		{key: "http.idle.pss", limit: bound(300)},
+		{key: "connect.cpu", limit: times(1.05, "connect.cpu", "nginx")},
 		{key: "resume.last", limit: bound(1000), of: Vault},
 		{key: "move.p99", limit: times(3, "move.steady", Vault), of: Vault},
 	}
@@ -75,6 +82,6 @@ func (r *Run) WriteTargets(to io.Writer) {
 		if over > 0 {
 			verdict = fmt.Sprintf("MISSED by %.0f %%", 100*over)
 		}
-		fmt.Fprintf(to, "%-16s %8s  %-8s %8s (%s): %s\n", t.key, number(got), bound, number(limit), words, verdict)
+		fmt.Fprintf(to, "%-20s %8s  %-8s %8s (%s): %s\n", t.key, number(got), bound, number(limit), words, verdict)
 	}
 }
