@@ -142,6 +142,7 @@ type ListenerLimits struct {
 	HeadTimeout time.Duration // from the first byte of a head to its last: 408 beyond
 	BodySize    int64         // bytes of a request body: 413 beyond; 0: unlimited
 	BodyTimeout time.Duration // between two bytes of a request body: 408 beyond
+	BodyRate    int64         // bytes of a request body per second, over BodyTimeout: 408 below; 0: none
 	IdleTimeout time.Duration // of a kept-alive connection between two requests
 }
 

@@ -27,8 +27,10 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 		MoveOnReload: true,
 	}
 	limits := config.ListenerLimits{
-		HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, IdleTimeout: time.Minute,
+		HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, BodyRate: 64, IdleTimeout: time.Minute,
 	}
+	slow := limits
+	slow.BodyRate = 0
 	want := &config.Config{
 		Supervisor: config.Supervisor{
 			Process: config.Process{Proxy: "/opt/holdfast/bin/holdfast-proxy"},
@@ -53,13 +55,13 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 				Name: "public",
 				Limits: config.ListenerLimits{
 					Connections: 20_000, HeadSize: 32 << 10, HeadTimeout: 5 * time.Second,
-					BodySize: 1 << 30, BodyTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+					BodySize: 1 << 30, BodyTimeout: 30 * time.Second, BodyRate: 1 << 10, IdleTimeout: 2 * time.Minute,
 				},
 				TrustedProxies: []netip.Prefix{
 					netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("::1/128"),
 				},
 			},
-			{Name: "local", Limits: limits},
+			{Name: "local", Limits: slow},
 			{Name: "public-v4", Limits: limits},
 			{Name: "activated", Limits: limits},
 		},
@@ -149,7 +151,7 @@ func TestOneListenerIsEnoughAndTheRestHasDefaults(t *testing.T) {
 			KeepAlive:    config.KeepAlive{Idle: time.Minute, Interval: 15 * time.Second, Count: 4},
 		},
 		HTTPListeners: []config.Listener{{Name: "public", Limits: config.ListenerLimits{
-			HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, IdleTimeout: time.Minute,
+			HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, BodyRate: 64, IdleTimeout: time.Minute,
 		}}},
 	})
 }

@@ -170,7 +170,7 @@ func TestValuesAreWrittenAsPeopleWriteThem(t *testing.T) {
 		}
 	}
 	for n, want := range map[int64]string{
-		1: "1B", 1000: "1000B", 1 << 10: "1KiB", 1<<10 + 1: "1025B", 64 << 10: "64KiB", 1536 << 10: "1536KiB", 1 << 20: "1MiB", 3 << 30: "3GiB",
+		0: "0B", 1: "1B", 1000: "1000B", 1 << 10: "1KiB", 1<<10 + 1: "1025B", 64 << 10: "64KiB", 1536 << 10: "1536KiB", 1 << 20: "1MiB", 3 << 30: "3GiB",
 	} {
 		got := writeSize(n)
 		if back, err := parseSize(got); got != want || err != nil || back != n {

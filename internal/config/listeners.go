@@ -121,6 +121,7 @@ func readListenerLimits(t *table) ListenerLimits {
 		HeadSize:    64 << 10,
 		HeadTimeout: 10 * time.Second,
 		BodyTimeout: 60 * time.Second,
+		BodyRate:    64,
 		IdleTimeout: 60 * time.Second,
 	}
 	t.limit("connections", &l.Connections, 1)
@@ -128,6 +129,7 @@ func readListenerLimits(t *table) ListenerLimits {
 	read(t, "head_timeout", &l.HeadTimeout, duration)
 	read(t, "body_size", &l.BodySize, sizeOrUnlimited)
 	read(t, "body_timeout", &l.BodyTimeout, duration)
+	read(t, "body_rate", &l.BodyRate, rate)
 	read(t, "idle_timeout", &l.IdleTimeout, duration)
 	t.strict()
 	return l

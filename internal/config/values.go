@@ -230,6 +230,15 @@ var sizeOrUnlimited = form[int64]{`a size like "64KiB", or "unlimited"`, func(s 
 	return writeSize(n)
 }}
 
+// rate is a size per second. Whatever the time, it can be multiplied with a duration.
+var rate = form[int64]{`a size per second up to "1GiB", like "64B", or "0B"`, func(s string) (int64, error) {
+	n, err := parseSize(s)
+	if err == nil && n > 1<<30 {
+		err = errForm
+	}
+	return n, err
+}, writeSize}
+
 // sizeBetween is a size within bounds, the lower in KiB, the upper in MiB.
 func sizeBetween(leastKiB, mostMiB int64) form[int64] {
 	is := fmt.Sprintf(`a size from "%dKiB" to "%dMiB"`, leastKiB, mostMiB)
@@ -266,7 +275,7 @@ func parseSize(s string) (int64, error) {
 // writeSize uses the largest unit that needs no fraction.
 func writeSize(n int64) string {
 	for _, unit := range []string{"GiB", "MiB", "KiB"} {
-		if n%units[unit] == 0 {
+		if n > 0 && n%units[unit] == 0 {
 			return strconv.FormatInt(n/units[unit], 10) + unit
 		}
 	}

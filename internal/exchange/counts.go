@@ -19,5 +19,5 @@ func NewClasses(r *metrics.Registry, d *metrics.Desc, labels ...string) (c Class
 	return c
 }
 
-// Count counts a response.
-func (c *Classes) Count(status int) { c[status/100-1].Inc() }
+// Of returns the counter of a status.
+func (c *Classes) Of(status int) *metrics.Counter { return c[status/100-1] }

@@ -37,8 +37,14 @@ type bodyDecoder struct {
 	extension   int
 	extensions  int
 	trailerScan headScanner
-	trailerRaw  []byte
-	trailers    exchange.Fields
+	trailerRaw  []byte          // what has come of the section
+	trailers    exchange.Fields // parts of trailerRaw
+}
+
+// reuse gives the decoder the memory of another one, whose body and trailers nobody
+// uses any more.
+func (d *bodyDecoder) reuse(of *bodyDecoder) {
+	d.trailerRaw, d.trailers = of.trailerRaw[:0], of.trailers[:0]
 }
 
 // A chunkState is what the next byte of a chunked body must be (RFC 9112 §7.1).
@@ -205,27 +211,26 @@ func hexDigit(c byte) (int64, bool) {
 // takeTrailers gathers the trailer section, which must be seen whole, and reads it.
 func (d *bodyDecoder) takeTrailers(p []byte) (consumed int, err error) {
 	had := len(d.trailerRaw)
+	if had == 0 && len(p) >= 2 && p[0] == '\r' && p[1] == '\n' {
+		d.finished = true
+		return 2, nil
+	}
 	d.trailerRaw = append(d.trailerRaw, p[:min(len(p), maxTrailers+1-had)]...)
 	end, err := d.trailerScan.scan(d.trailerRaw)
 	if err != nil || end == 0 {
 		return len(d.trailerRaw) - had, err
 	}
-	d.trailers, err = parseTrailers(string(d.trailerRaw[:end-2]), d.trailerScan.lines-1)
-	d.trailerRaw = nil
+	d.trailers, err = parseTrailers(viewOf(d.trailerRaw[:end-2]), d.trailers)
 	d.finished = err == nil
 	return end - had, err
 }
 
-// parseTrailers refuses what would be framing or routing to somebody, and drops
-// what no definition allows in a trailer (RFC 9110 §6.5.1).
-func parseTrailers(lines string, n int) (exchange.Fields, error) {
-	if lines == "" {
-		return nil, nil
-	}
-	trailers := make(exchange.Fields, 0, n)
+// parseTrailers adds to trailers. It refuses what would be framing or routing to somebody,
+// and drops what no definition allows in a trailer (RFC 9110 §6.5.1).
+func parseTrailers(lines string, trailers exchange.Fields) (exchange.Fields, error) {
 	for lines != "" {
 		var line string
-		line, lines, _ = strings.Cut(lines, "\r\n")
+		line, lines = cutLine(lines)
 		name, value, err := parseField(line)
 		if err != nil {
 			return nil, err

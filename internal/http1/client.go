@@ -5,16 +5,32 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
-	"sync/atomic"
+	"net/netip"
+	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/poller"
+	"holdfast/internal/stream"
+	"holdfast/internal/task"
 )
 
 // maxInterim is how many 1xx responses may precede a final one.
 const maxInterim = 32
+
+// headAndSome is what is read at once until a head is complete: all of a usual response, and
+// little of a large one. Of that the rest stays where it is, so that whoever takes it from
+// there copies nothing (see [exchange.Source]), if it is longer than mostRead.
+const (
+	headAndSome = 20 << 10
+	mostRead    = 32 << 10
+)
+
+// unixRetry is how long, at least, a unix socket whose queue is full is left alone before
+// the next attempt to connect.
+const unixRetry = 50 * time.Millisecond
 
 var (
 	errBusy      = errors.New("the connection carries another exchange")
@@ -29,120 +45,194 @@ var (
 	errTruncated = malformed("the connection ended within a response")
 )
 
-// ClientOptions say how an upstream connection is used. The zero value is ready.
+// ClientOptions say how an upstream connection is used. The zero value is ready. What is
+// called is called on the loop's goroutine, and must not wait.
 type ClientOptions struct {
-	HeadSize int64    // most bytes of a response head; 0: 64 KiB
-	Buffers  *Buffers // shared with other connections; nil: none are shared
-	Traffic  Traffic  // what counts the connection's bytes
+	HeadSize int64           // most bytes of a response head; 0: 64 KiB
+	Traffic  *stream.Traffic // what counts the connection's bytes; may be nil
 
 	// OnIdle, if set, is called when an exchange was closed and the connection can
-	// carry another. It is called by whoever closed the exchange, holding no lock,
-	// and owns the connection from then on.
+	// carry another, and owns it from then on. An idle connection closes itself when the
+	// upstream does, or says what nobody asked for.
 	OnIdle func(*Conn)
 
 	// OnEnd and OnSwitch, if set: one of them is called, once, when the connection was
 	// closed, or switched and so given away. byPeer says that the upstream had closed it
-	// before, or reset it; of a connection that is no TCP or unix socket nobody knows. A
-	// lock of the Conn is held: they must not call back, nor block.
+	// before, or reset it.
 	OnEnd    func(byPeer bool)
 	OnSwitch func()
+
+	// OnOver, if set, is called when the exchange was closed that has switched the
+	// connection: nobody uses the Conn any more, and [Conn.Renew] makes another of it.
+	OnOver func()
 }
 
-// Conn is a connection to an upstream. It carries one exchange at a time, and
-// while it carries none it has neither a goroutine nor a buffer.
+// Conn is a connection to an upstream, on the loop that has dialled it and whose goroutine
+// does all with it. It carries one exchange at a time, and while it carries none it has
+// neither a task nor a buffer.
 type Conn struct {
-	conn    net.Conn
 	options ClientOptions
-	in      *reader
+	loop    *stream.Loop // nil until it is connected
+	conn    stream.Conn
 
-	mu       sync.Mutex
-	current  *clientExchange
-	used     bool // an exchange was begun
-	closed   bool
-	switched bool // the connection is no longer ours
+	// These are used for one exchange after the other, with their memory.
+	current clientExchange
+	head    responseHead // the last one
+	body    bodyReader
+
+	dialler *task.Task // waits to try again; nil: none does
+	err     error      // what everything fails with; nil: nothing does
+	carries bool       // current is an exchange that was not closed
+	used    bool       // an exchange was begun
+	ended   bool       // it was closed, or is no longer ours
+	given   bool       // the latter
 }
 
-// NewClient returns a Conn over a fresh connection, which it then owns.
-func NewClient(conn net.Conn, o ClientOptions) *Conn {
+// NewClient returns a Conn that waits to be connected, by [Conn.Dial] or [Conn.DialUnix].
+func NewClient(o ClientOptions) *Conn {
 	if o.HeadSize <= 0 {
 		o.HeadSize = defaultHeadSize
 	}
-	if o.Buffers == nil {
-		o.Buffers = new(Buffers)
-	}
-	if o.OnEnd == nil {
-		o.OnEnd = func(bool) {}
-	}
-	if o.OnSwitch == nil {
-		o.OnSwitch = func() {}
-	}
-	return &Conn{conn: conn, options: o, in: newReader(conn, o.Buffers, o.Traffic.Received)}
+	return &Conn{options: o}
 }
 
-// Exchange begins an exchange. It fails if the connection is closed or carries one.
-func (c *Conn) Exchange() (exchange.Upstream, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.closed || c.switched:
-		return nil, net.ErrClosed
-	case c.current != nil:
-		return nil, errBusy
-	}
-	e := &clientExchange{c: c, reused: c.used, body: bodyReader{in: c.in}}
-	e.out = bodyWriter{conn: c.conn, buffers: c.options.Buffers, counted: c.options.Traffic.Sent}
-	c.used = true
-	c.current = e
-	return e, nil
+// Renew has a Conn that was switched, and whose exchange is closed, wait to be connected once
+// more: for who has many of them, one soon after the other.
+func (c *Conn) Renew(t *stream.Traffic) {
+	c.options.Traffic = t
+	c.loop, c.err, c.used, c.ended, c.given = nil, nil, false, false, false
 }
 
-// Reusable says whether the connection can carry another exchange now.
-func (c *Conn) Reusable() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.current == nil && !c.closed && !c.switched
+// Dial connects to a TCP address and waits for that, as [stream.Loop.Dial] does; owner and
+// traffic are the connection's own. It is called once, and once after each Renew. A Conn that could not be connected
+// needs no Close.
+func (c *Conn) Dial(t *task.Task, l *stream.Loop, to netip.AddrPort, o *stream.DialOptions) error {
+	if c.err != nil {
+		return c.err
+	}
+	o.Owner, o.Traffic = nil, c.options.Traffic
+	return c.connected(l, l.Dial(t, &c.conn, to, o))
 }
 
-// Alive says whether an idle connection is still good, as far as the kernel knows:
-// it is open and nothing has come that nobody asked for. It does not block. Of a
-// connection that is no TCP or unix socket it knows only whether we closed it.
-func (c *Conn) Alive() bool {
-	if !c.Reusable() {
-		return false
+// DialUnix is Dial for a unix socket. Where the listener's queue is full it tries again
+// until there is room.
+func (c *Conn) DialUnix(t *task.Task, l *stream.Loop, path string, o *stream.DialOptions) error {
+	if c.err != nil {
+		return c.err
 	}
-	if c.in.raw == nil {
-		return true
-	}
-	alive := false
-	err := c.in.raw.Control(func(fd uintptr) { alive = nothingToRead(int(fd)) })
-	return err == nil && alive
-}
-
-// nothingToRead is true of an open socket without unread bytes. End of file and
-// pending errors are something to read.
-func nothingToRead(fd int) bool {
-	var b [1]byte
-	for {
-		_, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		if err != unix.EINTR {
-			return err == unix.EAGAIN
+	o.Owner, o.Traffic = nil, c.options.Traffic
+	err := l.DialUnix(t, &c.conn, path, o)
+	for errors.Is(err, unix.EAGAIN) {
+		if err = c.pause(t, l, o.Until); err == nil {
+			err = l.DialUnix(t, &c.conn, path, o)
 		}
 	}
+	return c.connected(l, err)
 }
 
-// leftByPeer says whether the upstream has closed or reset the connection, also if
-// nobody has read that far.
-func (c *Conn) leftByPeer() bool {
-	if c.in.raw == nil {
-		return false
+// connected has the connection begin, unless there is none. What had come before
+// belongs to the first exchange.
+func (c *Conn) connected(l *stream.Loop, err error) error {
+	if err == nil {
+		c.loop = l
+		c.conn.Own(c)
 	}
-	left := false
-	err := c.in.raw.Control(func(fd uintptr) { left = hungUp(int(fd)) })
-	return err == nil && left
+	return err
 }
 
-// hungUp is leftByPeer of a socket. Besides the event that is asked for, poll(2) tells
-// of POLLHUP and POLLERR, one of which a reset leaves.
+// An alarm wakes a task.
+type alarm struct {
+	deadline poller.Deadline
+	task     *task.Task
+	rung     bool
+}
+
+// Expire implements [poller.Expirer].
+func (a *alarm) Expire(*poller.Deadline) {
+	a.rung = true
+	a.task.Wake()
+}
+
+// pause waits for a while, but not beyond until.
+func (c *Conn) pause(t *task.Task, l *stream.Loop, until time.Time) error {
+	if !until.IsZero() && !l.Now().Before(until) {
+		return os.ErrDeadlineExceeded
+	}
+	a := alarm{task: t}
+	l.SetDeadline(&a.deadline, &a, l.Now().Add(unixRetry))
+	defer l.Forget(&a.deadline)
+	c.dialler = t
+	defer func() { c.dialler = nil }()
+	for !a.rung && c.err == nil {
+		t.Wait()
+	}
+	return c.err
+}
+
+// Interrupt has everything that waits for the connection, and all that comes later, fail
+// with err: its dialling, and the exchange that it carries.
+func (c *Conn) Interrupt(err error) {
+	if c.err == nil {
+		c.err = err
+	}
+	if c.conn.Open() {
+		c.conn.Interrupt(err)
+	}
+	if c.dialler != nil {
+		c.dialler.Wake()
+	}
+}
+
+// Exchange begins an exchange. It fails if the connection is closed or carries one. What
+// it returns is not to be used after its Close any more once the connection carries the
+// next one.
+func (c *Conn) Exchange() (exchange.Upstream, error) {
+	switch {
+	case c.loop == nil || c.ended:
+		return nil, net.ErrClosed
+	case c.carries:
+		return nil, errBusy
+	}
+	c.current = clientExchange{c: c, reused: c.used, out: bodyWriter{out: &c.conn}}
+	c.body.begin(&c.conn, bodyDecoder{}, 0)
+	c.used, c.carries = true, true
+	return &c.current, nil
+}
+
+// Alive says whether the connection is idle and still good, as far as the kernel has told:
+// it is open and nothing has come that nobody asked for. It does not block.
+func (c *Conn) Alive() bool {
+	return c.loop != nil && !c.ended && !c.carries && c.conn.Quiet()
+}
+
+// Ready implements [stream.Owner]: nobody has asked for what has come on an idle connection,
+// and of one that carries an exchange it is what the next Receive or Read finds.
+func (c *Conn) Ready(*stream.Conn) {
+	if !c.carries {
+		c.Close()
+	}
+}
+
+// Expired implements [stream.Owner]. How long a connection may be idle is its pool's business.
+func (c *Conn) Expired(*stream.Conn) {}
+
+// Close closes the connection, whatever it carries, unless it was switched.
+// Further calls do nothing.
+func (c *Conn) Close() {
+	if c.loop == nil || c.ended {
+		return
+	}
+	c.ended = true
+	byPeer := hungUp(c.conn.FD())
+	c.conn.Close()
+	if c.options.OnEnd != nil {
+		c.options.OnEnd(byPeer)
+	}
+}
+
+// hungUp says whether the upstream has closed or reset the connection, also if nobody has
+// read that far. Besides the event that is asked for, poll(2) tells of POLLHUP and POLLERR,
+// one of which a reset leaves.
 func hungUp(fd int) bool {
 	events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 	for {
@@ -153,68 +243,47 @@ func hungUp(fd int) bool {
 	}
 }
 
-// Close closes the connection, whatever it carries, unless it was switched.
-// Further calls do nothing.
-func (c *Conn) Close() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed || c.switched {
-		return nil
-	}
-	return c.closeLocked()
-}
-
-func (c *Conn) closeLocked() error {
-	c.closed = true
-	c.options.OnEnd(c.leftByPeer())
-	return c.conn.Close()
-}
-
-// isClosed says whether an error may be our own doing.
-func (c *Conn) isClosed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.closed
-}
-
 // clientExchange implements [exchange.Upstream] on a Conn.
 type clientExchange struct {
-	c        *Conn
-	reused   bool
-	answered atomic.Bool // a byte of a response has come
+	c      *Conn
+	reused bool
+	over   bool // it was closed
 
-	// Owned by the goroutine that receives.
-	body    bodyReader
-	final   bool // the final head, or a 101, was received
-	interim int
-
-	// Guarded by c.mu. Once sentAll and gotAll are set, sender and receiver leave
-	// the connection alone: it may carry the next exchange.
-	over    bool
-	method  string // "" before Send
-	upgrade bool   // the request asks for one
-	agreed  bool   // the upstream has agreed to it
+	// The request.
+	out     bodyWriter
+	method  string     // what matters of it for the response; "" before Send
+	upgrade bool       // the request asks for one
+	sending bool       // a task sends, and may wait
+	next    *task.Task // waits for that one; nil: none does
 	sentAll bool
-	gotAll  bool
-	lastOne bool // the connection ends with this exchange
 
-	mu  sync.Mutex // held while sending
-	out bodyWriter
+	// The response.
+	text     []byte // what the strings of c.head are parts of; nil: there is none
+	answered bool   // a byte of a response has come
+	final    bool   // the final head, or a 101, was received
+	agreed   bool   // the upstream has agreed to an upgrade
+	lastOne  bool   // the connection ends with this exchange
+	interim  int
 }
 
 func (e *clientExchange) Reused() bool              { return e.reused }
-func (e *clientExchange) Trailers() exchange.Fields { return e.body.dec.trailers }
+func (e *clientExchange) Ready() bool               { return e.final && e.c.body.ready() }
+func (e *clientExchange) Trailers() exchange.Fields { return e.c.body.dec.trailers }
 
 // Send implements [exchange.Upstream]. The head of a request with a body is held
 // back until Write, Finish or Receive, to go out together with what follows.
-func (e *clientExchange) Send(r *exchange.Request) error {
-	if err := e.begin(r); err != nil {
-		return err
+func (e *clientExchange) Send(t *task.Task, r *exchange.Request) error {
+	switch {
+	case e.over:
+		return errOver
+	case e.method != "":
+		return errSent
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	e.method = methodFor(r)
+	e.upgrade = r.Upgrade != ""
 	b, err := appendRequest(e.out.take(), r)
 	if err != nil {
+		e.c.loop.Release(b)
 		return err
 	}
 	e.out.held = b
@@ -224,148 +293,182 @@ func (e *clientExchange) Send(r *exchange.Request) error {
 	case r.ContentLength > 0:
 		e.out.kind, e.out.left = byLength, r.ContentLength
 	default:
-		err = e.out.flush()
-		e.sent(err)
+		e.sending = true
+		err = e.out.flush(t)
+		e.sent()
+		e.sentAll = err == nil
 	}
-	if err != nil && !e.answered.Load() && !e.c.isClosed() {
+	if err != nil && !e.answered && e.gone() == nil {
 		return fmt.Errorf("%w: %w", exchange.ErrNoAnswer, err)
 	}
 	return err
 }
 
-func (e *clientExchange) begin(r *exchange.Request) error {
-	e.c.mu.Lock()
-	defer e.c.mu.Unlock()
-	switch {
-	case e.over:
-		return errOver
-	case e.method != "":
-		return errSent
+// methodFor returns what a response's framing depends on, in memory that lasts.
+func methodFor(r *exchange.Request) string {
+	if r.Method == "HEAD" {
+		return "HEAD"
 	}
-	e.method = r.Method
-	e.upgrade = r.Upgrade != ""
+	return "GET"
+}
+
+// gone returns why nothing can be done any more, if that is our own doing.
+func (e *clientExchange) gone() error {
+	switch {
+	case e.c.err != nil:
+		return e.c.err
+	case e.over || e.c.ended:
+		return net.ErrClosed
+	}
 	return nil
 }
 
-// sent notes that the request is complete, unless sending it failed.
-func (e *clientExchange) sent(err error) {
-	e.c.mu.Lock()
-	defer e.c.mu.Unlock()
-	e.sentAll = err == nil
-}
-
-// maySend says whether there is a request to go on with.
-func (e *clientExchange) maySend() error {
-	e.c.mu.Lock()
-	defer e.c.mu.Unlock()
+// turn waits until nobody else sends. Receive may do so, with the head.
+func (e *clientExchange) turn(t *task.Task) error {
+	for e.sending {
+		e.next = t
+		t.Wait()
+		e.next = nil
+	}
 	switch {
 	case e.over:
 		return errOver
 	case e.method == "":
 		return errNotSent
 	}
+	e.sending = true
 	return nil
 }
 
-// Write implements [exchange.Upstream].
-func (e *clientExchange) Write(p []byte) (int, error) {
-	if err := e.maySend(); err != nil {
-		return 0, err
+// sent ends the turn.
+func (e *clientExchange) sent() {
+	e.sending = false
+	if e.next != nil {
+		e.next.Wake()
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.out.write(p)
 }
 
-// Finish implements [exchange.Upstream].
-func (e *clientExchange) Finish(trailers exchange.Fields) error {
-	if err := e.maySend(); err != nil {
+// Write implements [exchange.Upstream].
+func (e *clientExchange) Write(t *task.Task, p []byte) error {
+	if e.sending { // p is not ours any more when we have waited
+		p = append([]byte(nil), p...)
+	}
+	if err := e.turn(t); err != nil {
 		return err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	err := e.out.finish(trailers)
+	err := e.out.write(t, p)
+	e.sent()
+	return err
+}
+
+// Sink implements [exchange.Sink].
+func (e *clientExchange) Sink() (to *stream.Conn, left int64) {
+	if e.over || e.method == "" || e.sending {
+		return nil, 0
+	}
+	return e.out.sink()
+}
+
+// Gave implements [exchange.Sink].
+func (e *clientExchange) Gave(n int) { e.out.left -= int64(n) }
+
+// Failed implements [exchange.Sink].
+func (e *clientExchange) Failed(error) { e.out.failed = true }
+
+// Finish implements [exchange.Upstream].
+func (e *clientExchange) Finish(t *task.Task, trailers exchange.Fields) error {
+	if err := e.turn(t); err != nil {
+		return err
+	}
+	err := e.out.finish(t, trailers)
 	e.out.kind = noBody
-	e.sent(err)
+	e.sent()
+	e.sentAll = err == nil && !e.out.failed
 	return err
 }
 
 // Receive implements [exchange.Upstream]. What the upstream may not answer is a
 // *exchange.StatusError 502.
-func (e *clientExchange) Receive() (*exchange.Response, error) {
-	if e.final {
+func (e *clientExchange) Receive(t *task.Task) (*exchange.Response, error) {
+	switch {
+	case e.final:
 		return nil, errReceived
+	case e.over:
+		return nil, errOver
+	case e.method == "":
+		return nil, errNotSent
 	}
-	if err := e.maySend(); err != nil {
+	// Only if nobody is sending: a sender sends the head first, and may be held up by an
+	// upstream that answers before it reads on. If it fails, reading tells whether the
+	// upstream has answered nevertheless.
+	if !e.sending {
+		e.sending = true
+		e.out.flush(t)
+		e.sent()
+	}
+	if err := e.readHead(t); err != nil {
 		return nil, err
 	}
-	// The lock is taken only if nobody is sending: a sender sends the head first,
-	// and may be held up by an upstream that answers before it reads on. If it
-	// fails, reading tells whether the upstream has answered nevertheless.
-	if e.mu.TryLock() {
-		e.out.flush()
-		e.mu.Unlock()
-	}
-	head, err := e.readHead()
-	if err != nil {
-		return nil, err
-	}
+	head := &e.c.head
 	if head.Status < 200 && head.Status != 101 {
 		e.interim++
 		if e.interim > maxInterim {
 			return nil, badGateway(errEndless)
 		}
-		return head.Response, nil
+		return &head.Response, nil
 	}
-	return head.Response, e.settle(&head)
+	if err := e.settle(); err != nil {
+		return nil, err
+	}
+	return &head.Response, nil
 }
 
 // readHead reads the next head, interim or final.
-func (e *clientExchange) readHead() (responseHead, error) {
-	in := e.c.in
+func (e *clientExchange) readHead(t *task.Task) error {
+	e.forgetHead()
+	in := &e.c.conn
 	scan := headScanner{limit: int(e.c.options.HeadSize)}
 	for {
-		end, err := scan.scan(in.buffered())
+		end, err := scan.scan(in.Buffered())
 		if err != nil {
-			return responseHead{}, badGateway(err)
+			return badGateway(err)
 		}
 		if end > 0 {
-			head, err := parseResponse(string(in.buffered()[:end]), scan.lines-1, e.method)
-			if err != nil {
-				return responseHead{}, badGateway(err)
+			e.text = e.c.loop.Buffer(end)
+			head := e.text[:copy(e.text, in.Buffered()[:end])]
+			in.Consume(end)
+			if err := e.c.head.parse(viewOf(head), e.method); err != nil {
+				return badGateway(err)
 			}
-			in.consume(end)
-			return head, nil
+			return nil
 		}
-		if err := in.fill(); err != nil {
-			return responseHead{}, e.receiveError(err)
+		if err := in.FillUpTo(t, headAndSome); err != nil {
+			return e.receiveError(err)
 		}
-		e.answered.Store(true)
+		e.answered = true
+	}
+}
+
+// forgetHead gives the memory of the last head back.
+func (e *clientExchange) forgetHead() {
+	if e.text != nil {
+		e.c.loop.Release(e.text)
+		e.text = nil
 	}
 }
 
 // settle notes what a final head, or a 101, means for the connection.
-func (e *clientExchange) settle(head *responseHead) error {
-	e.c.mu.Lock()
-	defer e.c.mu.Unlock()
+func (e *clientExchange) settle() error {
+	c, head := e.c, &e.c.head
 	if head.Status == 101 && !e.upgrade {
 		return badGateway(errUnasked)
 	}
 	e.final = true
-	e.body.dec = head.body
+	c.body.begin(&c.conn, head.body, 0)
+	c.body.readOn(mostRead)
 	e.agreed = head.Status == 101 && head.Upgrade == "websocket"
 	e.lastOne = head.close || e.upgrade
-	e.gotLocked()
 	return nil
-}
-
-// gotLocked notes the end of the response once it is there. Bytes behind it belong
-// to no request.
-func (e *clientExchange) gotLocked() {
-	if e.body.dec.done() {
-		e.gotAll = true
-		e.lastOne = e.lastOne || len(e.c.in.buffered()) > 0
-	}
 }
 
 // cutShort is a response that did not end because its connection did. It is
@@ -377,10 +480,11 @@ func (cutShort) Is(target error) bool { return target == io.ErrUnexpectedEOF }
 
 // receiveError explains why the connection gave no more bytes.
 func (e *clientExchange) receiveError(err error) error {
+	gone := e.gone()
 	switch {
-	case e.c.isClosed():
-		return net.ErrClosed
-	case !e.answered.Load():
+	case gone != nil:
+		return gone
+	case !e.answered:
 		return fmt.Errorf("%w: %w", exchange.ErrNoAnswer, err)
 	case err == io.EOF || err == io.ErrUnexpectedEOF:
 		return cutShort{badGateway(errTruncated)}
@@ -389,24 +493,47 @@ func (e *clientExchange) receiveError(err error) error {
 }
 
 // Read implements [exchange.Upstream].
-func (e *clientExchange) Read(p []byte) (int, error) {
+func (e *clientExchange) Read(t *task.Task) ([]byte, error) {
+	body := &e.c.body
 	switch {
 	case !e.final:
-		return 0, errNotFinal
-	case e.body.err != nil:
-		return 0, e.body.err
-	case e.body.dec.done():
-		return 0, io.EOF
+		return nil, errNotFinal
+	case body.err == nil && body.dec.done():
+		return nil, io.EOF
+	case body.err == nil && e.over:
+		return nil, net.ErrClosed
+	case body.err != nil:
+		return nil, body.err
 	}
-	n, err := e.body.read(p)
+	p, err := body.read(t)
 	if err != nil && err != io.EOF {
-		e.body.err = e.bodyError(err)
-		return n, e.body.err
+		body.err = e.bodyError(err)
 	}
-	e.c.mu.Lock()
-	defer e.c.mu.Unlock()
-	e.gotLocked()
-	return n, err
+	return p, body.err
+}
+
+// Source implements [exchange.Source].
+func (e *clientExchange) Source() (from *stream.Conn, left int64) {
+	if !e.final || e.over {
+		return nil, 0
+	}
+	return e.c.body.source()
+}
+
+// Awaiting implements [exchange.Source].
+func (e *clientExchange) Awaiting() {}
+
+// Took implements [exchange.Source].
+func (e *clientExchange) Took(n int) error {
+	e.c.body.took(n)
+	return nil
+}
+
+// Ended implements [exchange.Source].
+func (e *clientExchange) Ended(err error) {
+	if err != nil {
+		e.c.body.err = e.bodyError(e.c.body.failure(err))
+	}
 }
 
 func (e *clientExchange) bodyError(err error) error {
@@ -418,40 +545,46 @@ func (e *clientExchange) bodyError(err error) error {
 
 // Switch implements [exchange.Upstream]. It fails unless the upstream has answered
 // an upgrade request with a 101 to WebSocket.
-func (e *clientExchange) Switch() (net.Conn, []byte, error) {
+func (e *clientExchange) Switch() (stream.Passed, error) {
 	c := e.c
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	switch {
-	case e.over || c.closed:
-		return nil, nil, errOver
-	case !e.agreed || c.switched:
-		return nil, nil, errNoSwitch
+	case e.over || c.ended:
+		return stream.Passed{FD: -1}, errOver
+	case !e.agreed:
+		return stream.Passed{FD: -1}, errNoSwitch
 	}
-	c.switched = true
-	c.options.OnSwitch()
-	early := append([]byte(nil), c.in.buffered()...)
-	c.in.consume(len(early))
-	return c.conn, early, nil
+	c.ended, c.given = true, true
+	passed := c.conn.PassOn()
+	if c.options.OnSwitch != nil {
+		c.options.OnSwitch()
+	}
+	return passed, nil
 }
 
 // Close implements [exchange.Upstream].
-func (e *clientExchange) Close() error {
-	c := e.c
-	c.mu.Lock()
-	if e.over || c.switched {
-		c.mu.Unlock()
-		return nil
+func (e *clientExchange) Close() {
+	if e.over {
+		return
 	}
 	e.over = true
-	idle := e.sentAll && e.gotAll && !e.lastOne && !c.closed
-	c.current = nil
-	if !idle && !c.closed {
-		c.closeLocked()
-	}
-	c.mu.Unlock()
-	if idle && c.options.OnIdle != nil {
+	e.forgetHead()
+	e.out.release()
+	c := e.c
+	c.carries = false
+	switch {
+	case c.given:
+		if c.options.OnOver != nil {
+			c.options.OnOver()
+		}
+	case !e.complete() || e.lastOne || c.ended || !c.conn.Quiet(): // bytes behind the response belong to no request
+		c.Close()
+	case c.options.OnIdle != nil:
 		c.options.OnIdle(c)
 	}
-	return nil
+}
+
+// complete says that the request was sent and the response received to their ends.
+func (e *clientExchange) complete() bool {
+	body := &e.c.body
+	return e.sentAll && e.final && (body.err == nil || body.err == io.EOF) && body.dec.done()
 }

@@ -65,7 +65,7 @@ type conversation struct {
 }
 
 func readRequests(pieces ...string) *conversation {
-	c := &conversation{scan: headScanner{limit: defaultHeadSize}}
+	c := &conversation{scan: headScanner{limit: defaultHeadSize, request: true}}
 	for _, p := range pieces {
 		c.feed(p)
 	}
@@ -141,22 +141,24 @@ func (c *conversation) head() bool {
 		return false
 	}
 	c.take(end)
-	c.scan = headScanner{limit: c.scan.limit}
+	c.scan = headScanner{limit: c.scan.limit, request: c.scan.request}
 	return true
 }
 
 func (c *conversation) parse(head string) error {
 	if c.responses {
-		h, err := parseResponse(head, c.scan.lines-1, c.method)
+		var h responseHead
+		err := h.parse(head, c.method)
 		if err == nil {
-			c.in, c.body = &reading{response: h.Response, close: h.close || h.Status == 101}, h.body
+			c.in, c.body = &reading{response: &h.Response, close: h.close || h.Status == 101}, h.body
 		}
 		return err
 	}
-	h, err := parseRequest(head, c.scan.lines-1, "http")
+	var h requestHead
+	err := h.parse(head, "http")
 	if err == nil {
 		// Behind an upgrade nobody knows whose bytes they are.
-		c.in = &reading{request: h.Request, close: h.close || h.Upgrade != "", expect: h.expect}
+		c.in = &reading{request: &h.Request, close: h.close || h.Upgrade != "", expect: h.expect}
 		c.body, c.tail = decoderFor(h.ContentLength), h.hasTail
 	}
 	return err
@@ -214,6 +216,24 @@ var lastRequests = map[string]string{
 	"an upgrade with a body":  "GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n\r\nhello",
 }
 
+// badRequests are what no client may send. What follows them must not be waited for.
+var badRequests = map[string]string{
+	"HTTP/0.9":            "GET /\r\n",
+	"another protocol":    "HELP\r\n",
+	"HTTP/2":              "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+	"a version to come":   "GET / HTTP/1.2\r\nHost: a.test\r\n\r\n",
+	"no Host":             "GET / HTTP/1.1\r\n\r\n",
+	"two Hosts":           "GET / HTTP/1.1\r\nHost: a.test\r\nHost: a.test\r\n\r\n",
+	"another host":        "GET http://b.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n",
+	"both lengths":        "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+	"an unknown coding":   "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+	"chunked in HTTP/1.0": "POST / HTTP/1.0\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+	"a bad chunk":         "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello!\r\n0\r\n\r\n",
+	"a bad trailer":       "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nHost: b.test\r\n\r\n",
+	"CONNECT":             "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n",
+	"an expectation":      "POST / HTTP/1.1\r\nHost: a.test\r\nExpect: more\r\nContent-Length: 1\r\n\r\nx",
+}
+
 // responses are what upstreams answer to a GET, each with one final response.
 var responses = map[string]string{
 	"a length":              "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nA: b\r\n\r\nhello",
@@ -233,6 +253,7 @@ var badResponses = map[string]string{
 	"a bad chunk":            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello!\r\n0\r\n\r\n",
 	"a trailer of framing":   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nContent-Length: 5\r\n\r\n",
 	"an interim with a body": "HTTP/1.1 103 Early Hints\r\nContent-Length: 1\r\n\r\nxHTTP/1.1 200 OK\r\n\r\n",
+	"a 101 in HTTP/1.0":      "HTTP/1.0 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
 	"a 204 with a body":      "HTTP/1.1 204 No Content\r\nContent-Length: 1\r\n\r\nx",
 	"another protocol":       "SSH-2.0-x\r\n\r\n",
 }

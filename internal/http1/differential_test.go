@@ -149,6 +149,8 @@ var responseDifferences = []difference{
 		"RFC 9110 §8.6: must not be; whether the byte is content nobody knows"},
 	{"we refuse: a 100 with a body", "HTTP/1.1 100 Continue\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"RFC 9112 §6.1: must not be; whether the bytes are content nobody knows"},
+	{"we refuse: a 1xx in HTTP/1.0", "HTTP/1.0 101 Switching Protocols\r\n\r\n",
+		"RFC 9110 §15.2: HTTP/1.0 has none, and no other protocol to change to"},
 	{"we refuse: a 204 with a body", "HTTP/1.1 204 No Content\r\nContent-Length: 1\r\n\r\nx",
 		"RFC 9110 §8.6: must not be; whether the byte is content nobody knows"},
 	{"we refuse: a malformed chunk-size", chunks + "0 \r\n\r\n",

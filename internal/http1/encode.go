@@ -3,20 +3,10 @@ package http1
 import (
 	"errors"
 	"fmt"
-	"net"
 	"strconv"
-	"time"
 
 	"holdfast/internal/exchange"
-	"holdfast/internal/metrics"
 )
-
-// dateFormat is IMF-fixdate (RFC 9110 §5.6.7).
-const dateFormat = "Mon, 02 Jan 2006 15:04:05 GMT"
-
-// coalesce is the largest piece of a body that is copied behind what is sent with
-// it; above, a vectored write is cheaper than the copy.
-const coalesce = 4 << 10
 
 var (
 	errTooMuch   = errors.New("more body bytes than announced")
@@ -65,18 +55,18 @@ func takesContent(method string) bool {
 	return method == "POST" || method == "PUT" || method == "PATCH"
 }
 
-// responseFraming is what a response head says besides its fields.
-type responseFraming struct {
+// framing is what a response head says besides its fields.
+type framing struct {
 	body   bodyKind
 	length bool // Content-Length is stated
 	close  bool
-	date   time.Time // for a head that has no Date; zero for none
+	date   string // for a head that has no Date; "": none
 }
 
 // appendResponse writes a response head. It fails rather than write what another
 // reader could take for two.
-func appendResponse(b []byte, r *exchange.Response, f responseFraming) ([]byte, error) {
-	if r.Status < 100 || r.Status > 599 || !consistsOf(r.Reason, valueChar) {
+func appendResponse(b []byte, r *exchange.Response, f framing) ([]byte, error) {
+	if r.Status < 100 || r.Status > 599 || !isValue(r.Reason) {
 		return b, fmt.Errorf("response with the status %d %q", r.Status, r.Reason)
 	}
 	b = append(b, "HTTP/1.1 "...)
@@ -98,9 +88,9 @@ func appendResponse(b []byte, r *exchange.Response, f responseFraming) ([]byte, 
 	case f.length:
 		b = appendLength(b, r.ContentLength)
 	}
-	if !f.date.IsZero() && !r.Fields.Has("Date") {
-		b = append(b, "Date: "...)
-		b = append(f.date.UTC().AppendFormat(b, dateFormat), "\r\n"...)
+	if f.date != "" && !r.Fields.Has("Date") {
+		b = append(append(b, "Date: "...), f.date...)
+		b = append(b, "\r\n"...)
 	}
 	b, err := appendFields(b, r.Fields)
 	return append(b, "\r\n"...), err
@@ -115,7 +105,7 @@ func appendLength(b []byte, n int64) []byte {
 // codec writes itself, so it is an error, and so is a value that ends its line.
 func appendFields(b []byte, fields exchange.Fields) ([]byte, error) {
 	for _, f := range fields {
-		if !isToken(f.Name) || kindOf(f.Name) != plainField || !consistsOf(f.Value, valueChar) {
+		if !isToken(f.Name) || kindOf(f.Name) != plainField || !isValue(f.Value) {
 			return b, fmt.Errorf("field %q cannot be sent", f.Name)
 		}
 		b = append(append(b, f.Name...), ": "...)
@@ -129,122 +119,10 @@ func appendFields(b []byte, fields exchange.Fields) ([]byte, error) {
 func appendLastChunk(b []byte, trailers exchange.Fields) []byte {
 	b = append(b, "0\r\n"...)
 	for _, f := range trailers {
-		if isToken(f.Name) && mayTrail(f.Name) && consistsOf(f.Value, valueChar) {
+		if isToken(f.Name) && mayTrail(f.Name) && isValue(f.Value) {
 			b = append(append(b, f.Name...), ": "...)
 			b = append(append(b, f.Value...), "\r\n"...)
 		}
 	}
 	return append(b, "\r\n"...)
-}
-
-// bodyWriter sends a head and the body behind it. One goroutine at a time uses it.
-type bodyWriter struct {
-	conn    net.Conn
-	buffers *Buffers
-	counted *metrics.Counter // of the bytes sent
-	held    []byte           // what is not sent yet: a head, or nothing
-	kind    bodyKind
-	left    int64 // of byLength
-	discard bool  // bytes are counted but belong to nobody: the body of an answer to HEAD
-	failed  bool  // the connection took no more
-}
-
-// write sends p as a part of the body, with what was held back before it.
-func (w *bodyWriter) write(p []byte) (int, error) {
-	switch {
-	case len(p) == 0:
-		return 0, w.flush()
-	case w.discard:
-		return len(p), w.flush()
-	case w.kind == noBody:
-		return 0, errNoBody
-	case w.kind == byLength && int64(len(p)) > w.left:
-		return 0, errTooMuch
-	}
-	b := w.take()
-	var tail string
-	if w.kind == byChunks {
-		b = append(strconv.AppendInt(b, int64(len(p)), 16), "\r\n"...)
-		tail = "\r\n"
-	}
-	if err := w.sendAll(b, p, tail); err != nil {
-		return 0, err
-	}
-	w.left -= int64(len(p))
-	return len(p), nil
-}
-
-// sendAll sends b, p and tail as one, and gives b back.
-func (w *bodyWriter) sendAll(b, p []byte, tail string) error {
-	var err error
-	switch {
-	case len(b) == 0 && tail == "":
-		err = w.send(p)
-	case len(p) <= coalesce:
-		b = append(append(b, p...), tail...)
-		err = w.send(b)
-	default:
-		pieces := net.Buffers{b, p}
-		if tail != "" {
-			pieces = append(pieces, []byte(tail))
-		}
-		var n int64
-		n, err = pieces.WriteTo(w.conn)
-		w.sent(n, err)
-	}
-	w.buffers.put(b)
-	return err
-}
-
-// send writes to the connection, whatever is held back.
-func (w *bodyWriter) send(p []byte) error {
-	n, err := w.conn.Write(p)
-	w.sent(int64(n), err)
-	return err
-}
-
-// sent notes what became of a write.
-func (w *bodyWriter) sent(n int64, err error) {
-	w.counted.Add(uint64(n))
-	w.failed = w.failed || err != nil
-}
-
-// flush sends what is held back.
-func (w *bodyWriter) flush() error {
-	if len(w.held) == 0 {
-		return nil
-	}
-	b := w.held
-	w.held = nil
-	err := w.send(b)
-	w.buffers.put(b)
-	return err
-}
-
-// complete says that the message was sent to its last byte, so that finish has
-// nothing to add.
-func (w *bodyWriter) complete() bool {
-	return len(w.held) == 0 && (w.discard || w.kind == noBody || w.kind == byLength && w.left == 0)
-}
-
-// finish ends the body.
-func (w *bodyWriter) finish(trailers exchange.Fields) error {
-	switch {
-	case w.discard:
-	case w.kind == byLength && w.left > 0:
-		return errTooLittle
-	case w.kind == byChunks:
-		w.held = appendLastChunk(w.take(), trailers)
-	}
-	return w.flush()
-}
-
-// take returns the held bytes to append to.
-func (w *bodyWriter) take() []byte {
-	b := w.held
-	w.held = nil
-	if b == nil {
-		b = w.buffers.get(smallBuffer)[:0]
-	}
-	return b
 }

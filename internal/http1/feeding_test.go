@@ -2,17 +2,20 @@ package http1
 
 import (
 	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
+	"net/netip"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/stream"
+	"holdfast/internal/stream/streamtest"
+	"holdfast/internal/task"
 )
 
 // A feeding is a way in which bytes come: the pieces of each delivery.
@@ -34,8 +37,8 @@ func feedings(raw string) []feeding {
 	return all
 }
 
-// requestsToFeed are conversations of clients: the corpus, the valid ones, and those
-// behind which nothing is read.
+// requestsToFeed are conversations of clients: the corpus, the valid ones, those behind
+// which nothing is read, and those that are refused.
 func requestsToFeed(t testing.TB) map[string]string {
 	all := make(map[string]string)
 	for _, c := range readCorpus(t) {
@@ -47,6 +50,9 @@ func requestsToFeed(t testing.TB) map[string]string {
 	for name, raw := range lastRequests {
 		all["last/"+name] = raw
 		all["last/"+name+" with more behind it"] = raw + conversations["one request"]
+	}
+	for name, raw := range badRequests {
+		all["bad/"+name] = raw
 	}
 	return all
 }
@@ -115,25 +121,26 @@ func TestFeedingTheServer(t *testing.T) {
 	for name, raw := range requestsToFeed(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			l := streamtest.New(t)
 			for _, f := range feedings(raw) {
 				// Of the corpus only splits beside line ends, where states change: the
 				// parser alone has seen the others.
 				if f.at > 0 && strings.HasPrefix(name, "corpus/") && !strings.ContainsAny(raw[f.at-1:f.at+1], "\r\n") {
 					continue
 				}
-				wantFromServer(t, f.name, raw, f.pieces)
+				wantFromServer(t, l, f.name, raw, f.pieces)
 			}
 			for _, f := range feedings(conversations["pipelined requests"] + raw)[:2] {
-				wantFromServer(t, f.name+" behind others", conversations["pipelined requests"]+raw, f.pieces)
+				wantFromServer(t, l, f.name+" behind others", conversations["pipelined requests"]+raw, f.pieces)
 			}
 		})
 	}
 }
 
-func wantFromServer(t *testing.T, how, raw string, pieces []string) {
+func wantFromServer(t *testing.T, l *stream.Loop, how, raw string, pieces []string) {
 	t.Helper()
 	c := readRequests(raw)
-	if got, want := talkToServer(c, pieces), prediction(c); got != want {
+	if got, want := talkToServer(t, l, c, pieces), prediction(c); got != want {
 		t.Fatalf("%s:\ngot\n%s\nwant\n%s", how, got, want) // the others would wait as long
 	}
 }
@@ -157,55 +164,73 @@ func prediction(c *conversation) string {
 
 // talkToServer has a server read the pieces, each taken before the next is sent, and
 // says what its handler and the client have seen. Of what is expected it takes only how
-// many answers there are to wait for.
-func talkToServer(want *conversation, pieces []string) string {
+// many answers there are to wait for. Both ends are on the same loop.
+func talkToServer(t *testing.T, l *stream.Loop, want *conversation, pieces []string) (what string) {
 	var seen strings.Builder
-	s := NewServer(ServerOptions{Scheme: "http", Log: quiet(), Handler: handlerFunc(func(e exchange.Exchange) { answerAll(&seen, e) })})
-	ours, theirs := net.Pipe()
-	theirs.SetDeadline(time.Now().Add(patience))
-	var served, sent sync.WaitGroup
-	served.Go(func() { s.Serve(ours, exchange.Downstream{}) })
-	sent.Go(func() { writeAll(theirs, pieces) })
-	answers := readAnswers(theirs, want)
-	if !want.ended {
-		sent.Wait() // the server has them, and waits for more
-	}
-	theirs.Close()
-	sent.Wait()
-	served.Wait()
-	return seen.String() + answers
-}
-
-// writeAll sends pieces as far as they are taken.
-func writeAll(conn net.Conn, pieces []string) {
-	for _, p := range pieces {
-		if _, err := io.WriteString(conn, p); err != nil {
-			return
+	ended := make(chan struct{})
+	s := NewServer(ServerOptions{
+		Scheme: "http", Log: quiet(), Loops: []*stream.Loop{l}, Ended: func() { close(ended) },
+		Handler: handlerFunc(func(tk *task.Task, e exchange.Exchange) { answerAll(tk, &seen, e) }),
+	})
+	ours, theirs := socketPair(t)
+	var far stream.Conn
+	streamtest.Do(l, func() {
+		if err := l.Adopt(&far, theirs, nil, nil); err != nil {
+			t.Error(err)
 		}
+		far.Limit(l.Now().Add(patience))
+		s.Serve(l, ours, netip.AddrPort{}, nil)
+	})
+	sent := streamtest.Begin(l, func(tk *task.Task) { sendPieces(tk, &far, pieces) })
+	streamtest.Go(l, func(tk *task.Task) { what = readAnswers(connReader{tk, &far}, want) })
+	if !want.ended {
+		<-sent // the server has them, and waits for more
 	}
+	streamtest.Do(l, far.Close)
+	<-sent
+	<-ended
+	streamtest.Do(l, func() { what = seen.String() + what })
+	return what
 }
 
 // answerAll notes a request that came whole, and answers.
-func answerAll(seen *strings.Builder, e exchange.Exchange) {
-	body, err := io.ReadAll(struct{ io.Reader }{e})
+func answerAll(tk *task.Task, seen *strings.Builder, e exchange.Exchange) {
+	body, err := readAll(tk, e)
 	switch status := exchange.StatusOf(err, 0); {
 	case err == nil:
-		r := &reading{request: e.Request(), body: string(body), trailers: e.Trailers()}
+		r := &reading{request: e.Request(), body: body, trailers: e.Trailers()}
 		fmt.Fprintln(seen, r)
 		if e.Respond(&exchange.Response{Status: 200, ContentLength: 2}) == nil {
-			io.WriteString(e, "ok")
-			e.Finish(nil)
+			e.Write(tk, []byte("ok"))
+			e.Finish(tk, nil)
 		}
 	case status != 0:
 		if e.Respond(&exchange.Response{Status: status, Close: true}) == nil {
-			e.Finish(nil)
+			e.Finish(tk, nil)
 		}
 	}
+}
+
+// connReader is an io.Reader for a task.
+type connReader struct {
+	tk   *task.Task
+	conn *stream.Conn
+}
+
+func (r connReader) Read(p []byte) (int, error) {
+	if len(r.conn.Buffered()) == 0 {
+		if err := r.conn.Fill(r.tk); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, r.conn.Buffered())
+	r.conn.Consume(n)
+	return n, nil
 }
 
 // readAnswers reads as many answers as are expected, and the end if that is. A 100 may
 // come before the answer to whoever waits for one.
-func readAnswers(conn net.Conn, want *conversation) string {
+func readAnswers(conn io.Reader, want *conversation) string {
 	var s strings.Builder
 	r := bufio.NewReader(conn)
 	answers := len(want.read)
@@ -243,10 +268,11 @@ func TestFeedingTheClient(t *testing.T) {
 	for name, raw := range allResponses() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			l := streamtest.New(t)
 			for _, method := range []string{"GET", "HEAD"} {
 				want := received(readResponses(method, raw))
 				for _, f := range feedings(raw) {
-					if got := talkToClient(method, f.pieces); got != want {
+					if got := talkToClient(t, l, method, f.pieces); got != want {
 						t.Fatalf("answer to %s, %s:\ngot\n%s\nwant\n%s", method, f.name, got, want)
 					}
 				}
@@ -268,23 +294,41 @@ func received(c *conversation) string {
 	return s.String() + "refused"
 }
 
-// talkToClient sends the pieces in answer to a request and says what was received.
-func talkToClient(method string, pieces []string) string {
-	ours, theirs := net.Pipe()
-	theirs.SetDeadline(time.Now().Add(patience))
-	c := NewClient(ours, ClientOptions{})
-	var upstream sync.WaitGroup
-	upstream.Go(func() {
-		defer theirs.Close()
-		if _, err := http.ReadRequest(bufio.NewReader(theirs)); err == nil {
-			writeAll(theirs, pieces)
-		}
+// talkToClient sends the pieces in answer to a request and says what was received. Both
+// ends are on the same loop.
+func talkToClient(t *testing.T, l *stream.Loop, method string, pieces []string) (what string) {
+	ours, theirs := socketPair(t)
+	c := NewClient(ClientOptions{})
+	var far stream.Conn
+	var err error
+	streamtest.Do(l, func() {
+		err = errors.Join(c.connected(l, l.Adopt(&c.conn, ours, nil, nil)), l.Adopt(&far, theirs, nil, nil))
 	})
-	defer upstream.Wait()
-	defer c.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answered := streamtest.Begin(l, func(t *task.Task) {
+		defer far.Close()
+		for !bytes.HasSuffix(far.Buffered(), []byte("\r\n\r\n")) {
+			if far.Fill(t) != nil {
+				return
+			}
+		}
+		sendPieces(t, &far, pieces)
+	})
+	streamtest.Go(l, func(t *task.Task) {
+		defer c.Close()
+		what = answerTo(t, c, method)
+	})
+	<-answered
+	return what
+}
+
+// answerTo makes a request and says what was received.
+func answerTo(t *task.Task, c *Conn, method string) string {
 	e, err := c.Exchange()
 	if err == nil {
-		err = e.Send(&exchange.Request{Method: method, Authority: "a.test", Target: "/"})
+		err = e.Send(t, &exchange.Request{Method: method, Authority: "a.test", Target: "/"})
 	}
 	if err != nil {
 		return err.Error()
@@ -292,15 +336,19 @@ func talkToClient(method string, pieces []string) string {
 	var s strings.Builder
 	for {
 		r := &reading{}
-		if r.response, err = e.Receive(); err != nil {
+		if r.response, err = e.Receive(t); err != nil {
 			break
 		}
 		if r.status() >= 200 {
-			var body []byte
-			if body, err = io.ReadAll(struct{ io.Reader }{e}); err != nil {
+			for err == nil {
+				var p []byte
+				p, err = e.Read(t)
+				r.body += string(p)
+			}
+			if err != io.EOF {
 				break
 			}
-			r.body, r.trailers = string(body), e.Trailers()
+			r.trailers = e.Trailers()
 		}
 		fmt.Fprintln(&s, r)
 		if r.status() >= 200 {

@@ -4,16 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"reflect"
 	"strings"
 	"testing"
-	"time"
-
-	"holdfast/internal/config"
-	"holdfast/internal/exchange"
 )
 
 // FuzzRequestHead: what we accept and write again, we accept again as the same
@@ -30,7 +24,7 @@ func FuzzRequestHead(f *testing.F) {
 		if first.UpgradeBody {
 			first.Upgrade, first.UpgradeBody = "", false // as a handler must
 		}
-		b, err := appendRequest(nil, first.Request)
+		b, err := appendRequest(nil, &first.Request)
 		if err != nil {
 			t.Fatalf("accepted, but not written: %v", err)
 		}
@@ -72,8 +66,8 @@ func FuzzResponseHead(f *testing.F) {
 		if err != nil || first.Status == 101 && first.Upgrade == "" {
 			return
 		}
-		framing := responseFraming{body: first.body.kind, close: first.close, length: first.ContentLength >= 0 && first.Status >= 200 && first.Status != 204}
-		b, err := appendResponse(nil, first.Response, framing)
+		f := framing{body: first.body.kind, close: first.close, length: first.ContentLength >= 0 && first.Status >= 200 && first.Status != 204}
+		b, err := appendResponse(nil, &first.Response, f)
 		if err != nil {
 			t.Fatalf("accepted, but not written: %v", err)
 		}
@@ -101,6 +95,7 @@ func FuzzChunked(f *testing.F) {
 			f.Add(body, 2)
 		}
 	}
+	w := newBodyWire(f)
 	f.Fuzz(func(t *testing.T, raw string, piece int) {
 		whole, cut := decoderFor(-1), decoderFor(-1)
 		content, rest, err := decode(&whole, raw, len(raw)+1)
@@ -111,70 +106,16 @@ func FuzzChunked(f *testing.F) {
 		if err != nil {
 			return
 		}
-		ours, theirs := net.Pipe()
-		w := bodyWriter{conn: ours, buffers: new(Buffers), kind: byChunks}
-		go func() {
-			w.write([]byte(content))
-			w.finish(whole.trailers)
-			ours.Close()
-		}()
-		framed, _ := io.ReadAll(theirs)
+		var pieces []string
+		for rest := content; rest != ""; {
+			n := min(len(rest), 32<<10)
+			pieces, rest = append(pieces, rest[:n]), rest[n:]
+		}
+		framed := w.framed(t, nil, byChunks, 0, pieces, whole.trailers)
 		again := decoderFor(-1)
-		content3, rest3, err := decode(&again, string(framed), 7)
+		content3, rest3, err := decode(&again, framed, 7)
 		if err != nil || content3 != content || rest3 != "" || len(again.trailers) != len(whole.trailers) {
 			t.Fatalf("framed anew: %q, %q, %v", content3, rest3, err)
-		}
-	})
-}
-
-// FuzzConversation: whatever a client sends, all that it gets are whole responses.
-func FuzzConversation(f *testing.F) {
-	for _, c := range readCorpus(f) {
-		f.Add(append(c.Raw, c.Then...))
-	}
-	const soon = 2 * time.Millisecond
-	limits := config.ListenerLimits{HeadTimeout: soon, BodyTimeout: soon, IdleTimeout: soon, BodySize: 1 << 20}
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		s := NewServer(ServerOptions{Limits: limits, Scheme: "http", Log: quiet(), Handler: handlerFunc(func(e exchange.Exchange) {
-			_, err := io.Copy(io.Discard, struct{ io.Reader }{e})
-			if err != nil && exchange.StatusOf(err, 0) == 0 {
-				return
-			}
-			if e.Respond(&exchange.Response{Status: exchange.StatusOf(err, 200), ContentLength: -1}) == nil {
-				io.WriteString(e, "x")
-				e.Finish(e.Trailers())
-			}
-		})})
-		ours, theirs := net.Pipe()
-		served := make(chan struct{})
-		go func() {
-			defer close(served)
-			s.Serve(ours, exchange.Downstream{})
-		}()
-		sent := make(chan struct{})
-		go func() {
-			defer close(sent)
-			theirs.Write(raw)
-		}()
-		got, _ := io.ReadAll(theirs)
-		<-served
-		theirs.Close()
-		<-sent
-		r := bufio.NewReader(bytes.NewReader(got))
-		for {
-			if _, err := r.Peek(1); err != nil {
-				return
-			}
-			resp, err := http.ReadResponse(r, nil)
-			if err != nil {
-				t.Fatalf("%q is no response: %v", got, err)
-			}
-			if bytes.Contains(raw, []byte("HEAD")) {
-				return // whose answers end where only their reader knows
-			}
-			if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-				t.Fatalf("%q is no whole response: %v", got, err)
-			}
 		}
 	})
 }

@@ -38,7 +38,7 @@ var (
 	}
 	statusLines = []string{
 		"HTTP/1.1 200 OK", "HTTP/1.1 404 Not Found", "HTTP/1.1 200", "HTTP/1.1 304 Not Modified", "HTTP/1.1 103 Early Hints", "HTTP/1.1 204 No Content", "HTTP/1.0 200 OK",
-		"HTTP/1.1 101 Switching Protocols", "HTTP/1.1 200 ", "HTTP/1.1 100 Continue", "HTTP/1.1 200  OK", "HTTP/1.1  200 OK", "HTTP/1.1 600 x", "HTTP/1.1 099 x", "HTTP/1.1 20 OK",
+		"HTTP/1.1 101 Switching Protocols", "HTTP/1.1 200 ", "HTTP/1.1 100 Continue", "HTTP/1.1 200  OK", "HTTP/1.1  200 OK", "HTTP/1.0 101 Switching Protocols", "HTTP/1.0 103 Early Hints", "HTTP/1.1 600 x", "HTTP/1.1 099 x", "HTTP/1.1 20 OK",
 		"HTTP/1.1 2000 OK", "HTTP/1.1 +20 OK", "HTTP/1.1 -20 OK", "HTTP/2.0 200 OK", "HTTP/1.2 200 OK", "ICY 200 OK", "HTTP/1.1", "HTTP/1.1 200 O\x01K", "HTTP/1.1 200\tOK", "http/1.1 200 OK", "HTTP/1.1 999 x",
 	}
 	hostLines = []string{

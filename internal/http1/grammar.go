@@ -1,9 +1,12 @@
 package http1
 
 import (
+	"encoding/binary"
+	"math/bits"
 	"net/netip"
 	"strconv"
 	"strings"
+	"unsafe"
 )
 
 // A charClass is a set of bytes that the grammar allows somewhere.
@@ -53,6 +56,11 @@ func consistsOf(s string, class charClass) bool {
 	return true
 }
 
+// isValue says whether s may be the value of a field.
+func isValue(s string) bool {
+	return valueLength(unsafe.Slice(unsafe.StringData(s), len(s))) == len(s) // which reads only
+}
+
 func isToken(s string) bool { return s != "" && consistsOf(s, tokenChar) }
 
 // isWord says whether s is the word, of ASCII letters and in lower case, in whatever
@@ -80,4 +88,45 @@ func isPort(s string) bool {
 }
 
 // trimSpace removes optional white space (RFC 9110 §5.6.3).
-func trimSpace(s string) string { return strings.Trim(s, " \t") }
+func trimSpace(s string) string {
+	for s != "" && isSpace(s[0]) {
+		s = s[1:]
+	}
+	for s != "" && isSpace(s[len(s)-1]) {
+		s = s[:len(s)-1]
+	}
+	return s
+}
+
+func isSpace(c byte) bool { return c == ' ' || c == '\t' }
+
+// valueLength returns how many bytes at the front of b may stand in a line: those of
+// valueChar. It looks at eight at once, since it sees each byte of each head.
+func valueLength(b []byte) int {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	n := 0
+	for len(b)-n >= 8 {
+		word := binary.LittleEndian.Uint64(b[n:])
+		flipped := word ^ 0x7f*ones
+		// The high bit of each byte that is below 0x20, or is 0x7f; the lowest one for
+		// certain, a borrow may have set others above it.
+		found := ((word-0x20*ones)&^word | (flipped-ones)&^flipped) & highs
+		if found == 0 {
+			n += 8
+			continue
+		}
+		n += bits.TrailingZeros64(found) / 8
+		if b[n] != '\t' {
+			return n
+		}
+		n++
+	}
+	for n < len(b) && charClasses[b[n]]&valueChar != 0 {
+		n++
+	}
+	return n
+}
+
+// viewOf returns b as a string without a copy. Nobody may write to b while the string, or
+// a part of it, is used.
+func viewOf(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

@@ -3,54 +3,110 @@ package http1
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
+	"holdfast/internal/stream"
+	"holdfast/internal/stream/streamtest"
+	"holdfast/internal/task"
 )
 
 // patience bounds every wait of a test that should end at once.
 const patience = 10 * time.Second
 
-type handlerFunc func(exchange.Exchange)
+type handlerFunc func(*task.Task, exchange.Exchange)
 
-func (f handlerFunc) Serve(e exchange.Exchange) { f(e) }
+func (f handlerFunc) Serve(tk *task.Task, e exchange.Exchange) { f(tk, e) }
+
+// source is whatever a body is read from.
+type source interface {
+	Read(*task.Task) ([]byte, error)
+}
+
+// readAll reads a body to its end.
+func readAll(tk *task.Task, body source) (string, error) {
+	var all []byte
+	for {
+		p, err := body.Read(tk)
+		all = append(all, p...)
+		switch err {
+		case nil:
+		case io.EOF:
+			return string(all), nil
+		default:
+			return string(all), err
+		}
+	}
+}
 
 // respond answers with a body of known length.
-func respond(t *testing.T, e exchange.Exchange, status int, body string) {
+func respond(t *testing.T, tk *task.Task, e exchange.Exchange, status int, body string) {
 	t.Helper()
 	r := &exchange.Response{Status: status, Reason: "Because", ContentLength: int64(len(body))}
 	if err := e.Respond(r); err != nil {
 		t.Errorf("respond: %v", err)
 		return
 	}
-	if _, err := io.WriteString(e, body); err != nil {
+	if err := e.Write(tk, []byte(body)); err != nil {
 		t.Errorf("write: %v", err)
 	}
-	if err := e.Finish(nil); err != nil {
+	if err := e.Finish(tk, nil); err != nil {
 		t.Errorf("finish: %v", err)
 	}
 }
 
 // echo answers with method, target and body of the request.
 func echo(t *testing.T) handlerFunc {
-	return func(e exchange.Exchange) {
-		body, err := io.ReadAll(e)
+	return func(tk *task.Task, e exchange.Exchange) {
+		body, err := readAll(tk, e)
 		if err != nil {
 			t.Errorf("read the request: %v", err)
 		}
-		respond(t, e, 200, e.Request().Method+" "+e.Request().Target+" "+string(body))
+		respond(t, tk, e, 200, e.Request().Method+" "+e.Request().Target+" "+body)
 	}
 }
+
+// watching waits for the end of an exchange.
+type watching struct {
+	tk  *task.Task
+	err error
+}
+
+func (w *watching) ExchangeOver(err error) {
+	w.err = err
+	w.tk.Wake()
+}
+
+// awaitOver waits until an exchange is over, and returns why.
+func awaitOver(tk *task.Task, e exchange.Exchange) error {
+	w := &watching{tk: tk}
+	e.OnOver(w)
+	for w.err == nil {
+		tk.Wait()
+	}
+	return w.err
+}
+
+// runner makes a task of a function.
+type runner func(*task.Task)
+
+func (r runner) Run(tk *task.Task) { r(tk) }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
@@ -58,9 +114,11 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 type testServer struct {
 	*Server
 	t       *testing.T
+	loop    *stream.Loop
 	addr    string
 	counted *metrics.Registry
 	refused chan Refusal
+	ended   atomic.Int64 // how often it was said that a connection has ended
 }
 
 func serve(t *testing.T, limits config.ListenerLimits, h exchange.Handler) *testServer {
@@ -69,31 +127,84 @@ func serve(t *testing.T, limits config.ListenerLimits, h exchange.Handler) *test
 	if err != nil {
 		t.Fatal(err)
 	}
-	counted, refused := metrics.NewRegistry(), make(chan Refusal, 100)
-	s := NewServer(ServerOptions{Limits: limits, Scheme: "http", Handler: h, Log: quiet(),
-		Metrics: NewServerMetrics(counted, "test"), Refused: func(_ exchange.Downstream, r Refusal) { refused <- r }})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { s.Serve(conn, exchange.Downstream{Listener: "test"}) })
-		}
+	s := &testServer{t: t, loop: streamtest.New(t), addr: l.Addr().String(), counted: metrics.NewRegistry(), refused: make(chan Refusal, 100)}
+	s.Server = NewServer(ServerOptions{
+		Limits: limits, Scheme: "http", Listener: "test", Handler: h, Log: quiet(), Loops: []*stream.Loop{s.loop},
+		Metrics: NewServerMetrics(s.counted, "test"), Refused: s.noteRefusal, Ended: func() { s.ended.Add(1) },
 	})
+	var accepting sync.WaitGroup
+	accepting.Go(func() { s.accept(l) })
 	t.Cleanup(func() {
 		l.Close()
+		accepting.Wait()
 		s.Close()
-		wg.Wait()
-		if n := s.Connections(); n != 0 {
-			t.Errorf("%d connections are left", n)
-		}
-		if n := s.Requests(); n != 0 {
-			t.Errorf("%d requests are left", n)
-		}
+		eventually(t, "the end of all connections", func() bool { return s.Connections() == 0 && s.Requests() == 0 })
 	})
-	return &testServer{Server: s, t: t, addr: l.Addr().String(), counted: counted, refused: refused}
+	return s
+}
+
+// noteRefusal keeps a refusal, whose strings are good during the call only.
+func (s *testServer) noteRefusal(_ exchange.Downstream, r Refusal) {
+	r.Request = &exchange.Request{Method: strings.Clone(r.Request.Method), Target: strings.Clone(r.Request.Target)}
+	s.refused <- r
+}
+
+func (s *testServer) accept(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		fd := release(s.t, conn)
+		streamtest.Do(s.loop, func() { s.Serve(s.loop, fd, conn.RemoteAddr().(*net.TCPAddr).AddrPort(), nil) })
+	}
+}
+
+// release takes a socket from Go's poller.
+func release(t *testing.T, conn net.Conn) (fd int) {
+	t.Helper()
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err == nil {
+		raw.Control(func(ours uintptr) { fd, err = unix.FcntlInt(ours, unix.F_DUPFD_CLOEXEC, 0) })
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	conn.Close()
+	return fd
+}
+
+// clocked is serve with a clock that only the test moves.
+func clocked(t *testing.T, limits config.ListenerLimits, h exchange.Handler) (*testServer, *streamtest.Clock) {
+	t.Helper()
+	s := serve(t, limits, h)
+	return s, streamtest.NewClock(s.loop)
+}
+
+// granularity is how late a deadline may be, with some more.
+const granularity = 300 * time.Millisecond
+
+// wantReceived waits until the server has read so many bytes.
+func (s *testServer) wantReceived(n int64) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("%d bytes of %d", func() int64 { r, _ := bytesOf(s.counted); return r }(), n), func() bool { received, _ := bytesOf(s.counted); return received >= n })
+	s.settled()
+}
+
+// settled waits until the server has done what it can.
+func (s *testServer) settled() {
+	for range 2 { // the first may be in the midst of a turn
+		streamtest.Do(s.loop, func() {})
+	}
+}
+
+// wantOpen fails when not just so many connections are open.
+func (s *testServer) wantOpen(n int) {
+	s.t.Helper()
+	s.settled()
+	if got := s.Connections(); got != n {
+		s.t.Errorf("%d connections are open, want %d", got, n)
+	}
 }
 
 // peer is the other end of a connection in the hands of a test.
@@ -206,3 +317,28 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 func lines(s ...string) string { return strings.Join(s, "\r\n") + "\r\n" }
+
+// await waits until just so many connections are open.
+func (s *testServer) await(n int) {
+	s.t.Helper()
+	eventually(s.t, "connections", func() bool { return s.Connections() == n })
+	s.settled()
+}
+
+func tcpPair(t *testing.T) (ours, theirs net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if theirs, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if ours, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return ours, theirs
+}
+
+func remoteOf(c net.Conn) netip.AddrPort { return c.RemoteAddr().(*net.TCPAddr).AddrPort() }

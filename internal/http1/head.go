@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"strconv"
 	"strings"
 
@@ -30,42 +31,60 @@ func badGateway(err error) error {
 
 // headScanner finds the end of a head that arrives in pieces of any size. It looks
 // at each byte once and refuses at once what no continuation can mend, so that a
-// client with wrong line ends is told so instead of being waited for.
+// client with wrong line ends is told so instead of being waited for. In what it has
+// found, every line ends in CRLF and no other control character stands than HTAB: the
+// parsers rely on that.
 type headScanner struct {
-	limit int // most bytes of a head, with the empty line at its end
-	pos   int // the first byte not looked at
-	line  int // where the line of pos begins
-	lines int // complete lines before it; begins with 1 where there is no start line
+	limit   int  // most bytes of a head, with the empty line at its end
+	request bool // the first line is a request's
+	pos     int  // the first byte not looked at
+	line    int  // where the line of pos begins
+	lines   int  // complete lines before it; begins with 1 where there is no start line
 }
 
 // scan looks at b, which begins with what the last call was given. It returns the
 // length of the head with the empty line that ends it, or 0 if there is no end yet.
 func (s *headScanner) scan(b []byte) (end int, err error) {
-	for ; s.pos < len(b); s.pos++ {
-		c := b[s.pos]
-		afterCR := s.pos > s.line && b[s.pos-1] == '\r'
-		switch {
-		case s.pos >= s.limit:
-			return 0, s.tooLarge()
-		case c == '\n' && !afterCR:
+	seen := b[:min(len(b), s.limit)]
+	for {
+		s.pos += valueLength(seen[s.pos:])
+		switch rest := seen[s.pos:]; {
+		case len(rest) == 0 || len(rest) == 1 && rest[0] == '\r':
+			if len(b) > s.limit {
+				return 0, s.tooLarge()
+			}
+			return 0, nil
+		case rest[0] == '\n':
 			return 0, malformed("a line ends in LF without CR")
-		case c != '\n' && afterCR:
-			return 0, malformed("a CR without LF")
-		case c == '\n':
-			if s.pos-s.line == 1 {
-				return s.pos + 1, nil
-			}
-			s.lines++
-			s.line = s.pos + 1
-			if s.lines > 1+maxFields {
-				return 0, refusal(431, "more than "+strconv.Itoa(maxFields)+" fields")
-			}
-		case c != '\r' && charClasses[c]&valueChar == 0:
+		case rest[0] != '\r':
 			return 0, malformed("a control character")
+		case rest[1] != '\n':
+			return 0, malformed("a CR without LF")
+		case s.pos == s.line:
+			return s.pos + 2, nil
+		}
+		if err := s.endLine(seen[s.line:s.pos]); err != nil {
+			return 0, err
 		}
 	}
-	return 0, nil
 }
+
+// endLine goes over to the next line.
+func (s *headScanner) endLine(line []byte) error {
+	if s.request && s.lines == 0 && isSimpleRequest(line) {
+		return malformed("a request line without a version")
+	}
+	s.pos += 2
+	s.line = s.pos
+	if s.lines++; s.lines > 1+maxFields {
+		return refusal(431, "more than "+strconv.Itoa(maxFields)+" fields")
+	}
+	return nil
+}
+
+// isSimpleRequest says whether a request line has no version. That of HTTP/0.9 is the whole
+// request (RFC 1945 §4.1): its client would wait for us, and we for fields.
+func isSimpleRequest(line []byte) bool { return bytes.Count(line, []byte(" ")) < 2 }
 
 func (s *headScanner) tooLarge() error {
 	text := "a head of more than " + strconv.Itoa(s.limit) + " bytes"
@@ -91,58 +110,47 @@ const (
 	lookalikeField // read as framing by those who fold "_" and "-" into one
 )
 
-// kindOf dispatches on the length first: most fields are plain and fall through.
+// kindOf looks at the length and the first letter: most fields are plain by these alone.
 func kindOf(name string) fieldKind {
-	is := func(s string) bool { return strings.EqualFold(name, s) }
-	switch len(name) {
-	case 2:
-		if is("TE") {
-			return hopField
+	if name == "" {
+		return plainField
+	}
+	var known string
+	var kind fieldKind
+	switch int(name[0]|0x20)<<8 | len(name) {
+	case 't'<<8 | 2:
+		known, kind = "TE", hopField
+	case 'h'<<8 | 4:
+		known, kind = "Host", hostField
+	case 'e'<<8 | 6:
+		known, kind = "Expect", expectField
+	case 'u'<<8 | 7:
+		known, kind = "Upgrade", upgradeField
+	case 't'<<8 | 7:
+		known, kind = "Trailer", trailerField
+	case 'c'<<8 | 10:
+		known, kind = "Connection", connectionField
+	case 'k'<<8 | 10:
+		known, kind = "Keep-Alive", hopField
+	case 'c'<<8 | 14:
+		known, kind = "Content-Length", lengthField
+		if name[7] == '_' {
+			known, kind = "Content_Length", lookalikeField
 		}
-	case 4:
-		if is("Host") {
-			return hostField
-		}
-	case 6:
-		if is("Expect") {
-			return expectField
-		}
-	case 7:
-		switch {
-		case is("Upgrade"):
-			return upgradeField
-		case is("Trailer"):
-			return trailerField
-		}
-	case 10:
-		switch {
-		case is("Connection"):
-			return connectionField
-		case is("Keep-Alive"):
-			return hopField
-		}
-	case 14:
-		switch {
-		case is("Content-Length"):
-			return lengthField
-		case is("Content_Length"):
-			return lookalikeField
-		case is("HTTP2-Settings"):
-			return hopField
-		}
-	case 16:
-		if is("Proxy-Connection") {
-			return hopField
-		}
-	case 17:
-		switch {
-		case is("Transfer-Encoding"):
-			return codingField
-		case is("Transfer_Encoding"):
-			return lookalikeField
+	case 'h'<<8 | 14:
+		known, kind = "HTTP2-Settings", hopField
+	case 'p'<<8 | 16:
+		known, kind = "Proxy-Connection", hopField
+	case 't'<<8 | 17:
+		known, kind = "Transfer-Encoding", codingField
+		if name[8] == '_' {
+			known, kind = "Transfer_Encoding", lookalikeField
 		}
 	}
-	return plainField
+	if known == "" || !strings.EqualFold(name, known) {
+		return plainField
+	}
+	return kind
 }
 
 // single is a field of which a message may have one line.
@@ -165,82 +173,106 @@ type control struct {
 	// Of Connection:
 	close       bool
 	upgradeHere bool     // the token "upgrade"
-	named       []string // every other option: the fields to remove
+	named       []string // every other option that could be a field to remove
 }
 
-// parseFields reads field lines, each with its CRLF, of which there are about n.
-// The fields it returns are those that go on to the other side.
-func parseFields(lines string, n int) (exchange.Fields, control, error) {
-	var ctl control
-	fields := make(exchange.Fields, 0, n)
+// reset forgets a head, and keeps the memory.
+func (ctl *control) reset() { *ctl = control{named: ctl.named[:0]} }
+
+// readFields reads field lines, each with its CRLF, and adds those that go on to the
+// other side to fields.
+func (ctl *control) readFields(lines string, fields exchange.Fields) (exchange.Fields, error) {
 	for lines != "" {
 		var line string
-		line, lines, _ = strings.Cut(lines, "\r\n")
+		line, lines = cutLine(lines)
 		name, value, err := parseField(line)
 		if err != nil {
-			return nil, ctl, err
+			return fields, err
 		}
-		switch kindOf(name) {
-		case plainField:
+		kind := kindOf(name)
+		if kind == plainField {
 			fields = append(fields, exchange.Field{Name: name, Value: value})
-		case hostField:
-			ctl.host.add(value)
-		case lengthField:
-			ctl.length.add(value)
-		case codingField:
-			ctl.coding.add(value)
-		case upgradeField:
-			ctl.upgrade.add(value)
-		case expectField:
-			ctl.expect.add(value)
-		case trailerField:
-			ctl.trailer = true
-		case connectionField:
-			if err := ctl.addOptions(value); err != nil {
-				return nil, ctl, err
-			}
-		case lookalikeField:
-			return nil, ctl, malformed("the field " + name)
+			continue
+		}
+		if err := ctl.add(kind, name, value); err != nil {
+			return fields, err
 		}
 	}
 	for _, name := range ctl.named {
 		fields.Del(name)
 	}
-	return fields, ctl, nil
+	return fields, nil
+}
+
+// add notes a field that is meant for us.
+func (ctl *control) add(kind fieldKind, name, value string) error {
+	switch kind {
+	case hostField:
+		ctl.host.add(value)
+	case lengthField:
+		ctl.length.add(value)
+	case codingField:
+		ctl.coding.add(value)
+	case upgradeField:
+		ctl.upgrade.add(value)
+	case expectField:
+		ctl.expect.add(value)
+	case trailerField:
+		ctl.trailer = true
+	case connectionField:
+		return ctl.addOptions(value)
+	case lookalikeField:
+		return malformed("the field " + name)
+	}
+	return nil
+}
+
+// cutLine splits off the first line, of which a headScanner has seen the end.
+func cutLine(lines string) (line, rest string) {
+	end := strings.IndexByte(lines, '\r')
+	return lines[:end], lines[end+len("\r\n"):]
 }
 
 // parseField reads one line. A folded line fails here too: its name would begin
 // with white space.
 func parseField(line string) (name, value string, err error) {
-	name, value, ok := strings.Cut(line, ":")
-	if !ok || !isToken(name) {
+	end := 0
+	for end < len(line) && charClasses[line[end]]&tokenChar != 0 {
+		end++
+	}
+	if end == 0 || end == len(line) || line[end] != ':' {
 		return "", "", malformed("a field line without a valid name")
 	}
-	value = trimSpace(value)
-	if !consistsOf(value, valueChar) {
-		return "", "", malformed("a control character in the value of " + name)
-	}
-	return name, value, nil
+	return line[:end], trimSpace(line[end+1:]), nil
 }
 
 // addOptions reads one Connection value.
 func (ctl *control) addOptions(value string) error {
-	for option := range strings.SplitSeq(value, ",") {
-		option = trimSpace(option)
-		switch {
-		case option == "":
+	for more := true; more; {
+		var option string
+		option, value, more = strings.Cut(value, ",")
+		if option = trimSpace(option); option == "" {
 			continue // RFC 9110 §5.6.1: empty elements are ignored
-		case !isToken(option):
-			return malformed("a Connection option that is no token")
-		case strings.EqualFold(option, "close"):
-			ctl.close = true
-			continue
-		case strings.EqualFold(option, "upgrade"):
-			ctl.upgradeHere = true
-			continue
-		case len(ctl.named) == maxOptions:
-			return malformed("more than " + strconv.Itoa(maxOptions) + " Connection options")
 		}
+		if err := ctl.addOption(option); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (ctl *control) addOption(option string) error {
+	switch {
+	case isWord(option, "keep-alive"): // names a field that is removed in any case
+	case isWord(option, "close"):
+		ctl.close = true
+	case isWord(option, "upgrade"):
+		ctl.upgradeHere = true
+	case !isToken(option):
+		return malformed("a Connection option that is no token")
+	case len(ctl.named) == maxOptions:
+		return malformed("more than " + strconv.Itoa(maxOptions) + " Connection options")
+	default:
 		switch kindOf(option) {
 		case hostField, lengthField, codingField:
 			return malformed("Connection names " + option)
@@ -262,7 +294,7 @@ func (ctl *control) bodyLength(minor int) (n int64, stated bool, err error) {
 			return 0, false, malformed("Transfer-Encoding and Content-Length")
 		case ctl.coding.count > 1:
 			return 0, false, malformed("more than one Transfer-Encoding")
-		case !isWord(ctl.coding.value, "chunked"):
+		case !isWord(ctl.coding.value, "chunked"): // in any case of letters (RFC 9112 §7), which goes no further: it is written anew
 			return 0, false, unknownCoding(ctl.coding.value)
 		}
 		return -1, true, nil

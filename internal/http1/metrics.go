@@ -4,10 +4,12 @@ import (
 	"time"
 
 	"holdfast/internal/metrics"
+	"holdfast/internal/stream"
 )
 
 // What is counted of downstream connections. One that becomes a tunnel ends here when
-// it does, and is counted with the tunnels from then on.
+// it does, and is counted with the tunnels from then on. One that is given to another server
+// ends here as well, and is active there.
 var (
 	connectionsTotal = metrics.Define(metrics.Desc{
 		Name: "holdfast_downstream_connections_total",
@@ -26,7 +28,7 @@ var (
 	})
 	connectionDuration = metrics.Define(metrics.Desc{
 		Name: "holdfast_downstream_connection_duration_seconds",
-		Help: "How long connections of clients lasted, those that became tunnels until then.",
+		Help: "How long connections of clients lasted, those that became tunnels or went to another generation until then.",
 		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"listener"},
 		Bounds: []float64{0.01, 0.1, 1, 10, 60, 300, 900, 3600, 14400, 86400},
 	})
@@ -68,13 +70,7 @@ type ServerMetrics struct {
 	active                                  *metrics.Gauge
 	duration                                *metrics.Histogram
 	drained, cut, idleTimeouts, errors      *metrics.Counter
-	traffic                                 Traffic
-}
-
-// Traffic counts the bytes of connections as they pass. The zero value counts
-// nothing.
-type Traffic struct {
-	Received, Sent *metrics.Counter
+	traffic                                 stream.Traffic
 }
 
 // NewServerMetrics registers what the server of a listener counts. r may be nil.
@@ -89,23 +85,17 @@ func NewServerMetrics(r *metrics.Registry, listener string) ServerMetrics {
 		cut:            r.Counter(connectionsCut, listener),
 		idleTimeouts:   r.Counter(idleTimeouts, listener),
 		errors:         r.Counter(protocolErrors, listener),
-		traffic: Traffic{
+		traffic: stream.Traffic{
 			Received: r.Counter(receivedBytes, listener),
 			Sent:     r.Counter(sentBytes, listener),
 		},
 	}
 }
 
-// opened counts a connection.
-func (m *ServerMetrics) opened() {
-	m.connections.Inc()
-	m.active.Add(1)
-}
-
-// ended counts the end of a connection, which was opened at began.
-func (m *ServerMetrics) ended(began time.Time, end connectionEnd) {
+// ended counts the end of a connection that lasted so long.
+func (m *ServerMetrics) ended(lasted time.Duration, end connectionEnd) {
 	m.active.Add(-1)
-	m.duration.Observe(int64(time.Since(began)))
+	m.duration.Observe(int64(lasted))
 	switch end {
 	case endedByClient:
 		m.closedByClient.Inc()

@@ -8,14 +8,17 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
+	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
+	"holdfast/internal/stream/streamtest"
+	"holdfast/internal/task"
 )
 
 // ends is how connections have ended, as it is counted: every figure that is not 0,
@@ -171,27 +174,27 @@ func TestTheEndOfAConnectionIsCounted(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := serve(t, limits, handlerFunc(func(e exchange.Exchange) {
+			s := serve(t, limits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 				switch {
 				case e.Request().Upgrade != "":
-					if conn, head, _, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"}); err == nil {
-						conn.Write(head)
-						conn.Close()
+					if c, head, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"}); err == nil {
+						unix.Write(c.FD, head)
+						c.Close(e.Loop())
 					}
 				case e.Request().Target == "/wait":
-					<-e.Context().Done()
+					awaitOver(tk, e)
 				case e.Request().Target == "/read":
-					io.Copy(io.Discard, e)
+					readAll(tk, e)
 				case e.Request().Target == "/pour":
 					e.Respond(&exchange.Response{Status: 200, ContentLength: -1})
 					for data := make([]byte, 1<<20); ; {
-						if _, err := e.Write(data); err != nil {
+						if err := e.Write(tk, data); err != nil {
 							return
 						}
 					}
 				case e.Request().Target == "/abort":
 				default:
-					respond(t, e, 200, "x")
+					respond(t, tk, e, 200, "x")
 				}
 			}))
 			p := s.dial()
@@ -200,8 +203,16 @@ func TestTheEndOfAConnectionIsCounted(t *testing.T) {
 			eventually(t, "the end of the connection", func() bool {
 				return strings.Contains(ends(s.counted), "connections_total[] 1") && !strings.Contains(ends(s.counted), "active")
 			})
-			if got := ends(s.counted); got != tt.want {
+			got := ""
+			for end := time.Now().Add(patience); got != tt.want && time.Now().Before(end); time.Sleep(time.Millisecond) {
+				got = ends(s.counted) // one number after the other
+			}
+			if got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+			eventually(t, "what is said of it", func() bool { return s.ended.Load() > 0 }) // when its handler has returned
+			if n := s.ended.Load(); n != 1 {
+				t.Errorf("it was said %d times that a connection has ended", n)
 			}
 			lasted := uint64(0)
 			for _, f := range s.counted.Families() {
@@ -219,31 +230,34 @@ func TestTheEndOfAConnectionIsCounted(t *testing.T) {
 func TestTheEndOfAnIdleConnectionIsCountedByItsCause(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
-		drain bool
+		drain time.Duration // 0: none
+		lasts time.Duration
 		want  string
 	}{
-		"the idle timeout": {false, "connections_closed_total[holdfast] 1, connections_total[] 1, idle_timeouts_total[] 1"},
-		"the drain":        {true, "connections_closed_total[holdfast] 1, connections_drained_total[] 1, connections_total[] 1"},
+		"the idle timeout":                     {0, time.Hour, "connections_closed_total[holdfast] 1, connections_total[] 1, idle_timeouts_total[] 1"},
+		"the drain":                            {time.Minute, time.Minute, "connections_closed_total[holdfast] 1, connections_drained_total[] 1, connections_total[] 1"},
+		"the idle timeout within a long drain": {2 * time.Hour, time.Hour, "connections_closed_total[holdfast] 1, connections_total[] 1, idle_timeouts_total[] 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				counted := metrics.NewRegistry()
-				ours, theirs := net.Pipe()
-				s := NewServer(ServerOptions{Limits: config.ListenerLimits{IdleTimeout: time.Hour}, Scheme: "http", Handler: echo(t), Log: quiet(),
-					Metrics: NewServerMetrics(counted, "test")})
-				var wg sync.WaitGroup
-				wg.Go(func() { s.Serve(ours, exchange.Downstream{}) })
-				synctest.Wait()
-				if tt.drain {
-					s.Drain(time.Minute)
-				}
-				wg.Wait()
-				theirs.Close()
-				if got := ends(counted); got != tt.want {
-					t.Errorf("got  %s\nwant %s", got, tt.want)
-				}
-			})
+			s, clock := clocked(t, config.ListenerLimits{IdleTimeout: time.Hour}, echo(t))
+			s.dial()
+			s.await(1)
+			if tt.drain > 0 {
+				s.Drain(tt.drain)
+			}
+			s.settled()
+			clock.Advance(tt.lasts - time.Second)
+			s.wantOpen(1)
+			clock.Advance(time.Second + granularity)
+			s.await(0)
+			got := ""
+			for end := time.Now().Add(patience); got != tt.want && time.Now().Before(end); time.Sleep(time.Millisecond) {
+				got = ends(s.counted) // one number after the other
+			}
+			if got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
 		})
 	}
 }
@@ -284,15 +298,15 @@ func (c *countingConn) Write(p []byte) (int, error) {
 func TestEveryByteOfAConnectionIsCounted(t *testing.T) {
 	t.Parallel()
 	large := strings.Repeat("x", 300<<10)
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-		n, _ := io.Copy(io.Discard, e)
-		if err := e.Inform(&exchange.Response{Status: 103}); err != nil {
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		body, _ := readAll(tk, e)
+		if err := e.Inform(tk, &exchange.Response{Status: 103}); err != nil {
 			t.Error(err)
 		}
 		e.Respond(&exchange.Response{Status: 200, ContentLength: -1})
-		io.WriteString(e, large[:n])
-		io.WriteString(e, large)
-		e.Finish(nil)
+		e.Write(tk, []byte(body))
+		e.Write(tk, []byte(large))
+		e.Finish(tk, nil)
 	}))
 	conn, err := net.Dial("tcp", s.addr)
 	if err != nil {
@@ -351,239 +365,57 @@ func TestARefusalTellsWhatIsKnown(t *testing.T) {
 func TestARefusalTellsWhetherItWasTaken(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
-		client func(s *Server, conn net.Conn) // once it has sent its request
+		client func(*testServer, *streamtest.Clock, *peer) // once it has sent its request
 		err    error
 		sent   uint64
 		want   string
 	}{
 		"it is taken": {
-			func(_ *Server, conn net.Conn) { io.Copy(io.Discard, conn) }, nil, uint64(len("400 Bad Request\n")),
+			func(_ *testServer, _ *streamtest.Clock, p *peer) { io.Copy(io.Discard, p.conn); p.conn.Close() }, nil, uint64(len("400 Bad Request\n")),
 			"connections_closed_total[holdfast] 1, connections_total[] 1, protocol_errors_total[] 1",
 		},
 		"the client leaves": {
-			func(_ *Server, conn net.Conn) { conn.Close() }, io.ErrClosedPipe, 0,
-			"connections_closed_total[downstream] 1, connections_total[] 1, protocol_errors_total[] 1",
-		},
-		"the client leaves within it": {
-			func(_ *Server, conn net.Conn) { io.ReadFull(conn, make([]byte, 20)); conn.Close() }, io.ErrClosedPipe, 0,
+			func(_ *testServer, _ *streamtest.Clock, p *peer) { p.conn.Close() }, syscall.ECONNRESET, 0,
 			"connections_closed_total[downstream] 1, connections_total[] 1, protocol_errors_total[] 1",
 		},
 		"the client is too slow": {
-			func(*Server, net.Conn) { time.Sleep(lingerTime) }, os.ErrDeadlineExceeded, 0,
+			func(_ *testServer, clock *streamtest.Clock, _ *peer) { clock.Advance(lingerTime + granularity) }, os.ErrDeadlineExceeded, 0,
 			"connections_closed_total[holdfast] 1, connections_total[] 1, protocol_errors_total[] 1",
 		},
 		"the server closes": {
-			func(s *Server, _ net.Conn) { s.Close() }, net.ErrClosed, 0,
+			func(s *testServer, _ *streamtest.Clock, _ *peer) { s.Close() }, net.ErrClosed, 0,
 			"connections_closed_total[holdfast] 1, connections_cut_total[] 1, connections_total[] 1, protocol_errors_total[] 1",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				counted := metrics.NewRegistry()
-				ours, theirs := net.Pipe()
-				var refused []Refusal
-				s := NewServer(ServerOptions{Scheme: "http", Handler: echo(t), Log: quiet(), Metrics: NewServerMetrics(counted, "test"),
-					Refused: func(_ exchange.Downstream, r Refusal) { refused = append(refused, r) }})
-				var wg sync.WaitGroup
-				wg.Go(func() { s.Serve(ours, exchange.Downstream{}) })
-				io.WriteString(theirs, "nonsense\r\n\r\n")
-				synctest.Wait()
-				tt.client(s, theirs)
-				wg.Wait()
-				theirs.Close()
-				if got := ends(counted); got != tt.want {
-					t.Errorf("got  %s\nwant %s", got, tt.want)
-				}
-				if len(refused) != 1 || !errors.Is(refused[0].Err, tt.err) || refused[0].Sent != tt.sent {
-					t.Errorf("got %+v, want the error %v and %d bytes", refused, tt.err, tt.sent)
-				}
-			})
-		})
-	}
-}
-
-func TestAnUpstreamsConnectionSaysOnceHowItHasEnded(t *testing.T) {
-	t.Parallel()
-	begin := func(t *testing.T, c *Conn, r *exchange.Request) exchange.Upstream {
-		e, err := c.Exchange()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := e.Send(r); err != nil {
-			t.Fatal(err)
-		}
-		return e
-	}
-	answered := func(t *testing.T, c *Conn, p *peer, raw string) {
-		e := begin(t, c, getRequest())
-		p.send(raw)
-		if _, err := e.Receive(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.Copy(io.Discard, e); err != nil {
-			t.Fatal(err)
-		}
-		e.Close()
-	}
-	const whole = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-	for name, tt := range map[string]struct {
-		end  func(t *testing.T, c *Conn, p *peer)
-		want string
-	}{
-		"it is closed":           {func(t *testing.T, c *Conn, p *peer) { c.Close(); c.Close() }, "by us"},
-		"its exchange is closed": {func(t *testing.T, c *Conn, p *peer) { e, _ := c.Exchange(); e.Close(); e.Close(); c.Close() }, "by us"},
-		"it is closed when it is idle": {func(t *testing.T, c *Conn, p *peer) {
-			answered(t, c, p, whole)
-			c.Close()
-		}, "by us"},
-		"it is closed within a response": {func(t *testing.T, c *Conn, p *peer) {
-			e := begin(t, c, getRequest())
-			p.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
-			if _, err := e.Receive(); err != nil {
-				t.Error(err)
+			// The first request leaves no room for the answer to the second.
+			s, clock := clocked(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+				e.Respond(&exchange.Response{Status: 200})
+				e.Finish(tk, nil)
+				clog(e)
+			}))
+			p := s.dial()
+			p.get("/")
+			const bad = "nonsense\r\n\r\n"
+			p.send(bad)
+			s.wantReceived(int64(len("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n" + bad)))
+			if len(s.refused) > 0 {
+				t.Error("nobody has taken it")
 			}
-			e.Close()
-		}, "by us"},
-		"the response is none": {func(t *testing.T, c *Conn, p *peer) {
-			e := begin(t, c, getRequest())
-			p.send("nonsense\r\n\r\n")
-			_, err := e.Receive()
-			wantErr(t, err)
-			e.Close()
-		}, "by us"},
-		"something comes that nobody asked for": {func(t *testing.T, c *Conn, p *peer) {
-			p.send("x")
-			eventually(t, "it is not alive", func() bool { return !c.Alive() })
-			c.Close()
-		}, "by us"},
-		"the upstream closes it when it is idle": {func(t *testing.T, c *Conn, p *peer) {
-			answered(t, c, p, whole)
-			p.conn.Close()
-			eventually(t, "it is not alive", func() bool { return !c.Alive() })
-			c.Close()
-		}, "by the upstream"},
-		"the upstream resets it when it is idle": {func(t *testing.T, c *Conn, p *peer) {
-			p.conn.(*net.TCPConn).SetLinger(0)
-			p.conn.Close()
-			eventually(t, "it is not alive", func() bool { return !c.Alive() })
-			c.Close()
-		}, "by the upstream"},
-		"the upstream says something and closes it": {func(t *testing.T, c *Conn, p *peer) {
-			p.send("HTTP/1.1 408 Request Timeout\r\n\r\n")
-			p.conn.Close()
-			eventually(t, "the end has come", c.leftByPeer)
-			c.Close()
-		}, "by the upstream"},
-		"the upstream closes it instead of a response": {func(t *testing.T, c *Conn, p *peer) {
-			e := begin(t, c, getRequest())
-			p.conn.Close()
-			_, err := e.Receive()
-			wantErr(t, err)
-			e.Close()
-		}, "by the upstream"},
-		"the upstream resets it within a response": {func(t *testing.T, c *Conn, p *peer) {
-			e := begin(t, c, getRequest())
-			p.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
-			if _, err := e.Receive(); err != nil {
-				t.Error(err)
+			tt.client(s, clock, p)
+			r := await(t, "the refusal", s.refused)
+			s.await(0)
+			got := ""
+			for end := time.Now().Add(patience); got != tt.want && time.Now().Before(end); time.Sleep(time.Millisecond) {
+				got = ends(s.counted) // one number after the other
 			}
-			p.conn.(*net.TCPConn).SetLinger(0)
-			p.conn.Close()
-			_, err := io.Copy(io.Discard, e)
-			wantErr(t, err)
-			e.Close()
-		}, "by the upstream"},
-		"the upstream ends a response so": {func(t *testing.T, c *Conn, p *peer) {
-			e := begin(t, c, getRequest())
-			p.wantBytes("GET")
-			p.send("HTTP/1.1 200 OK\r\n\r\nok")
-			p.conn.Close()
-			if _, err := e.Receive(); err != nil {
-				t.Error(err)
+			if got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
-			if _, err := io.Copy(io.Discard, e); err != nil {
-				t.Error(err)
-			}
-			e.Close()
-		}, "by the upstream"},
-		"it becomes a tunnel": {func(t *testing.T, c *Conn, p *peer) {
-			r := getRequest()
-			r.Upgrade = "websocket"
-			e := begin(t, c, r)
-			p.send("HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
-			if _, err := e.Receive(); err != nil {
-				t.Error(err)
-			}
-			conn, _, err := e.Switch()
-			if err != nil {
-				t.Error(err)
-			}
-			e.Close()
-			c.Close()
-			conn.Close()
-		}, "switched"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			ours, theirs := tcpPair(t)
-			var said []string
-			c := NewClient(ours, ClientOptions{
-				OnEnd: func(byPeer bool) {
-					if byPeer {
-						said = append(said, "by the upstream")
-					} else {
-						said = append(said, "by us")
-					}
-				},
-				OnSwitch: func() { said = append(said, "switched") },
-			})
-			tt.end(t, c, newPeer(t, theirs))
-			if !slices.Equal(said, []string{tt.want}) {
-				t.Errorf("it said %q, want %q", said, tt.want)
+			if !errors.Is(r.Err, tt.err) || r.Sent != tt.sent {
+				t.Errorf("got %+v, want the error %v and %d bytes", r, tt.err, tt.sent)
 			}
 		})
-	}
-}
-
-func TestEveryByteOfAnUpstreamsConnectionIsCounted(t *testing.T) {
-	t.Parallel()
-	ours, theirs := tcpPair(t)
-	registry := metrics.NewRegistry()
-	traffic := Traffic{Received: registry.Counter(receivedBytes, "up"), Sent: registry.Counter(sentBytes, "up")}
-	idle := make(chan *Conn, 2)
-	c := NewClient(ours, ClientOptions{Traffic: traffic, OnIdle: func(c *Conn) { idle <- c }})
-	defer c.Close()
-	counting := &countingConn{Conn: theirs}
-	p := newPeer(t, counting)
-	body := strings.Repeat("y", 100<<10)
-	for range 2 {
-		e, err := c.Exchange()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := e.Send(getRequest()); err != nil {
-			t.Fatal(err)
-		}
-		for line := ""; line != "\r\n"; {
-			if line, err = p.r.ReadString('\n'); err != nil {
-				t.Fatal(err)
-			}
-		}
-		var answering sync.WaitGroup
-		answering.Go(func() { p.send("HTTP/1.1 200 OK\r\nContent-Length: 102400\r\n\r\n" + body) })
-		if _, err := e.Receive(); err != nil {
-			t.Fatal(err)
-		}
-		if n, err := io.Copy(io.Discard, e); n != int64(len(body)) || err != nil {
-			t.Errorf("%d bytes, %v", n, err)
-		}
-		answering.Wait()
-		e.Finish(nil)
-		e.Close()
-		await(t, "the connection", idle)
-	}
-	if traffic.Sent.Value() != uint64(counting.in) || traffic.Received.Value() != uint64(counting.out) {
-		t.Errorf("sent %d, received %d; the upstream has received %d and sent %d", traffic.Sent.Value(), traffic.Received.Value(), counting.in, counting.out)
 	}
 }

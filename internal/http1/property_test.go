@@ -1,7 +1,6 @@
 package http1
 
 import (
-	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -9,37 +8,12 @@ import (
 	"holdfast/internal/exchange"
 )
 
-// sink is a connection that keeps what is written to it.
-type sink struct {
-	net.Conn
-	strings.Builder
-}
-
-func (s *sink) Write(p []byte) (int, error) { return s.Builder.Write(p) }
-
-// framed is a message as it goes out: a head, and pieces of a body in its framing. This
-// is the only place that knows how the encoder is driven.
-func framed(t testing.TB, head []byte, kind bodyKind, length int64, pieces []string, trailers exchange.Fields) string {
-	t.Helper()
-	var s sink
-	w := bodyWriter{conn: &s, buffers: new(Buffers), held: head, kind: kind, left: length}
-	for _, p := range pieces {
-		if _, err := w.write([]byte(p)); err != nil && p != "" {
-			t.Fatalf("write %d bytes: %v", len(p), err)
-		}
-	}
-	if err := w.finish(trailers); err != nil {
-		t.Fatalf("finish: %v", err)
-	}
-	return s.String()
-}
-
 // pieces are content as it comes: in parts, some empty, some beyond what is copied.
 func (g generator) pieces() (pieces []string) {
 	for range g.IntN(4) {
 		switch g.IntN(8) {
 		case 0:
-			pieces = append(pieces, strings.Repeat("x", coalesce+g.IntN(3)))
+			pieces = append(pieces, strings.Repeat("x", 4<<10+g.IntN(3)))
 		case 1:
 			pieces = append(pieces, "")
 		default:
@@ -99,7 +73,7 @@ func (g generator) exchangeRequest() *exchange.Request {
 // net/http, one request, equal to the exchange, with nothing behind it.
 func TestRequestsReadBackAsTheyWereMeant(t *testing.T) {
 	t.Parallel()
-	g := newGenerator("requests")
+	g, w := newGenerator("requests"), newBodyWire(t)
 	accepted := 0
 	for range 6000 {
 		r := g.exchangeRequest()
@@ -112,14 +86,14 @@ func TestRequestsReadBackAsTheyWereMeant(t *testing.T) {
 			continue
 		}
 		accepted++
-		wantReadBack(t, r, head, body, g.fieldList())
+		wantReadBack(t, w, r, head, body, g.fieldList())
 	}
 	if accepted < 1000 {
 		t.Errorf("only %d requests were accepted", accepted)
 	}
 }
 
-func wantReadBack(t *testing.T, r *exchange.Request, head []byte, body []string, trailers exchange.Fields) {
+func wantReadBack(t *testing.T, w *bodyWire, r *exchange.Request, head []byte, body []string, trailers exchange.Fields) {
 	t.Helper()
 	kind := map[bool]bodyKind{true: byLength}[r.ContentLength > 0]
 	if r.ContentLength == -1 {
@@ -130,7 +104,7 @@ func wantReadBack(t *testing.T, r *exchange.Request, head []byte, body []string,
 	}
 	r.Fields = trimmed(r.Fields)
 	want := reading{request: r, body: strings.Join(body, ""), trailers: sendable(kind, trailers), close: r.Upgrade != ""}
-	raw := framed(t, head, kind, r.ContentLength, body, trailers)
+	raw := w.framed(t, head, kind, r.ContentLength, body, trailers)
 	ours := readRequests(raw)
 	if len(ours.read) != 1 || ours.err != nil || ours.in != nil || len(ours.pending) > 0 || ours.read[0].String() != want.String() || ours.read[0].close != want.close {
 		t.Fatalf("%q\nis read as %s\nwant %s", raw, ours, &want)
@@ -198,7 +172,7 @@ func trimmed(fields exchange.Fields) (same exchange.Fields) {
 // TestResponsesReadBackAsTheyWereMeant: the same for what clients are sent.
 func TestResponsesReadBackAsTheyWereMeant(t *testing.T) {
 	t.Parallel()
-	g := newGenerator("responses")
+	g, w := newGenerator("responses"), newBodyWire(t)
 	accepted := 0
 	for range 6000 {
 		r := &exchange.Response{Status: 100 + g.IntN(520), Reason: g.word("OK", "", "Not  here", "\xe4"), Fields: g.fieldList()}
@@ -218,15 +192,34 @@ func TestResponsesReadBackAsTheyWereMeant(t *testing.T) {
 			continue
 		}
 		accepted++
-		wantResponseBack(t, r, f, method, head, body, g.fieldList())
+		wantResponseBack(t, w, r, f, method, head, body, g.fieldList())
 	}
 	if accepted < 1000 {
 		t.Errorf("only %d responses were accepted", accepted)
 	}
 }
 
+// TestDates: a response is dated by us unless it was before.
+func TestDates(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		fields exchange.Fields
+		date   string
+		want   string
+	}{
+		{nil, "now", "HTTP/1.1 200 OK\r\nDate: now\r\n\r\n"},
+		{exchange.Fields{{Name: "date", Value: "then"}}, "now", "HTTP/1.1 200 OK\r\ndate: then\r\n\r\n"},
+		{nil, "", "HTTP/1.1 200 OK\r\n\r\n"},
+	} {
+		r := &exchange.Response{Status: 200, Reason: "OK", Fields: tt.fields}
+		if got, err := appendResponse(nil, r, framing{date: tt.date}); string(got) != tt.want || err != nil {
+			t.Errorf("got %q, %v, want %q", got, err, tt.want)
+		}
+	}
+}
+
 // framing chooses as a server may.
-func (g generator) framing(r *exchange.Response, method string, n int64) (f responseFraming) {
+func (g generator) framing(r *exchange.Response, method string, n int64) (f framing) {
 	f.close = r.Status != 101 && g.IntN(3) == 0
 	switch {
 	case r.Status < 200 || r.Status == 204:
@@ -250,14 +243,14 @@ func (g generator) framing(r *exchange.Response, method string, n int64) (f resp
 	return f
 }
 
-func wantResponseBack(t *testing.T, r *exchange.Response, f responseFraming, method string, head []byte, body []string, trailers exchange.Fields) {
+func wantResponseBack(t *testing.T, w *bodyWire, r *exchange.Response, f framing, method string, head []byte, body []string, trailers exchange.Fields) {
 	t.Helper()
 	if f.body == noBody {
 		body = nil
 	}
 	r.Fields = trimmed(r.Fields)
 	want := reading{response: r, body: strings.Join(body, ""), trailers: sendable(f.body, trailers), close: f.close || r.Status == 101}
-	raw := framed(t, head, f.body, r.ContentLength, body, trailers)
+	raw := w.framed(t, head, f.body, r.ContentLength, body, trailers)
 	ours := readResponses(method, raw)
 	if len(ours.read) != 1 || ours.err != nil || ours.in != nil || len(ours.pending) > 0 || ours.read[0].String() != want.String() || ours.read[0].close != want.close {
 		t.Fatalf("%q\nanswers %s and is read as %s\nwant %s", raw, method, ours, &want)

@@ -7,22 +7,29 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/stream"
+	"holdfast/internal/stream/streamtest"
+	"holdfast/internal/task"
 )
 
 // relay is the least proxy that can stand between the two codecs. Two routes lead
 // to upstreams of their own; only paths under /ws may be upgraded.
 type relay struct {
+	t       *testing.T
 	app, ws *recorder
-	mu      sync.Mutex
-	idle    map[*recorder][]*Conn
+
+	// The goroutine of its loop owns these.
+	idle map[*recorder][]*Conn
+	over bool // no connection is kept any more
 }
 
-func (r *relay) Serve(e exchange.Exchange) {
+func (r *relay) Serve(tk *task.Task, e exchange.Exchange) {
 	request := e.Request()
 	up := r.app
 	if strings.HasPrefix(request.Target, "/ws") {
@@ -30,94 +37,118 @@ func (r *relay) Serve(e exchange.Exchange) {
 	}
 	switch {
 	case request.UpgradeBody:
-		r.refuse(e, 400)
+		r.refuse(tk, e, 400)
 	case request.Upgrade != "" && up != r.ws:
-		r.refuse(e, 403)
+		r.refuse(tk, e, 403)
 	default:
-		r.forward(e, up)
+		r.forward(tk, e, up)
 	}
 }
 
-func (r *relay) refuse(e exchange.Exchange, status int) {
+func (r *relay) refuse(tk *task.Task, e exchange.Exchange, status int) {
 	if e.Respond(&exchange.Response{Status: status, Close: true}) == nil {
-		e.Finish(nil)
+		e.Finish(tk, nil)
 	}
 }
 
-func (r *relay) forward(e exchange.Exchange, up *recorder) {
-	u, err := r.connect(up, e.Request().Upgrade != "")
+func (r *relay) forward(tk *task.Task, e exchange.Exchange, up *recorder) {
+	u, err := r.connect(tk, e.Loop(), up, e.Request().Upgrade != "")
 	if err != nil {
-		r.refuse(e, 503)
+		r.refuse(tk, e, 503)
 		return
 	}
 	defer u.Close()
-	if err := u.Send(e.Request()); err != nil {
-		r.refuse(e, 502)
+	if err := u.Send(tk, e.Request()); err != nil {
+		r.refuse(tk, e, 502)
 		return
 	}
-	if err := copyBody(u, e); err != nil {
-		r.refuse(e, exchange.StatusOf(err, 400))
+	if err := copyBody(tk, u, e); err != nil {
+		r.refuse(tk, e, exchange.StatusOf(err, 400))
 		return
 	}
-	head, err := u.Receive()
+	head, err := u.Receive(tk)
 	for err == nil && head.Status < 200 && head.Status != 101 {
-		e.Inform(head)
-		head, err = u.Receive()
+		e.Inform(tk, head)
+		head, err = u.Receive(tk)
 	}
 	switch {
 	case err != nil:
-		r.refuse(e, exchange.StatusOf(err, 502))
+		r.refuse(tk, e, exchange.StatusOf(err, 502))
 	case head.Status == 101:
-		r.tunnel(e, u, head)
+		r.tunnel(tk, e, u, head)
 	default:
 		if e.Respond(head) == nil {
-			copyBack(e, u)
+			copyBack(tk, e, u)
 		}
 	}
 }
 
-func copyBody(u exchange.Upstream, e exchange.Exchange) error {
-	if _, err := io.Copy(struct{ io.Writer }{u}, struct{ io.Reader }{e}); err != nil {
+// sink is whatever a body is written to.
+type sink interface {
+	Write(*task.Task, []byte) error
+}
+
+func copyPieces(tk *task.Task, to sink, from source) error {
+	for {
+		p, err := from.Read(tk)
+		if err == io.EOF {
+			return nil
+		}
+		if err == nil {
+			err = to.Write(tk, p)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func copyBody(tk *task.Task, u exchange.Upstream, e exchange.Exchange) error {
+	if err := copyPieces(tk, u, e); err != nil {
 		return err
 	}
-	return u.Finish(e.Trailers())
+	return u.Finish(tk, e.Trailers())
 }
 
-func copyBack(e exchange.Exchange, u exchange.Upstream) {
-	if _, err := io.Copy(struct{ io.Writer }{e}, struct{ io.Reader }{u}); err == nil {
-		e.Finish(u.Trailers())
+func copyBack(tk *task.Task, e exchange.Exchange, u exchange.Upstream) {
+	if copyPieces(tk, e, u) == nil {
+		e.Finish(tk, u.Trailers())
 	}
 }
 
-func (r *relay) tunnel(e exchange.Exchange, u exchange.Upstream, head *exchange.Response) {
+func (r *relay) tunnel(tk *task.Task, e exchange.Exchange, u exchange.Upstream, head *exchange.Response) {
 	if head.Upgrade != "websocket" {
-		r.refuse(e, 502)
+		r.refuse(tk, e, 502)
 		return
 	}
-	down, answer, early, err := e.Switch(head)
+	client, answer, err := e.Switch(head)
 	if err != nil {
 		return
 	}
+	client.Leave(e.Loop())
+	down := connOf(r.t, client.FD)
 	defer down.Close()
-	up, late, err := u.Switch()
+	server, err := u.Switch()
 	if err != nil {
 		return
 	}
+	server.Leave(e.Loop())
+	up := connOf(r.t, server.FD)
 	defer up.Close()
-	up.Write(early)
-	down.Write(append(answer, late...))
-	var wg sync.WaitGroup
-	wg.Go(func() { io.Copy(up, down); up.(*net.TCPConn).CloseWrite() })
-	io.Copy(down, up)
-	down.(*net.TCPConn).CloseWrite()
-	wg.Wait()
+	streamtest.Block(e.Loop(), tk, func() {
+		up.Write(client.Early)
+		down.Write(append(answer, server.Early...))
+		var wg sync.WaitGroup
+		wg.Go(func() { io.Copy(up, down); up.(*net.TCPConn).CloseWrite() })
+		io.Copy(down, up)
+		down.(*net.TCPConn).CloseWrite()
+		wg.Wait()
+	})
 }
 
 // connect prefers a pooled connection, so that what an exchange leaves behind on it
 // is seen by the next one.
-func (r *relay) connect(up *recorder, fresh bool) (exchange.Upstream, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (r *relay) connect(tk *task.Task, l *stream.Loop, up *recorder, fresh bool) (exchange.Upstream, error) {
 	for pool := r.idle[up]; !fresh && len(pool) > 0; {
 		c := pool[len(pool)-1]
 		pool = pool[:len(pool)-1]
@@ -127,20 +158,22 @@ func (r *relay) connect(up *recorder, fresh bool) (exchange.Upstream, error) {
 		}
 		c.Close()
 	}
-	conn, err := net.Dial("tcp", up.addr)
-	if err != nil {
+	c := NewClient(ClientOptions{OnIdle: func(c *Conn) {
+		if r.over {
+			c.Close()
+		} else {
+			r.idle[up] = append(r.idle[up], c)
+		}
+	}})
+	if err := c.Dial(tk, l, netip.MustParseAddrPort(up.addr), &stream.DialOptions{}); err != nil {
 		return nil, err
 	}
-	return NewClient(conn, ClientOptions{OnIdle: func(c *Conn) {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.idle[up] = append(r.idle[up], c)
-	}}).Exchange()
+	return c.Exchange()
 }
 
+// close closes the pooled connections, and those that come back later.
 func (r *relay) close() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.over = true
 	for _, pool := range r.idle {
 		for _, c := range pool {
 			c.Close()

@@ -1,7 +1,6 @@
 package http1
 
 import (
-	"bytes"
 	"strings"
 
 	"holdfast/internal/exchange"
@@ -11,54 +10,68 @@ import (
 // (draft-ietf-hybi-thewebsocketprotocol-00 §1.3).
 const draft76Tail = 8
 
-// requestHead is a request with what concerns its connection only.
+// requestHead is a request with what concerns its connection only. Its memory is used
+// for one request after the other.
 type requestHead struct {
-	*exchange.Request
+	exchange.Request
 	close   bool // the client's last request here
 	expect  bool // the client waits for a 100 before it sends the body
 	hasTail bool // draft76Tail bytes follow the head and belong to it
+
+	ctl  control
+	tail [draft76Tail]byte
 }
 
-// parseRequest reads a head that a headScanner has found, from the request line to
-// the empty line, of about n field lines. Errors are *exchange.StatusError.
-func parseRequest(head string, n int, scheme string) (requestHead, error) {
-	line, rest, _ := strings.Cut(strings.TrimSuffix(head, "\r\n"), "\r\n")
-	r := &exchange.Request{Scheme: scheme, Major: 1}
+// reset forgets a request, and keeps the memory.
+func (h *requestHead) reset(scheme string) {
+	h.Request = exchange.Request{Scheme: scheme, Major: 1, Fields: h.Fields[:0]}
+	h.close, h.expect, h.hasTail = false, false, false
+	h.ctl.reset()
+}
+
+// parse reads a head that a headScanner has found, from the request line to the empty
+// line; its strings are parts of head. Errors are *exchange.StatusError, and leave nothing
+// that is of use.
+func (h *requestHead) parse(head, scheme string) error {
+	h.reset(scheme)
+	r, ctl := &h.Request, &h.ctl
+	line, lines := cutLine(head)
 	authority, err := parseRequestLine(r, line)
 	if err != nil {
-		return requestHead{}, err
+		return err
 	}
-	fields, ctl, err := parseFields(rest, n)
-	if err != nil {
-		return requestHead{}, err
+	if r.Fields, err = ctl.readFields(lines[:len(lines)-len("\r\n")], r.Fields); err != nil {
+		return err
 	}
-	r.Fields, r.Trailers = fields, ctl.trailer
 	if r.Authority, err = ctl.authority(authority); err != nil {
-		return requestHead{}, err
+		return err
 	}
 	if r.ContentLength, _, err = ctl.bodyLength(r.Minor); err != nil {
-		return requestHead{}, err
+		return err
 	}
-	h := requestHead{Request: r, close: ctl.close || r.Minor == 0}
 	if h.expect, err = ctl.expectation(r); err != nil {
-		return requestHead{}, err
+		return err
 	}
-	h.readUpgrade(&ctl)
-	return h, nil
+	r.Trailers = ctl.trailer
+	h.close = ctl.close || r.Minor == 0
+	h.readUpgrade()
+	return nil
 }
 
-// readable returns what can be read of a head that is not valid: the request line,
-// if that is there and is valid itself.
-func readable(head []byte, scheme string) *exchange.Request {
-	r := &exchange.Request{Scheme: scheme}
-	if line, _, ok := bytes.Cut(head, []byte("\r\n")); ok {
-		if _, err := parseRequestLine(r, string(line)); err == nil {
-			r.Major = 1
-			return r
+// readable fills in what can be read of a head that is not valid, or not whole: the
+// request line, if that is there and is valid itself.
+func (h *requestHead) readable(head, scheme string) {
+	h.reset(scheme)
+	if line, _, ok := strings.Cut(head, "\r\n"); ok {
+		if _, err := parseRequestLine(&h.Request, line); err == nil {
+			return
 		}
 	}
-	return &exchange.Request{Scheme: scheme}
+	h.Request = exchange.Request{Scheme: scheme, Fields: h.Fields}
 }
+
+// addTail takes a copy of the draft76Tail bytes behind the head.
+func (h *requestHead) addTail(p []byte) { h.HeadTail = h.tail[:copy(h.tail[:], p)] }
 
 // parseRequestLine fills in method, target and version. authority is that of an
 // absolute-form target, or "".
@@ -139,8 +152,8 @@ func (ctl *control) expectation(r *exchange.Request) (bool, error) {
 }
 
 // readUpgrade applies the rule of [exchange.Request.Upgrade].
-func (h *requestHead) readUpgrade(ctl *control) {
-	r := h.Request
+func (h *requestHead) readUpgrade() {
+	r, ctl := &h.Request, &h.ctl
 	if r.Method != "GET" || r.Minor != 1 || !ctl.upgradeHere ||
 		ctl.upgrade.count != 1 || !isWord(ctl.upgrade.value, "websocket") {
 		return

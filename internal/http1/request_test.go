@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -10,7 +11,7 @@ import (
 
 // readRequest scans and parses as a connection does, from bytes that are there at once.
 func readRequest(raw string) (requestHead, error) {
-	scan := headScanner{limit: defaultHeadSize}
+	scan := headScanner{limit: defaultHeadSize, request: true}
 	end, err := scan.scan([]byte(raw))
 	if err != nil {
 		return requestHead{}, err
@@ -18,7 +19,9 @@ func readRequest(raw string) (requestHead, error) {
 	if end == 0 {
 		return requestHead{}, fmt.Errorf("no end of head in %q", raw)
 	}
-	return parseRequest(raw[:end], scan.lines-1, "http")
+	var h requestHead
+	err = h.parse(raw[:end], "http")
+	return h, err
 }
 
 func TestRequestHeadsThatAreRefused(t *testing.T) {
@@ -43,7 +46,11 @@ func TestRequestHeadsThatAreRefused(t *testing.T) {
 		{"a version without a dot", "GET / HTTP/11\r\n" + h + "\r\n", 400},
 		{"HTTP/1.2", "GET / HTTP/1.2\r\n" + h + "\r\n", 505},
 		{"HTTP/0.9 that says so", "GET / HTTP/0.9\r\n" + h + "\r\n", 505},
+		{"HTTP/2.0", "GET / HTTP/2.0\r\n" + h + "\r\n", 505},
 		{"the HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\n", 505},
+		{"the whole HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505},
+		{"a request of HTTP/0.9", "GET /\r\n", 400},
+		{"a line of another protocol", "EHLO\r\n", 400},
 		{"CONNECT", "CONNECT a.test:80 HTTP/1.1\r\n" + h + "\r\n", 501},
 		{"CONNECT with a path", "CONNECT / HTTP/1.1\r\n" + h + "\r\n", 501},
 		{"a target without a slash", "GET a HTTP/1.1\r\n" + h + "\r\n", 400},
@@ -53,6 +60,9 @@ func TestRequestHeadsThatAreRefused(t *testing.T) {
 		{"a target beyond ASCII", "GET /\xc3\xa4 HTTP/1.1\r\n" + h + "\r\n", 400},
 		{"a target that is too long", "GET /" + strings.Repeat("a", maxTarget) + " HTTP/1.1\r\n" + h + "\r\n", 414},
 		{"absolute-form of another scheme", "GET ftp://a.test/ HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"absolute-form with a port that Host leaves out", "GET http://a.test:80/ HTTP/1.1\r\n" + h + "\r\n", 400},
+		{"absolute-form and no Host", "GET http://a.test/ HTTP/1.1\r\n\r\n", 400},
+		{"absolute-form with a NUL in its host", "GET http://a\x00.test/ HTTP/1.1\r\n" + h + "\r\n", 400},
 		{"absolute-form that disagrees with Host", "GET http://b.test/ HTTP/1.1\r\n" + h + "\r\n", 400},
 		{"absolute-form with another port", "GET http://a.test:81/ HTTP/1.1\r\n" + h + "\r\n", 400},
 		{"absolute-form with user information", "GET http://u@a.test/ HTTP/1.1\r\nHost: u@a.test\r\n\r\n", 400},
@@ -103,6 +113,13 @@ func TestRequestHeadsThatAreRefused(t *testing.T) {
 		{"chunked before another coding", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked, gzip\r\n\r\n", 400},
 		{"chunked with a Kelvin sign", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chun\u212aed\r\n\r\n", 400},
 		{"chunked in quotes", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: \"chunked\"\r\n\r\n", 400},
+		{"chunked with a parameter", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked;q=1\r\n\r\n", 400},
+		{"chunked behind a vertical tab", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: \x0bchunked\r\n\r\n", 400},
+		{"chunked and an empty element", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked,\r\n\r\n", 501},
+		{"chunked and a second line", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n", 400},
+		{"both lengths, the other way round", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400},
+		{"both lengths in HTTP/1.0", "POST / HTTP/1.0\r\n" + h + "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400},
+		{"identity", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: identity\r\n\r\n", 501},
 		{"a coding before chunked", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: gzip, chunked\r\n\r\n", 501},
 		{"an unknown coding", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: cow\r\n\r\n", 501},
 		{"an empty coding", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding:\r\n\r\n", 501},
@@ -154,6 +171,9 @@ func TestRequestHeadsThatAreUnderstood(t *testing.T) {
 		{"an expectation in HTTP/1.0", "POST / HTTP/1.0\r\n" + h + "Content-Length: 5\r\nExpect: 100-continue\r\n\r\n", "POST a.test / 1.0 5 [] close"},
 		{"fields of one hop are removed", "GET / HTTP/1.1\r\n" + h + "Keep-Alive: 1\r\nProxy-Connection: x\r\nTE: trailers\r\nHTTP2-Settings: x\r\nA: b\r\n\r\n", "GET a.test / 1.1 0 [A=b]"},
 		{"fields that Connection names are removed", "GET / HTTP/1.1\r\n" + h + "x-forwarded-for: 1\r\nA: b\r\nConnection: X-Forwarded-For,, keep-alive\r\nConnection: c\r\nC: d\r\n\r\n", "GET a.test / 1.1 0 [A=b]"},
+		{"a field that stands before Connection and one behind it", "GET / HTTP/1.1\r\n" + h + "Cookie: 1\r\nConnection: cookie, X-A, x-a\r\nX-A: 1\r\nx-a: 2\r\nX-B: 3\r\n\r\n", "GET a.test / 1.1 0 [X-B=3]"},
+		{"an option that is not there", "GET / HTTP/1.1\r\n" + h + "Connection: X-C\r\nX-B: 3\r\n\r\n", "GET a.test / 1.1 0 [X-B=3]"},
+		{"keep-alive in any number", "GET / HTTP/1.1\r\n" + h + "Connection: " + strings.Repeat("Keep-Alive,", 2*maxOptions) + "\r\nKeep-Alive: 5\r\nA: b\r\n\r\n", "GET a.test / 1.1 0 [A=b]"},
 		{"an upgrade", ws + "\r\n", "GET a.test / 1.1 0 [] upgrade"},
 		{"an upgrade with an empty body", ws + "Content-Length: 0\r\n\r\n", "GET a.test / 1.1 0 [] upgrade"},
 		{"an upgrade with a body", ws + "Content-Length: 1\r\n\r\n", "GET a.test / 1.1 1 [] upgrade body"},
@@ -164,6 +184,9 @@ func TestRequestHeadsThatAreUnderstood(t *testing.T) {
 		{"an Upgrade that Connection does not name", "GET / HTTP/1.1\r\n" + h + "Upgrade: websocket\r\n\r\n", "GET a.test / 1.1 0 []"},
 		{"an upgrade by POST", "POST / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "POST a.test / 1.1 0 []"},
 		{"an upgrade in HTTP/1.0", "GET / HTTP/1.0\r\n" + h + "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "GET a.test / 1.0 0 [] close"},
+		{"an upgrade to h2c without its settings", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"settings of HTTP/2 that Connection does not name", "GET / HTTP/1.1\r\n" + h + "HTTP2-Settings: A\r\nA: b\r\n\r\n", "GET a.test / 1.1 0 [A=b]"},
+		{"an upgrade to h2c and WebSocket", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n\r\n", "GET a.test / 1.1 0 []"},
 		{"an upgrade to h2c", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A\r\n\r\n", "GET a.test / 1.1 0 []"},
 		{"an upgrade list", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n\r\n", "GET a.test / 1.1 0 []"},
 		{"an upgrade with a Kelvin sign", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: websoc\u212aet\r\n\r\n", "GET a.test / 1.1 0 []"},
@@ -271,6 +294,42 @@ func TestScannerAtEverySplit(t *testing.T) {
 		}
 		if end != wantEnd || fmt.Sprint(err) != fmt.Sprint(wantErr) {
 			t.Errorf("%q byte by byte: end %d, error %v; want %d, %v", raw, end, err, wantEnd, wantErr)
+		}
+	}
+}
+
+// TestValueLength: looking at eight bytes at once finds what looking at each finds.
+func TestValueLength(t *testing.T) {
+	t.Parallel()
+	for length := range 20 {
+		for at := range length {
+			for c := range 256 {
+				for _, fill := range []byte{'a', 0xff} {
+					b := bytes.Repeat([]byte{fill}, length)
+					b[at] = byte(c)
+					want := length
+					if c < ' ' && c != '\t' || c == 0x7f {
+						want = at
+					}
+					if got := valueLength(b); got != want {
+						t.Fatalf("%q: %d, want %d", b, got, want)
+					}
+				}
+			}
+		}
+	}
+	g := newGenerator("values")
+	for range 1000 { // what comes behind the first one changes nothing
+		b := []byte(strings.Repeat("a", g.IntN(30)))
+		want := len(b)
+		for n := g.IntN(30); n > 0; n-- {
+			b = append(b, "\r\n\x00\x1f\x7f \ta\xff"[g.IntN(9)])
+		}
+		for want < len(b) && (b[want] >= ' ' && b[want] != 0x7f || b[want] == '\t') {
+			want++
+		}
+		if got := valueLength(b); got != want {
+			t.Fatalf("%q: %d, want %d", b, got, want)
 		}
 	}
 }

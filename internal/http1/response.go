@@ -7,39 +7,47 @@ import (
 	"holdfast/internal/exchange"
 )
 
-// responseHead is a response with what concerns its connection only.
+// responseHead is a response with what concerns its connection only. Its memory is used
+// for one response after the other.
 type responseHead struct {
-	*exchange.Response
+	exchange.Response
 	body  bodyDecoder
 	close bool // the upstream keeps the connection no longer than this response
+
+	ctl control
 }
 
-// parseResponse reads a head that a headScanner has found, of about n field lines,
-// in answer to a request of the given method. Errors are those of a request; the
-// caller makes them a bad gateway's.
-func parseResponse(head string, n int, method string) (responseHead, error) {
-	line, rest, _ := strings.Cut(strings.TrimSuffix(head, "\r\n"), "\r\n")
-	r := &exchange.Response{}
+// parse reads a head that a headScanner has found, in answer to a request of the given
+// method; its strings are parts of head. Errors are those of a request; the caller makes
+// them a bad gateway's.
+func (h *responseHead) parse(head, method string) error {
+	r, ctl := &h.Response, &h.ctl
+	*r = exchange.Response{Fields: r.Fields[:0]}
+	ctl.reset()
+	line, lines := cutLine(head)
 	minor, err := parseStatusLine(r, line)
 	if err != nil {
-		return responseHead{}, err
+		return err
 	}
-	fields, ctl, err := parseFields(rest, n)
-	if err != nil {
-		return responseHead{}, err
+	if r.Fields, err = ctl.readFields(lines[:len(lines)-len("\r\n")], r.Fields); err != nil {
+		return err
 	}
-	r.Fields = fields
-	h := responseHead{Response: r, close: ctl.close || minor == 0}
 	if h.body, err = ctl.responseBody(r, minor, method); err != nil {
-		return responseHead{}, err
+		return err
 	}
-	if h.body.kind == untilClose {
-		h.close = true
-	}
+	h.close = ctl.close || minor == 0 || h.body.kind == untilClose
 	if r.Status == 101 && ctl.upgradeHere && ctl.upgrade.count == 1 && isToken(ctl.upgrade.value) {
-		r.Upgrade = strings.ToLower(ctl.upgrade.value)
+		r.Upgrade = lowerToken(ctl.upgrade.value)
 	}
-	return h, nil
+	return nil
+}
+
+// lowerToken is strings.ToLower, and allocates nothing for the one that is meant.
+func lowerToken(s string) string {
+	if isWord(s, "websocket") {
+		return "websocket"
+	}
+	return strings.ToLower(s)
 }
 
 // parseStatusLine reads the status line. The space before an absent reason phrase
@@ -65,6 +73,8 @@ func (ctl *control) responseBody(r *exchange.Response, minor int, method string)
 		return bodyDecoder{}, err
 	}
 	switch {
+	case r.Status < 200 && minor == 0:
+		return bodyDecoder{}, malformed("a 1xx in HTTP/1.0") // which has none (RFC 9110 §15.2)
 	case r.Status < 200 || r.Status == 204:
 		if n != 0 {
 			return bodyDecoder{}, malformed("a " + strconv.Itoa(r.Status) + " with a body")

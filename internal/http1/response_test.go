@@ -17,7 +17,9 @@ func readResponse(raw, method string) (responseHead, error) {
 	if end == 0 {
 		return responseHead{}, fmt.Errorf("no end of head in %q", raw)
 	}
-	return parseResponse(raw[:end], scan.lines-1, method)
+	var h responseHead
+	err = h.parse(raw[:end], method)
+	return h, err
 }
 
 func TestResponseHeadsThatAreRefused(t *testing.T) {
@@ -42,6 +44,22 @@ func TestResponseHeadsThatAreRefused(t *testing.T) {
 		{"an unknown coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n"},
 		{"chunked in HTTP/1.0", "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"},
 		{"Connection that names Content-Length", "HTTP/1.1 200 OK\r\nConnection: Content-Length\r\nContent-Length: 1\r\n\r\n"},
+		{"the HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\n"},
+		{"a body without a head", "<html>\r\n\r\n"},
+		{"a head that is too large", "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("b", defaultHeadSize) + "\r\n\r\n"},
+		{"a status line without end", "HTTP/1.1 200 " + strings.Repeat("b", defaultHeadSize)},
+		{"fields without end", "HTTP/1.1 200 OK\r\n" + strings.Repeat("A: b\r\n", defaultHeadSize)},
+		{"a bare CR", "HTTP/1.1 200 OK\r\nA: b\rContent-Length: 5\r\n\r\n"},
+		{"NUL in a value", "HTTP/1.1 200 OK\r\nA: b\x00\r\n\r\n"},
+		{"the same length in a list", "HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n\r\n"},
+		{"a signed length", "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\n"},
+		{"a length above 2^64", "HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551621\r\n\r\n"},
+		{"chunked twice", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"},
+		{"chunked before another coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n"},
+		{"a name like Content-Length", "HTTP/1.1 200 OK\r\nContent_Length: 1\r\n\r\n"},
+		{"a 101 in HTTP/1.0", "HTTP/1.0 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"},
+		{"a 100 in HTTP/1.0", "HTTP/1.0 100 Continue\r\n\r\n"},
+		{"a 304 with two lengths", "HTTP/1.1 304 Not Modified\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n"},
 		{"a 204 with a length", "HTTP/1.1 204 No Content\r\nContent-Length: 1\r\n\r\n"},
 		{"a chunked 204", "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n"},
 		{"a 103 with a length", "HTTP/1.1 103 Early Hints\r\nContent-Length: 1\r\n\r\n"},

@@ -1,22 +1,27 @@
 package http1
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
+	"holdfast/internal/stream"
+	"holdfast/internal/stream/streamtest"
+	"holdfast/internal/task"
 )
 
 var noLimits config.ListenerLimits
@@ -53,9 +58,9 @@ func TestRequestsByteByByte(t *testing.T) {
 
 func TestHeadsOfAllSizes(t *testing.T) {
 	t.Parallel()
-	s := serve(t, config.ListenerLimits{HeadSize: 100 << 10}, handlerFunc(func(e exchange.Exchange) {
+	s := serve(t, config.ListenerLimits{HeadSize: 100 << 10}, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		v, _ := e.Request().Fields.Get("X")
-		respond(t, e, 200, fmt.Sprint(len(v)))
+		respond(t, tk, e, 200, fmt.Sprint(len(v)))
 	}))
 	p := s.dial()
 	for _, n := range []int{1, 4000, 5000, 17000, 70000, 102000} {
@@ -66,12 +71,17 @@ func TestHeadsOfAllSizes(t *testing.T) {
 	p.want(431, "", true)
 }
 
+// status answers with the status that belongs to how the request's body has ended.
+func status(t *testing.T, text string) handlerFunc {
+	return func(tk *task.Task, e exchange.Exchange) {
+		_, err := readAll(tk, e)
+		respond(t, tk, e, exchange.StatusOf(err, 200), text)
+	}
+}
+
 func TestRefusalsReachAClientThatIsStillSending(t *testing.T) {
 	t.Parallel()
-	s := serve(t, config.ListenerLimits{BodySize: 1000}, handlerFunc(func(e exchange.Exchange) {
-		_, err := io.Copy(io.Discard, e)
-		respond(t, e, exchange.StatusOf(err, 200), "refused")
-	}))
+	s := serve(t, config.ListenerLimits{BodySize: 1000}, status(t, "refused"))
 	for name, tt := range map[string]struct {
 		head   string
 		status int
@@ -99,107 +109,192 @@ func TestRefusalsReachAClientThatIsStillSending(t *testing.T) {
 	}
 }
 
-// pipe serves one end of an in-memory connection, for tests of time.
-func pipe(t *testing.T, limits config.ListenerLimits, h exchange.Handler) (*Server, *peer) {
-	t.Helper()
-	ours, theirs := net.Pipe()
-	s := NewServer(ServerOptions{Limits: limits, Scheme: "http", Handler: h, Log: quiet()})
-	var wg sync.WaitGroup
-	wg.Go(func() { s.Serve(ours, exchange.Downstream{}) })
-	t.Cleanup(wg.Wait)
-	p := newPeer(t, theirs)
-	theirs.SetDeadline(time.Time{})
-	return s, p
-}
-
 func TestHeadThatComesTooSlowly(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		_, p := pipe(t, config.ListenerLimits{HeadTimeout: 5 * time.Second, IdleTimeout: time.Hour}, echo(t))
-		time.Sleep(time.Minute) // silence costs nothing
-		begin := time.Now()
-		p.send("GET / HT")
-		time.Sleep(3 * time.Second)
-		p.send("TP/1.1\r\n")
-		p.want(408, "", true)
-		p.wantEOF()
-		if d := time.Since(begin); d != 5*time.Second {
-			t.Errorf("answered after %v", d)
-		}
-	})
+	s, clock := clocked(t, config.ListenerLimits{HeadTimeout: 5 * time.Second, IdleTimeout: time.Hour}, echo(t))
+	p := s.dial()
+	s.await(1)
+	clock.Advance(time.Minute) // silence costs nothing
+	p.send("GET / HT")
+	s.wantReceived(8)
+	clock.Advance(3 * time.Second)
+	p.send("TP/1.1\r\n")
+	s.wantReceived(16)
+	clock.Advance(1900 * time.Millisecond)
+	if len(s.refused) > 0 {
+		t.Error("refused too early")
+	}
+	clock.Advance(100*time.Millisecond + granularity)
+	p.want(408, "", true)
+	p.wantEOF()
 }
 
 func TestIdleConnectionIsClosedWithoutAWord(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		_, p := pipe(t, config.ListenerLimits{IdleTimeout: 5 * time.Second}, echo(t))
-		time.Sleep(4 * time.Second)
-		p.get("/")
-		p.want(200, "", false)
-		begin := time.Now()
-		p.wantEOF()
-		if d := time.Since(begin); d < 5*time.Second || d > 5*time.Second+lookTime {
-			t.Errorf("closed after %v", d)
-		}
-	})
+	s, clock := clocked(t, config.ListenerLimits{IdleTimeout: 5 * time.Second}, echo(t))
+	p := s.dial()
+	s.await(1)
+	clock.Advance(4 * time.Second)
+	p.get("/")
+	p.want(200, "", false)
+	s.settled()
+	clock.Advance(4900 * time.Millisecond)
+	s.wantOpen(1)
+	clock.Advance(100*time.Millisecond + granularity)
+	p.wantEOF()
 }
 
 func TestBodyThatComesTooSlowly(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		_, p := pipe(t, config.ListenerLimits{BodyTimeout: 5 * time.Second, HeadTimeout: time.Second}, handlerFunc(func(e exchange.Exchange) {
-			_, err := io.Copy(io.Discard, e)
-			respond(t, e, exchange.StatusOf(err, 200), "late")
-		}))
-		p.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
-		for range 3 { // each byte has its own time
-			time.Sleep(4 * time.Second)
-			p.send("x")
+	for name, framing := range map[string]string{"by length": "Content-Length: 5", "chunked": "Transfer-Encoding: chunked"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, clock := clocked(t, config.ListenerLimits{BodyTimeout: 5 * time.Second, HeadTimeout: time.Second}, status(t, "late"))
+			p := s.dial()
+			head := "POST / HTTP/1.1\r\nHost: a\r\n" + framing + "\r\n\r\n"
+			p.send(head)
+			s.wantReceived(int64(len(head)))
+			for i := range 3 { // each byte has its own time
+				clock.Advance(4900 * time.Millisecond)
+				p.send("0")
+				s.wantReceived(int64(len(head) + i + 1))
+			}
+			clock.Advance(4900 * time.Millisecond)
+			if s.Requests() != 1 {
+				t.Error("answered too early")
+			}
+			clock.Advance(100*time.Millisecond + granularity)
+			p.want(408, "late", true)
+		})
+	}
+}
+
+func TestBodyBelowTheLeastRate(t *testing.T) {
+	t.Parallel()
+	type step struct {
+		after time.Duration
+		bytes int
+	}
+	limits := config.ListenerLimits{BodyTimeout: 10 * time.Second, BodyRate: 10}
+	for name, tt := range map[string]struct {
+		steps   []step
+		refused bool // by the end of them
+	}{
+		"just enough":                    {[]step{{5 * time.Second, 50}, {4900 * time.Millisecond, 50}, {9 * time.Second, 1}, {900 * time.Millisecond, 99}, {9 * time.Second, 0}}, false},
+		"too few":                        {[]step{{4 * time.Second, 10}, {4 * time.Second, 10}, {2*time.Second + granularity, 0}}, true},
+		"too few, and the window is on":  {[]step{{4 * time.Second, 10}, {4 * time.Second, 10}, {1900 * time.Millisecond, 0}}, false},
+		"enough, then too few":           {[]step{{4 * time.Second, 500}, {6 * time.Second, 1}, {9 * time.Second, 98}, {time.Second + granularity, 0}}, true},
+		"enough, and then a short pause": {[]step{{4 * time.Second, 100}, {9900 * time.Millisecond, 0}}, false},
+		"enough, and then a long one":    {[]step{{4 * time.Second, 100}, {10*time.Second + granularity, 0}}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, clock := clocked(t, limits, status(t, "slow"))
+			p := s.dial()
+			const head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10000\r\n\r\n"
+			p.send(head)
+			sent := len(head)
+			s.wantReceived(int64(sent))
+			for _, step := range tt.steps {
+				clock.Advance(step.after)
+				p.send(strings.Repeat("x", step.bytes))
+				sent += step.bytes
+				s.wantReceived(int64(sent))
+			}
+			if answered := s.Requests() == 0; answered != tt.refused {
+				t.Errorf("refused: %v", answered)
+			}
+			if tt.refused {
+				p.want(408, "slow", true)
+			} else {
+				p.send(strings.Repeat("x", len(head)+10000-sent))
+				p.want(200, "slow", false)
+			}
+		})
+	}
+}
+
+// TestTheLeastRateIsTheClientsAlone has an upstream that takes its time.
+func TestTheLeastRateIsTheClientsAlone(t *testing.T) {
+	t.Parallel()
+	slow := make(chan struct{})
+	s, clock := clocked(t, config.ListenerLimits{BodyTimeout: 10 * time.Second, BodyRate: 10}, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		total := 0
+		for {
+			p, err := e.Read(tk)
+			if total += len(p); err != nil {
+				respond(t, tk, e, exchange.StatusOf(err, 200), fmt.Sprint(total))
+				return
+			}
+			streamtest.Block(e.Loop(), tk, func() { <-slow })
 		}
-		begin := time.Now()
-		p.want(408, "late", true)
-		if d := time.Since(begin); d != 5*time.Second {
-			t.Errorf("answered after %v", d)
+	}))
+	p := s.dial()
+	const head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
+	p.send(head)
+	for i := range 4 {
+		p.send("x")
+		s.wantReceived(int64(len(head) + i + 1))
+		clock.Advance(time.Minute)
+		slow <- struct{}{}
+		s.settled()
+	}
+	p.want(200, "4", false)
+}
+
+// clog fills the way to the client, which does not read.
+func clog(e exchange.Exchange) {
+	fd, junk := e.(*serverExchange).c.FD(), make([]byte, 64<<10)
+	for moved := true; moved; {
+		moved = false
+		for {
+			if _, err := unix.Write(fd, junk); err != nil {
+				break
+			}
+			moved = true
 		}
-	})
+		// What is on its way leaves room when it has arrived.
+		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 50)
+	}
 }
 
 func TestInterimHeadThatTheClientDoesNotTakeEndsTheExchange(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		request string
-		send    func(exchange.Exchange) error
+		send    func(*task.Task, exchange.Exchange) error
 	}{
 		"100 before the body is read": {
 			"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n",
-			func(e exchange.Exchange) error { _, err := e.Read(make([]byte, 1)); return err },
+			func(tk *task.Task, e exchange.Exchange) error { _, err := e.Read(tk); return err },
 		},
 		"103 from the upstream": {
 			"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-			func(e exchange.Exchange) error { return e.Inform(&exchange.Response{Status: 103}) },
+			func(tk *task.Task, e exchange.Exchange) error { return e.Inform(tk, &exchange.Response{Status: 103}) },
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				ended := make(chan error, 1)
-				_, p := pipe(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-					err := tt.send(e)
-					if err != nil && e.Context().Err() == nil {
-						t.Errorf("failed with %v, but the exchange goes on", err)
-					}
-					ended <- err
-				}))
-				p.send(tt.request)
-				select {
-				case err := <-ended:
-					if err == nil {
-						t.Error("it was sent to a client that does not read")
-					}
-				case <-time.After(time.Minute):
-					t.Error("it waits for the client without end")
+			ended := make(chan error, 1)
+			s, clock := clocked(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+				clog(e)
+				err := tt.send(tk, e)
+				if err != nil && e.Over() == nil {
+					t.Errorf("failed with %v, but the exchange goes on", err)
 				}
-			})
+				ended <- err
+			}))
+			s.dial().send(tt.request)
+			eventually(t, "the request", func() bool { return s.Requests() == 1 })
+			s.settled()
+			clock.Advance(interimTime - time.Millisecond)
+			if len(ended) > 0 {
+				t.Error("the client had no time")
+			}
+			clock.Advance(time.Millisecond + granularity)
+			if err := await(t, "the end of the wait", ended); err == nil {
+				t.Error("it was sent to a client that does not read")
+			}
 		})
 	}
 }
@@ -208,35 +303,65 @@ func TestHandlerLearnsThatTheClientHasGone(t *testing.T) {
 	t.Parallel()
 	const get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 	const post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
+	const unread = "POST /unread HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n"
+	reset := func(p *peer) { p.conn.(*net.TCPConn).SetLinger(0); p.conn.Close() }
 	for name, tt := range map[string]struct {
 		request string
 		leave   func(*peer)
 	}{
-		"close":                        {get, func(p *peer) { p.conn.Close() }},
-		"half-close":                   {get, func(p *peer) { p.closeWrite() }},
-		"reset":                        {get, func(p *peer) { p.conn.(*net.TCPConn).SetLinger(0); p.conn.Close() }},
-		"close after a body":           {post, func(p *peer) { p.conn.Close() }},
-		"half-close behind pipelining": {get + get, func(p *peer) { p.closeWrite() }},
+		"close":                                 {get, func(p *peer) { p.conn.Close() }},
+		"half-close":                            {get, func(p *peer) { p.closeWrite() }},
+		"reset":                                 {get, reset},
+		"reset within a body that nobody reads": {unread, reset},
+		"close after a body":                    {post, func(p *peer) { p.conn.Close() }},
+		"half-close behind pipelining":          {get + get, func(p *peer) { p.closeWrite() }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			called, gone := make(chan struct{}), make(chan error, 1)
-			s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-				io.Copy(io.Discard, e)
-				close(called)
-				select {
-				case <-e.Context().Done():
-					gone <- e.Respond(&exchange.Response{Status: 200})
-				case <-time.After(patience):
-					gone <- nil
+			s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+				if e.Request().Target != "/unread" {
+					readAll(tk, e)
 				}
+				close(called)
+				if err := awaitOver(tk, e); err != errClientGone || e.Over() != err {
+					t.Errorf("over for %v and %v", err, e.Over())
+				}
+				gone <- e.Respond(&exchange.Response{Status: 200})
 			}))
 			p := s.dial()
 			p.send(tt.request)
 			await(t, "the handler", called)
 			tt.leave(p)
-			if err := await(t, "the end of the context", gone); err == nil {
+			if err := await(t, "the end of the exchange", gone); err == nil {
 				t.Error("the exchange goes on")
+			}
+		})
+	}
+}
+
+// TestAClientThatIsGoneBeforeItsRequestIsRead has the end in the kernel beside the request.
+func TestAClientThatIsGoneBeforeItsRequestIsRead(t *testing.T) {
+	t.Parallel()
+	for name, request := range map[string]string{
+		"without a body": "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+		"with a body":    "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			over := make(chan error, 1)
+			s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+				readAll(tk, e)
+				over <- awaitOver(tk, e)
+			}))
+			p := s.dial()
+			s.await(1)
+			streamtest.Do(s.loop, func() { // which looks at nothing meanwhile
+				p.send(request)
+				p.closeWrite()
+			})
+			if err := await(t, "the handler", over); err != errClientGone {
+				t.Error(err)
 			}
 		})
 	}
@@ -247,11 +372,11 @@ func TestHandlerLearnsThatTheClientHasGone(t *testing.T) {
 func TestFinishBehindAClientThatHasEverything(t *testing.T) {
 	t.Parallel()
 	finished := make(chan error, 1)
-	p := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
+	p := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		e.Respond(&exchange.Response{Status: 200, ContentLength: 1})
-		io.WriteString(e, "x")
-		<-e.Context().Done()
-		finished <- e.Finish(nil)
+		e.Write(tk, []byte("x"))
+		awaitOver(tk, e)
+		finished <- e.Finish(tk, nil)
 	})).dial()
 	p.get("/")
 	p.want(200, "x", false)
@@ -261,32 +386,81 @@ func TestFinishBehindAClientThatHasEverything(t *testing.T) {
 	}
 }
 
-func TestContextEndsWithTheHandler(t *testing.T) {
+// TestAClientThatEndsItsDirectionWithinTheLastBytesGetsThem: it has asked for nothing else.
+func TestAClientThatEndsItsDirectionWithinTheLastBytesGetsThem(t *testing.T) {
 	t.Parallel()
-	contexts := make(chan context.Context, 1)
-	p := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-		contexts <- e.Context()
-		respond(t, e, 200, "x")
-	})).dial()
+	finished := make(chan error, 1)
+	ending := make(chan struct{})
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		clog(e)
+		e.Respond(&exchange.Response{Status: 204})
+		close(ending)
+		finished <- e.Finish(tk, nil)
+	}))
+	p := s.dial()
 	p.get("/")
-	p.want(200, "x", false)
-	await(t, "the end of the context", (<-contexts).Done())
+	await(t, "the handler", ending)
+	s.settled()
+	p.closeWrite()
+	if rest, err := io.ReadAll(p.r); err != nil || !strings.Contains(string(rest), "HTTP/1.1 204") {
+		t.Errorf("%d bytes, error %v", len(rest), err)
+	}
+	if err := await(t, "the handler", finished); err != nil {
+		t.Error(err)
+	}
 }
 
-func TestPipelinedBytesThatTheWatchReadAreServed(t *testing.T) {
+type watcherFunc func(error)
+
+func (f watcherFunc) ExchangeOver(err error) { f(err) }
+
+func TestNobodyIsToldOfAnEndBehindTheHandler(t *testing.T) {
 	t.Parallel()
-	release := make(chan struct{})
-	p := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-		<-release
-		respond(t, e, 200, e.Request().Target)
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		e.OnOver(watcherFunc(func(err error) { t.Errorf("it is over: %v", err) }))
+		e.StopReading()
+		respond(t, tk, e, 200, "x")
+	}))
+	p := s.dial()
+	p.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
+	p.want(200, "x", true)
+	s.settled()
+	s.Close() // while we wait for the client's end
+	p.wantEOF()
+	s.await(0)
+}
+
+// TestAHalfClosedClientGetsAnAnswerThatItsBodyIsNotReadFor: that the body is whole nobody
+// knows, so that its end is no sign that the client has gone.
+func TestAHalfClosedClientGetsAnAnswerThatItsBodyIsNotReadFor(t *testing.T) {
+	t.Parallel()
+	p := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		for !e.(*serverExchange).c.HungUp() {
+			tk.Pause()
+		}
+		respond(t, tk, e, 403, "no")
 	})).dial()
-	// More than the watch keeps: it stops, and the kernel holds the rest.
+	p.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi")
+	p.closeWrite()
+	p.want(403, "no", false)
+	p.wantEOF()
+}
+
+func TestPipelinedRequestsThatComeWhileOneIsAnsweredAreServed(t *testing.T) {
+	t.Parallel()
+	first := make(chan struct{})
+	p := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		if e.Request().Target == "/first" {
+			streamtest.Block(e.Loop(), tk, func() { <-first })
+		}
+		respond(t, tk, e, 200, e.Request().Target)
+	})).dial()
 	const n = 500
 	p.get("/first")
 	for i := range n {
 		p.get(fmt.Sprint("/", i))
 	}
-	close(release)
+	close(first)
 	p.want(200, "/first", false)
 	for i := range n {
 		p.want(200, fmt.Sprint("/", i), false)
@@ -295,7 +469,7 @@ func TestPipelinedBytesThatTheWatchReadAreServed(t *testing.T) {
 
 func TestBodilessResponses(t *testing.T) {
 	t.Parallel()
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		var status int
 		var length int64
 		fmt.Sscanf(e.Request().Target, "/%d/%d", &status, &length)
@@ -303,13 +477,13 @@ func TestBodilessResponses(t *testing.T) {
 			t.Error(err)
 		}
 		if e.Request().Method == "HEAD" {
-			if _, err := io.WriteString(e, "not sent"); err != nil {
+			if err := e.Write(tk, []byte("not sent")); err != nil {
 				t.Error(err)
 			}
-		} else if _, err := io.WriteString(e, "not sent"); err == nil {
+		} else if err := e.Write(tk, []byte("not sent")); err == nil {
 			t.Error("a body was written")
 		}
-		if err := e.Finish(exchange.Fields{{Name: "ETag", Value: "v"}}); err != nil {
+		if err := e.Finish(tk, exchange.Fields{{Name: "ETag", Value: "v"}}); err != nil {
 			t.Error(err)
 		}
 	}))
@@ -332,17 +506,17 @@ func TestBodilessResponses(t *testing.T) {
 func TestStreamedResponse(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		r := &exchange.Response{Status: 200, ContentLength: -1, Fields: exchange.Fields{{Name: "Date", Value: "today"}}}
-		if e.Respond(r) != nil || e.Flush() != nil {
+		if e.Respond(r) != nil || e.Flush(tk) != nil {
 			t.Error("respond")
 		}
-		<-release
-		io.WriteString(e, "one")
-		<-release
-		io.WriteString(e, strings.Repeat("x", coalesce+1))
+		streamtest.Block(e.Loop(), tk, func() { <-release })
+		e.Write(tk, []byte("one"))
+		streamtest.Block(e.Loop(), tk, func() { <-release })
+		e.Write(tk, []byte(strings.Repeat("x", 4097)))
 		trailers := exchange.Fields{{Name: "ETag", Value: "v"}, {Name: "Content-Type", Value: "dropped"}, {Name: "Digest", Value: "a\r\nb"}}
-		if err := e.Finish(trailers); err != nil {
+		if err := e.Finish(tk, trailers); err != nil {
 			t.Error(err)
 		}
 	}))
@@ -352,12 +526,12 @@ func TestStreamedResponse(t *testing.T) {
 	release <- struct{}{}
 	p.wantBytes(lines("3", "one"))
 	release <- struct{}{}
-	p.wantBytes(lines("1001", strings.Repeat("x", coalesce+1), "0", "ETag: v", ""))
+	p.wantBytes(lines("1001", strings.Repeat("x", 4097), "0", "ETag: v", ""))
 
 	p.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n")
 	p.wantBytes(lines("HTTP/1.1 200 ", "Connection: close", "Date: today", ""))
 	close(release)
-	p.wantBytes("one" + strings.Repeat("x", coalesce+1))
+	p.wantBytes("one" + strings.Repeat("x", 4097))
 	p.wantEOF()
 }
 
@@ -368,42 +542,48 @@ func TestResponsesThatTheHandlerLeavesUnfinished(t *testing.T) {
 		handler handlerFunc
 		reset   bool
 	}{
-		"no response": {"1.1", func(exchange.Exchange) {}, false},
-		"a panic":     {"1.1", func(exchange.Exchange) { panic("tested") }, false},
-		"too few bytes": {"1.1", func(e exchange.Exchange) {
+		"no response": {"1.1", func(*task.Task, exchange.Exchange) {}, false},
+		"a panic":     {"1.1", func(*task.Task, exchange.Exchange) { panic("tested") }, false},
+		"too few bytes": {"1.1", func(tk *task.Task, e exchange.Exchange) {
 			e.Respond(&exchange.Response{Status: 200, ContentLength: 5})
-			io.WriteString(e, "x")
-			wantErr(t, e.Finish(nil))
+			e.Write(tk, []byte("x"))
+			wantErr(t, e.Finish(tk, nil))
 		}, false},
-		"too many bytes": {"1.1", func(e exchange.Exchange) {
+		"too many bytes": {"1.1", func(tk *task.Task, e exchange.Exchange) {
 			e.Respond(&exchange.Response{Status: 200, ContentLength: 5})
-			_, err := io.WriteString(e, "too long")
-			wantErr(t, err)
+			wantErr(t, e.Write(tk, []byte("too long")))
 		}, false},
-		"no last chunk": {"1.1", func(e exchange.Exchange) {
+		"no last chunk": {"1.1", func(tk *task.Task, e exchange.Exchange) {
 			e.Respond(&exchange.Response{Status: 200, ContentLength: -1})
-			io.WriteString(e, "x")
+			e.Write(tk, []byte("x"))
 		}, false},
-		"no end": {"1.0", func(e exchange.Exchange) {
+		"no end": {"1.0", func(tk *task.Task, e exchange.Exchange) {
 			e.Respond(&exchange.Response{Status: 200, ContentLength: -1})
-			io.WriteString(e, "x")
+			e.Write(tk, []byte("x"))
 		}, true},
-		"aborted": {"1.1", func(e exchange.Exchange) {
+		"aborted": {"1.1", func(tk *task.Task, e exchange.Exchange) {
 			e.Respond(&exchange.Response{Status: 200, ContentLength: -1})
-			io.WriteString(e, "x")
+			e.Write(tk, []byte("x"))
 			e.Abort()
-			wantErr(t, e.Finish(nil))
+			wantErr(t, e.Finish(tk, nil))
 		}, false},
-		"a bad field name": {"1.1", func(e exchange.Exchange) {
+		"aborted without a length": {"1.0", func(tk *task.Task, e exchange.Exchange) {
+			e.Respond(&exchange.Response{Status: 200, ContentLength: -1})
+			e.Write(tk, []byte("x"))
+			e.Abort()
+		}, true},
+		"a bad field name": {"1.1", func(tk *task.Task, e exchange.Exchange) {
 			wantErr(t, e.Respond(&exchange.Response{Status: 200, Fields: exchange.Fields{{Name: "a b", Value: "c"}}}))
 		}, false},
-		"a split response": {"1.1", func(e exchange.Exchange) {
+		"a split response": {"1.1", func(tk *task.Task, e exchange.Exchange) {
 			wantErr(t, e.Respond(&exchange.Response{Status: 200, Fields: exchange.Fields{{Name: "a", Value: "b\r\nc: d"}}}))
 		}, false},
-		"framing in fields": {"1.1", func(e exchange.Exchange) {
+		"framing in fields": {"1.1", func(tk *task.Task, e exchange.Exchange) {
 			wantErr(t, e.Respond(&exchange.Response{Status: 200, Fields: exchange.Fields{{Name: "content-length", Value: "5"}}}))
 		}, false},
-		"an interim final": {"1.1", func(e exchange.Exchange) { wantErr(t, e.Respond(&exchange.Response{Status: 101})) }, false},
+		"an interim final": {"1.1", func(tk *task.Task, e exchange.Exchange) {
+			wantErr(t, e.Respond(&exchange.Response{Status: 101}))
+		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -435,12 +615,12 @@ func wantErr(t *testing.T, err error) {
 
 func TestExpectContinue(t *testing.T) {
 	t.Parallel()
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		if e.Request().Target == "/refuse" {
-			respond(t, e, 403, "no")
+			respond(t, tk, e, 403, "no")
 			return
 		}
-		echo(t)(e)
+		echo(t)(tk, e)
 	}))
 	p := s.dial()
 	p.send("POST /a HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
@@ -455,16 +635,56 @@ func TestExpectContinue(t *testing.T) {
 	p.wantEOF()
 }
 
-func TestInterimResponses(t *testing.T) {
+// TestA100AndAResponseOfTwoTasksComeOneAfterTheOther has the client take nothing while the
+// 100 is sent, and the response begin meanwhile.
+func TestA100AndAResponseOfTwoTasksComeOneAfterTheOther(t *testing.T) {
 	t.Parallel()
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-		if err := e.Inform(&exchange.Response{Status: 103, Reason: "Early Hints", Fields: exchange.Fields{{Name: "Link", Value: "x"}}}); err != nil {
+	responding := make(chan struct{})
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		clog(e)
+		read := false
+		e.Loop().Tasks.Go(runner(func(reader *task.Task) {
+			_, err := e.Read(reader)
+			wantErr(t, err) // the client does not send it any more
+			read = true
+			tk.Wake()
+		}))
+		tk.Pause() // the reader waits for room
+		e.Respond(&exchange.Response{Status: 200, ContentLength: 5, Close: true})
+		body := []byte("hello")
+		e.Loop().Post(func() {
+			copy(body, "XXXXX") // it is not the codec's any more when the task has waited
+			close(responding)
+		})
+		if err := e.Write(tk, body); err != nil {
 			t.Error(err)
 		}
-		wantErr(t, e.Inform(&exchange.Response{Status: 101}))
-		wantErr(t, e.Inform(&exchange.Response{Status: 200}))
-		respond(t, e, 200, "x")
-		wantErr(t, e.Inform(&exchange.Response{Status: 103}))
+		e.StopReading()
+		for !read {
+			tk.Wait()
+		}
+		e.Finish(tk, nil)
+	}))
+	p := s.dial()
+	p.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+	await(t, "the response", responding)
+	all, err := io.ReadAll(p.r)
+	_, got, found := strings.Cut(strings.TrimLeft(string(all), "\x00"), "HTTP/1.1 100 Continue\r\n\r\n")
+	if err != nil || !found || !strings.HasPrefix(got, "HTTP/1.1 200 ") || !strings.HasSuffix(got, "\r\n\r\nhello") {
+		t.Errorf("got %q, error %v", got, err)
+	}
+}
+
+func TestInterimResponses(t *testing.T) {
+	t.Parallel()
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		if err := e.Inform(tk, &exchange.Response{Status: 103, Reason: "Early Hints", Fields: exchange.Fields{{Name: "Link", Value: "x"}}}); err != nil {
+			t.Error(err)
+		}
+		wantErr(t, e.Inform(tk, &exchange.Response{Status: 101}))
+		wantErr(t, e.Inform(tk, &exchange.Response{Status: 200}))
+		respond(t, tk, e, 200, "x")
+		wantErr(t, e.Inform(tk, &exchange.Response{Status: 103}))
 		wantErr(t, e.Respond(&exchange.Response{Status: 200}))
 	}))
 	p := s.dial()
@@ -477,11 +697,11 @@ func TestInterimResponses(t *testing.T) {
 
 func TestRequestBodyThatTheHandlerLeaves(t *testing.T) {
 	t.Parallel()
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		if e.Request().Target == "/stop" {
 			e.StopReading()
 		}
-		respond(t, e, 200, "early")
+		respond(t, tk, e, 200, "early")
 	}))
 	p := s.dial()
 	p.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10000\r\n\r\n" + strings.Repeat("x", 10000))
@@ -489,7 +709,7 @@ func TestRequestBodyThatTheHandlerLeaves(t *testing.T) {
 	p.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
 	p.want(200, "early", false)
 	p.send(fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\nx", leftoverBytes+2))
-	p.want(200, "early", false) // too much to read: the end comes unannounced
+	p.want(200, "early", true) // too much to read
 	p.closeWrite()
 	p.wantEOF()
 	p = s.dial()
@@ -499,20 +719,44 @@ func TestRequestBodyThatTheHandlerLeaves(t *testing.T) {
 	p.wantEOF()
 }
 
+func TestWhatTheHandlerLeavesOfABodyHasItsBounds(t *testing.T) {
+	t.Parallel()
+	s, clock := clocked(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) { respond(t, tk, e, 200, "early") }))
+	for name, tt := range map[string]struct {
+		behind string
+		after  time.Duration
+	}{
+		"it does not come": {"", leftoverTime + granularity},
+		"it is too much":   {fmt.Sprintf("%x\r\n", 2*leftoverBytes) + strings.Repeat("x", 2*leftoverBytes), 0},
+	} {
+		p := s.dial()
+		p.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + tt.behind)
+		p.want(200, "early", false)
+		s.settled()
+		clock.Advance(tt.after)
+		p.wantEOF() // and we read on for a while
+		p.conn.Close()
+		s.await(0)
+		if t.Failed() {
+			t.Fatal(name)
+		}
+	}
+}
+
 func TestManySmallChunksAreReadAtOnce(t *testing.T) {
 	t.Parallel()
 	const chunks = 3000
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-		buf, total, reads := make([]byte, 32<<10), 0, 0
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		total, reads := 0, 0
 		for err := error(nil); err == nil; reads++ {
-			var n int
-			n, err = e.Read(buf)
-			total += n
+			var p []byte
+			p, err = e.Read(tk)
+			total += len(p)
 		}
 		if total != chunks || reads > chunks/10 {
 			t.Errorf("%d bytes in %d reads", total, reads)
 		}
-		respond(t, e, 200, "")
+		respond(t, tk, e, 200, "")
 	}))
 	p := s.dial()
 	p.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1\r\nx\r\n", chunks) + "0\r\n\r\n")
@@ -521,38 +765,190 @@ func TestManySmallChunksAreReadAtOnce(t *testing.T) {
 
 func TestStopReadingEndsARead(t *testing.T) {
 	t.Parallel()
-	s := serve(t, config.ListenerLimits{BodyTimeout: time.Hour}, handlerFunc(func(e exchange.Exchange) {
-		begun, ended := make(chan struct{}), make(chan error, 1)
-		go func() {
-			io.ReadFull(e, make([]byte, 2))
-			close(begun)
-			_, err := e.Read(make([]byte, 10))
-			ended <- err
-		}()
-		await(t, "two bytes", begun)
+	s := serve(t, config.ListenerLimits{BodyTimeout: time.Hour}, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		total, ended := 0, error(nil)
+		e.Loop().Tasks.Go(runner(func(reader *task.Task) {
+			for ended == nil {
+				var p []byte
+				p, ended = e.Read(reader)
+				total += len(p)
+				tk.Wake()
+			}
+		}))
+		for total < 2 {
+			tk.Wait()
+		}
+		tk.Pause() // the reader waits again
 		e.StopReading()
-		wantErr(t, await(t, "the end of Read", ended))
-		_, err := e.Read(make([]byte, 10))
+		for ended == nil {
+			tk.Wait()
+		}
+		_, err := e.Read(tk)
 		wantErr(t, err)
-		if e.Context().Err() != nil {
+		if e.Over() != nil {
 			t.Error("the exchange is over")
 		}
-		respond(t, e, 413, "enough")
+		respond(t, tk, e, 413, "enough")
 	}))
 	p := s.dial()
 	p.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe")
 	p.want(413, "enough", true)
 }
 
+// TestTheEndOfReadingIsNotThatOfSending: a response that is on its way when the body is
+// given up, or comes too slowly, goes on.
+func TestTheEndOfReadingIsNotThatOfSending(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(e exchange.Exchange, clock *streamtest.Clock){
+		"it is given up": func(e exchange.Exchange, _ *streamtest.Clock) {
+			streamtest.Do(e.Loop(), e.StopReading)
+		},
+		"it comes too slowly": func(_ exchange.Exchange, clock *streamtest.Clock) {
+			clock.Advance(5*time.Second + granularity)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			const size = 8 << 20
+			writing := make(chan exchange.Exchange, 1)
+			s, clock := clocked(t, config.ListenerLimits{BodyTimeout: 5 * time.Second}, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+				reading := true
+				e.Loop().Tasks.Go(runner(func(reader *task.Task) {
+					_, err := e.Read(reader)
+					wantErr(t, err)
+					reading = false
+					tk.Wake()
+				}))
+				e.Respond(&exchange.Response{Status: 200, ContentLength: size})
+				writing <- e
+				if err := e.Write(tk, make([]byte, size)); err != nil {
+					t.Error(err)
+				}
+				for reading {
+					tk.Wait()
+				}
+				if err := e.Finish(tk, nil); err != nil {
+					t.Error(err)
+				}
+			}))
+			p := s.dial()
+			p.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+			e := await(t, "the response", writing)
+			s.settled()
+			end(e, clock)
+			s.settled()
+			if _, body := p.response("POST"); len(body) != size {
+				t.Errorf("%d bytes", len(body))
+			}
+		})
+	}
+}
+
+// TestTheLimitsOfARequestEndWithIt: the client has all the time for its response.
+func TestTheLimitsOfARequestEndWithIt(t *testing.T) {
+	t.Parallel()
+	for name, request := range map[string][2]string{
+		"a head in two pieces": {"GET / HT", "TP/1.1\r\nHost: a\r\n\r\n"},
+		"a body behind a head": {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n", "hi"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			const size = 8 << 20
+			writing := make(chan struct{})
+			limits := config.ListenerLimits{HeadTimeout: time.Second, BodyTimeout: 5 * time.Second, IdleTimeout: time.Second}
+			s, clock := clocked(t, limits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+				readAll(tk, e)
+				if err := e.Inform(tk, &exchange.Response{Status: 103}); err != nil {
+					t.Error(err)
+				}
+				e.Respond(&exchange.Response{Status: 200, ContentLength: size})
+				close(writing)
+				if err := e.Write(tk, make([]byte, size)); err != nil {
+					t.Error(err)
+				}
+				if err := e.Finish(tk, nil); err != nil {
+					t.Error(err)
+				}
+			}))
+			p := s.dial()
+			p.send(request[0])
+			s.wantReceived(int64(len(request[0])))
+			p.send(request[1])
+			await(t, "the response", writing)
+			s.settled()
+			clock.Advance(time.Hour)
+			p.wantBytes("HTTP/1.1 103 \r\n\r\n")
+			if _, body := p.response("POST"); len(body) != size {
+				t.Errorf("%d bytes", len(body))
+			}
+		})
+	}
+}
+
+func TestLingeringHasItsBounds(t *testing.T) {
+	t.Parallel()
+	s, clock := clocked(t, noLimits, echo(t))
+	p := s.dial()
+	p.send("nonsense\r\n\r\n")
+	p.want(400, "", true)
+	p.wantEOF() // but it is read on
+	clock.Advance(lingerTime - time.Millisecond)
+	s.wantOpen(1)
+	clock.Advance(time.Millisecond + granularity)
+	s.await(0)
+
+	before, _ := bytesOf(s.counted)
+	p = s.dial()
+	p.send("nonsense\r\n\r\n" + strings.Repeat("x", lingerBytes/2))
+	s.wantReceived(before + lingerBytes/2)
+	s.wantOpen(1)
+	received, _ := bytesOf(s.counted)
+	var err error
+	for n := 0; n < 16 && err == nil; n++ {
+		_, err = io.WriteString(p.conn, strings.Repeat("x", lingerBytes/2))
+	}
+	s.await(0)
+	if now, _ := bytesOf(s.counted); now-received > lingerBytes+128<<10 {
+		t.Errorf("it has read %d bytes", now-received)
+	}
+}
+
+func TestAClientThatPipelinesIsNotServedAloneForLong(t *testing.T) {
+	t.Parallel()
+	const n = 500
+	var served []string
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		served = append(served, strings.Clone(e.Request().Target))
+		respond(t, tk, e, 200, "x")
+	}))
+	a, b := s.dial(), s.dial()
+	s.await(2)
+	streamtest.Do(s.loop, func() {
+		for range n {
+			a.get("/a")
+			b.get("/b")
+		}
+	})
+	for range n {
+		a.want(200, "x", false)
+		b.want(200, "x", false)
+	}
+	for begin := 0; begin < n; begin += 50 {
+		if few := served[begin : begin+50]; !slices.Contains(few, "/a") || !slices.Contains(few, "/b") {
+			t.Fatalf("%q", few)
+		}
+	}
+}
+
 func TestAbortUnblocksAWrite(t *testing.T) {
 	t.Parallel()
 	blocked := make(chan exchange.Exchange, 1)
 	ended := make(chan error, 1)
-	p := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
+	p := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		e.Respond(&exchange.Response{Status: 200, ContentLength: -1})
 		blocked <- e
 		for {
-			if _, err := e.Write(make([]byte, 1<<20)); err != nil {
+			if err := e.Write(tk, make([]byte, 1<<20)); err != nil {
 				ended <- err
 				return
 			}
@@ -560,8 +956,10 @@ func TestAbortUnblocksAWrite(t *testing.T) {
 	})).dial()
 	p.get("/")
 	e := await(t, "the handler", blocked)
-	e.Abort()
-	await(t, "the end of Write", ended)
+	streamtest.Do(e.Loop(), e.Abort)
+	if err := await(t, "the end of Write", ended); err != errAborted {
+		t.Error(err)
+	}
 	p.wantCut()
 }
 
@@ -571,22 +969,24 @@ func TestSwitch(t *testing.T) {
 	t.Parallel()
 	held := make(chan struct{})
 	conns := make(chan net.Conn, 1)
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-		<-held
-		conn, head, early, err := e.Switch(&exchange.Response{Status: 101, Reason: "Switching Protocols", Upgrade: "websocket",
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		streamtest.Block(e.Loop(), tk, func() { <-held })
+		c, head, err := e.Switch(&exchange.Response{Status: 101, Reason: "Switching Protocols", Upgrade: "websocket",
 			Fields: exchange.Fields{{Name: "Sec-WebSocket-Accept", Value: "x"}}})
-		if err != nil || string(early) != "early" {
-			t.Errorf("early %q, error %v", early, err)
+		if err != nil || string(c.Early) != "early" {
+			t.Errorf("early %q, error %v", c.Early, err)
 			return
 		}
-		conn.Write(head)
+		e.Abort() // does nothing any more
+		c.Leave(e.Loop())
+		conn := connOf(t, c.FD)
+		streamtest.Block(e.Loop(), tk, func() { conn.Write(head) })
 		conns <- conn
 	}))
 	p := s.dial()
 	p.send(upgradeRequest + "\r\nearly")
 	eventually(t, "the request", func() bool { return s.Requests() == 1 })
-	// The bytes may still be on their way to the watch; a second look comes with them.
-	time.AfterFunc(50*time.Millisecond, func() { close(held) })
+	close(held)
 	p.wantBytes(lines("HTTP/1.1 101 Switching Protocols", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Accept: x", ""))
 	conn := await(t, "the switch", conns)
 	defer conn.Close()
@@ -602,48 +1002,45 @@ func TestSwitch(t *testing.T) {
 func TestSwitchWithManyEarlyBytes(t *testing.T) {
 	t.Parallel()
 	const n = 1 << 20
-	type result struct {
-		early int
-		total int
+	type switched struct {
+		fd    int
+		early []byte
 	}
-	results := make(chan result, 1)
+	results := make(chan switched, 1)
 	full := make(chan struct{})
-	p := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-		<-full
-		c := e.(*serverExchange).c
-		c.mu.Lock()
-		watch := c.watching
-		c.mu.Unlock()
-		<-watch // it has enough
-		conn, _, early, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"})
+	p := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		streamtest.Block(e.Loop(), tk, func() { <-full })
+		c, _, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"})
 		if err != nil {
 			t.Error(err)
-			return
 		}
-		rest, _ := io.ReadAll(conn)
-		conn.Close()
-		results <- result{len(early), len(early) + len(rest)}
+		c.Leave(e.Loop())
+		results <- switched{c.FD, c.Early}
 	})).dial()
-	p.send(upgradeRequest + "\r\n")
+	p.send(upgradeRequest + "\r\n" + strings.Repeat("x", 1000))
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
-		p.send(strings.Repeat("x", n/2))
+		p.send(strings.Repeat("x", n/2-1000))
 		close(full)
 		p.send(strings.Repeat("x", n/2))
 		p.closeWrite()
 	})
-	if r := await(t, "the switch", results); r.early > 64<<10 || r.total != n {
-		t.Errorf("%d early bytes of %d", r.early, r.total)
+	r := await(t, "the switch", results)
+	conn := connOf(t, r.fd)
+	defer conn.Close()
+	rest, err := io.ReadAll(conn)
+	if len(r.early) > 64<<10 || len(r.early)+len(rest) != n || err != nil {
+		t.Errorf("%d early bytes and %d, error %v", len(r.early), len(rest), err)
 	}
 }
 
 func TestSwitchFailsForAClientThatHasGone(t *testing.T) {
 	t.Parallel()
 	ended := make(chan error, 1)
-	p := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-		<-e.Context().Done()
-		_, _, _, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"})
+	p := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		awaitOver(tk, e)
+		_, _, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"})
 		ended <- err
 	})).dial()
 	p.send(upgradeRequest + "\r\n")
@@ -654,10 +1051,10 @@ func TestSwitchFailsForAClientThatHasGone(t *testing.T) {
 
 func TestSwitchIsOnlyForUpgrades(t *testing.T) {
 	t.Parallel()
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		e.Request().Upgrade = "websocket" // the handler's wish changes nothing
 		e.Request().UpgradeBody = false
-		_, _, _, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"})
+		_, _, err := e.Switch(&exchange.Response{Status: 101, Upgrade: "websocket"})
 		wantErr(t, err)
 	}))
 	for _, request := range []string{
@@ -673,7 +1070,7 @@ func TestSwitchIsOnlyForUpgrades(t *testing.T) {
 
 func TestNothingIsServedBehindARefusedUpgrade(t *testing.T) {
 	t.Parallel()
-	p := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) { respond(t, e, 403, e.Request().Target) })).dial()
+	p := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) { respond(t, tk, e, 403, e.Request().Target) })).dial()
 	p.send(upgradeRequest + "\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")
 	p.want(403, "/ws", true)
 	p.closeWrite()
@@ -682,32 +1079,32 @@ func TestNothingIsServedBehindARefusedUpgrade(t *testing.T) {
 
 func TestDraft76(t *testing.T) {
 	t.Parallel()
-	s := serve(t, config.ListenerLimits{HeadTimeout: patience}, handlerFunc(func(e exchange.Exchange) {
-		respond(t, e, 403, string(e.Request().HeadTail))
-	}))
 	const head = upgradeRequest + "Sec-WebSocket-Key1: a\r\nSec-WebSocket-Key2: b\r\n\r\n"
+	s := serve(t, config.ListenerLimits{HeadTimeout: patience}, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		respond(t, tk, e, 403, string(e.Request().HeadTail))
+	}))
 	for split := range draft76Tail + 1 {
 		p := s.dial()
 		p.send(head + "12345678"[:split])
 		p.send("12345678"[split:] + "GET /")
 		p.want(403, "12345678", true)
 	}
-	synctest.Test(t, func(t *testing.T) {
-		_, p := pipe(t, config.ListenerLimits{HeadTimeout: time.Second}, echo(t))
-		p.send(head)
-		p.send("1234567")
-		p.want(408, "", true)
-	})
+	s, clock := clocked(t, config.ListenerLimits{HeadTimeout: time.Second}, echo(t))
+	p := s.dial()
+	p.send(head + "1234567")
+	s.wantReceived(int64(len(head) + 7))
+	clock.Advance(time.Second + granularity)
+	p.want(408, "", true)
 }
 
 func TestDrain(t *testing.T) {
 	t.Parallel()
-	release := make(chan struct{})
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
+	slow := make(chan struct{})
+	s, clock := clocked(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		if e.Request().Target == "/slow" {
-			<-release
+			streamtest.Block(e.Loop(), tk, func() { <-slow })
 		}
-		respond(t, e, 200, "x")
+		respond(t, tk, e, 200, "x")
 	}))
 	silent, idle, late, busy := s.dial(), s.dial(), s.dial(), s.dial()
 	idle.get("/")
@@ -717,9 +1114,8 @@ func TestDrain(t *testing.T) {
 	busy.get("/slow")
 	eventually(t, "all connections", func() bool { return s.Connections() == 4 && s.Requests() == 1 })
 
-	begin := time.Now()
-	const grace = 500 * time.Millisecond
-	s.Drain(grace)
+	s.Drain(time.Second)
+	s.settled()
 	late.get("/")
 	late.want(200, "x", true)
 	fresh := s.dial()
@@ -727,74 +1123,325 @@ func TestDrain(t *testing.T) {
 	fresh.want(200, "x", true)
 	fresh.conn.Close()
 	late.conn.Close()
+	s.await(3)
+	clock.Advance(900 * time.Millisecond)
+	s.wantOpen(3)
+	clock.Advance(100*time.Millisecond + granularity)
 	idle.wantEOF()
 	silent.wantEOF()
-	if d := time.Since(begin); d < grace {
-		t.Errorf("idle connections were closed after %v", d)
-	}
-	close(release)
+	close(slow)
 	busy.want(200, "x", true)
 	busy.conn.Close()
-	eventually(t, "the last connection", func() bool { return s.Connections() == 0 })
+	s.await(0)
 }
 
 func TestDrainAndResume(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		s, p := pipe(t, config.ListenerLimits{IdleTimeout: time.Hour}, echo(t))
-		synctest.Wait()
-		s.Drain(time.Minute)
-		time.Sleep(30 * time.Second)
-		s.Resume()
-		time.Sleep(time.Minute)
-		p.get("/")
-		p.want(200, "", false)
-		s.Drain(time.Minute)
-		begin := time.Now()
-		p.wantEOF()
-		if d := time.Since(begin); d < time.Minute || d > time.Minute+lookTime {
-			t.Errorf("closed after %v", d)
+	s, clock := clocked(t, config.ListenerLimits{IdleTimeout: time.Hour}, echo(t))
+	p := s.dial()
+	s.await(1)
+	s.Drain(time.Minute)
+	s.settled()
+	clock.Advance(30 * time.Second)
+	s.Resume()
+	s.settled()
+	clock.Advance(time.Minute)
+	p.get("/")
+	p.want(200, "", false)
+	s.Drain(time.Minute)
+	s.settled()
+	clock.Advance(59 * time.Second)
+	s.wantOpen(1)
+	clock.Advance(time.Second + granularity)
+	p.wantEOF()
+}
+
+func TestRetireSaysNothing(t *testing.T) {
+	t.Parallel()
+	s, clock := clocked(t, config.ListenerLimits{IdleTimeout: time.Hour}, echo(t))
+	p, idle := s.dial(), s.dial()
+	s.await(2)
+	s.Retire(time.Minute)
+	s.settled()
+	p.get("/")
+	p.want(200, "", false)
+	clock.Advance(59 * time.Second)
+	s.wantOpen(2)
+	clock.Advance(time.Second + granularity)
+	idle.wantEOF()
+	p.wantEOF()
+
+	p = s.dial()
+	s.await(1)
+	s.Retire(time.Minute)
+	s.settled()
+	s.Drain(time.Minute)
+	s.settled()
+	p.get("/")
+	p.want(200, "", true)
+}
+
+// taken are connections that were handed over.
+type taken struct {
+	mu    sync.Mutex
+	idle  []Idle
+	offer bool // nobody takes them
+	asked int
+}
+
+func (k *taken) give(_ *stream.Loop, i Idle) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.asked++
+	if !k.offer {
+		k.idle = append(k.idle, i)
+	}
+	return !k.offer
+}
+
+func (k *taken) wait(t *testing.T, n int) []Idle {
+	t.Helper()
+	eventually(t, "connections that are given away", func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return len(k.idle) >= n
+	})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.idle
+}
+
+func TestIdleConnectionsAreHandedOver(t *testing.T) {
+	t.Parallel()
+	slow := make(chan struct{})
+	s, clock := clocked(t, config.ListenerLimits{IdleTimeout: time.Minute}, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		if e.Request().Target == "/slow" {
+			streamtest.Block(e.Loop(), tk, func() { <-slow })
+		}
+		respond(t, tk, e, 200, "x")
+	}))
+	idle := s.dial()
+	s.await(1)
+	since := clock.Now()
+	busy, half := s.dial(), s.dial()
+	busy.get("/slow")
+	half.send("GET /")
+	eventually(t, "the requests", func() bool { return s.Connections() == 3 && s.Requests() == 1 })
+	s.wantReceived(int64(len("GET /slow HTTP/1.1\r\nHost: a.test\r\n\r\nGET /")))
+	clock.Advance(30 * time.Second)
+
+	var k taken
+	s.HandOver(k.give)
+	got := k.wait(t, 1)
+	s.wantOpen(2)
+	if len(got) != 1 || got[0].Remote.String() != idle.conn.LocalAddr().String() || !got[0].Since.Equal(since) || len(got[0].Early) > 0 {
+		t.Errorf("got %+v, want %v idle since %v", got, idle.conn.LocalAddr(), since)
+	}
+	close(slow)
+	busy.want(200, "x", false)
+	half.send(" HTTP/1.1\r\nHost: a.test\r\n\r\n")
+	half.want(200, "x", false)
+	got = k.wait(t, 3)
+	s.wantOpen(0)
+	if n := s.ended.Load(); n != 3 {
+		t.Errorf("%d connections were said to have ended", n)
+	}
+
+	other, clock := clocked(t, config.ListenerLimits{IdleTimeout: time.Minute}, echo(t))
+	streamtest.Do(other.loop, func() {
+		for _, i := range got {
+			other.Take(other.loop, i)
 		}
 	})
+	for _, p := range []*peer{idle, busy, half} {
+		p.get("/again")
+		p.want(200, "GET /again ", false)
+	}
+	other.wantOpen(3)
+	if n := other.options.Metrics.connections.Value(); n != 0 {
+		t.Errorf("%d connections are counted twice", n)
+	}
+	clock.Advance(time.Minute + granularity)
+	idle.wantEOF()
+}
+
+func TestATakenConnectionsIdleTimeGoesOn(t *testing.T) {
+	t.Parallel()
+	s := serve(t, config.ListenerLimits{IdleTimeout: time.Minute}, echo(t))
+	p := s.dial()
+	s.await(1)
+	var k taken
+	s.HandOver(k.give)
+	i := k.wait(t, 1)[0]
+	other, clock := clocked(t, config.ListenerLimits{IdleTimeout: time.Minute}, echo(t))
+	i.Since = clock.Now().Add(-50 * time.Second)
+	streamtest.Do(other.loop, func() { other.Take(other.loop, i) })
+	clock.Advance(9 * time.Second)
+	other.wantOpen(1)
+	clock.Advance(time.Second + granularity)
+	p.wantEOF()
+}
+
+func TestAConnectionThatNobodyTakesStays(t *testing.T) {
+	t.Parallel()
+	s, clock := clocked(t, config.ListenerLimits{IdleTimeout: time.Minute}, echo(t))
+	p := s.dial()
+	s.await(1)
+	k := taken{offer: true}
+	s.HandOver(k.give)
+	s.settled()
+	p.get("/")
+	p.want(200, "GET / ", false)
+	s.settled()
+	if k.asked != 2 || s.Connections() != 1 || s.ended.Load() != 0 {
+		t.Errorf("offered %d times, %d connections", k.asked, s.Connections())
+	}
+	s.HandOver(nil)
+	p.get("/")
+	p.want(200, "GET / ", false)
+	s.settled()
+	if k.asked != 2 {
+		t.Error("it is offered although nobody wants it any more")
+	}
+	clock.Advance(time.Minute + granularity)
+	p.wantEOF()
+}
+
+// TestAClientThatNeverPausesIsHandedOver: what it has sent already goes with it.
+func TestAClientThatNeverPausesIsHandedOver(t *testing.T) {
+	t.Parallel()
+	slow := make(chan struct{})
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		streamtest.Block(e.Loop(), tk, func() { <-slow })
+		respond(t, tk, e, 200, e.Request().Target)
+	}))
+	request := func(n int) string { return fmt.Sprintf("GET /%d HTTP/1.1\r\nHost: a.test\r\n\r\n", n) }
+	p := s.dial()
+	p.send(request(1) + request(2) + request(3)[:10])
+	eventually(t, "the first request", func() bool { return s.Requests() == 1 })
+	k := taken{offer: true}
+	s.HandOver(k.give)
+	s.settled()
+	slow <- struct{}{}
+	p.want(200, "/1", false)
+	asked := func() int {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.asked
+	}
+	eventually(t, "the second request, since nobody takes it", func() bool { return asked() > 0 && s.Requests() == 1 })
+	if n := asked(); n != 1 {
+		t.Errorf("it was offered %d times", n)
+	}
+	k.mu.Lock()
+	k.offer = false
+	k.mu.Unlock()
+	slow <- struct{}{}
+	p.want(200, "/2", false)
+	got := k.wait(t, 1)[0]
+	if string(got.Early) != request(3)[:10] {
+		t.Errorf("with it comes %q", got.Early)
+	}
+	other := serve(t, noLimits, echo(t))
+	streamtest.Do(other.loop, func() { other.Take(other.loop, got) })
+	p.send(request(3)[10:])
+	p.want(200, "GET /3 ", false)
+}
+
+// TestOneThatStaysStandsForAll: where there is no room for one there is none for the next.
+func TestOneThatStaysStandsForAll(t *testing.T) {
+	t.Parallel()
+	s := serve(t, noLimits, echo(t))
+	for range 10 {
+		s.dial()
+	}
+	s.await(10)
+	k := taken{offer: true}
+	s.HandOver(k.give)
+	s.settled()
+	if k.asked != 1 || s.Connections() != 10 {
+		t.Errorf("of %d connections %d were offered", s.Connections(), k.asked)
+	}
+	k.offer = false
+	s.HandOver(k.give)
+	k.wait(t, 10)
+	s.wantOpen(0)
+}
+
+// TestWhatAnotherHasReadIsServed: bytes that come with a connection stand before what is
+// read from it.
+func TestWhatAnotherHasReadIsServed(t *testing.T) {
+	t.Parallel()
+	s := serve(t, noLimits, echo(t))
+	for _, early := range []string{"GET /a HT", "GET /a HTTP/1.1\r\nHost: a.test\r\n\r\n", "GET /a HTTP/1.1\r\nHost: a.test\r\n\r\nGET /b"} {
+		ours, theirs := tcpPair(t)
+		fd := release(t, ours)
+		streamtest.Do(s.loop, func() { s.Serve(s.loop, fd, remoteOf(theirs), []byte(early)) })
+		p := newPeer(t, theirs)
+		if strings.Contains(early, "\r\n\r\n") { // what is there needs nothing behind it
+			p.want(200, "GET /a ", false)
+			p.send(strings.TrimPrefix("GET /a HTTP/1.1\r\nHost: a.test\r\n\r\nGET /b HTTP/1.1\r\nHost: a.test\r\n\r\n", early))
+			p.want(200, "GET /b ", false)
+			continue
+		}
+		p.send(strings.TrimPrefix("GET /a HTTP/1.1\r\nHost: a.test\r\n\r\nGET /b HTTP/1.1\r\nHost: a.test\r\n\r\n", early))
+		p.want(200, "GET /a ", false)
+		p.want(200, "GET /b ", false)
+	}
 }
 
 // TestNoRequestIsLostAtTheEndOfTheGrace sends requests around the instant at which
 // idle connections are closed. What reached the server before is answered.
 func TestNoRequestIsLostAtTheEndOfTheGrace(t *testing.T) {
 	t.Parallel()
+	s, clock := clocked(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) { respond(t, tk, e, 200, "x") }))
 	for range 20 {
-		s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) { respond(t, e, 200, "x") }))
 		p := s.dial()
-		eventually(t, "the connection", func() bool { return s.Connections() == 1 })
-		p.get("/")
-		s.Drain(0) // the request is in the kernel: loopback delivers before send returns
+		s.await(1)
+		s.Drain(0)
+		streamtest.Do(s.loop, func() { // which has told of nothing when the time has come
+			p.get("/")
+			s.loop.SetClock(func() time.Time { return clock.Now().Add(granularity) })
+		})
 		if r, body := p.response("GET"); r.StatusCode != 200 || body != "x" {
 			t.Errorf("got %d %q", r.StatusCode, body)
 		}
+		p.conn.Close()
+		s.await(0)
+		s.Resume()
+		s.settled()
 	}
 }
 
 func TestCloseCutsEverything(t *testing.T) {
 	t.Parallel()
-	cancelled := make(chan struct{})
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) {
-		<-e.Context().Done()
-		close(cancelled)
-	}))
+	over := make(chan error, 1)
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) { over <- awaitOver(tk, e) }))
 	idle, busy := s.dial(), s.dial()
 	busy.get("/")
 	eventually(t, "both connections", func() bool { return s.Connections() == 2 && s.Requests() == 1 })
 	s.Server.Close()
-	await(t, "the end of the context", cancelled)
+	if err := await(t, "the end of the exchange", over); err != net.ErrClosed {
+		t.Error(err)
+	}
 	idle.wantCut()
 	busy.wantCut()
 	s.dial().wantCut()
+	eventually(t, "three ends", func() bool { return s.ended.Load() == 3 })
+	s.Resume()
+	s.settled()
+	s.dial().send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	eventually(t, "a request", func() bool { return s.Requests() == 1 })
 }
 
 func TestIdleConnectionHoldsNoBuffer(t *testing.T) {
 	// Not parallel: it measures the heap.
-	s := serve(t, noLimits, handlerFunc(func(e exchange.Exchange) { respond(t, e, 200, "x") }))
+	if size := unsafe.Sizeof(serverConn{}); size > 300 {
+		t.Errorf("%d bytes of an idle connection", size)
+	}
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) { respond(t, tk, e, 200, "x") }))
 	heap := func() int64 {
+		streamtest.Do(s.loop, s.loop.Trim)
 		var m runtime.MemStats
 		runtime.GC()
 		runtime.GC() // the second one empties the pools
@@ -810,29 +1457,81 @@ func TestIdleConnectionHoldsNoBuffer(t *testing.T) {
 		peers[i].want(200, "x", false)
 	}
 	eventually(t, "idle connections", func() bool { return s.Requests() == 0 })
-	// The test's own reader of 4 KiB and what the runtime keeps of a connection are
+	s.settled()
+	// The test's own reader of 4 KiB and what the runtime keeps of its connection are
 	// in this figure; the 64 KiB of a head are not.
-	if each := (heap() - before) / n; each > 16<<10 {
+	if each := (heap() - before) / n; each > 10<<10 {
 		t.Errorf("%d bytes for an idle connection", each)
 	}
+	streamtest.Do(s.loop, func() {
+		if tasks := s.loop.Tasks.Live(); tasks != 0 {
+			t.Errorf("%d tasks", tasks)
+		}
+	})
 	runtime.KeepAlive(peers)
 }
 
-// panicking is a connection whose bytes no code can stand.
-type panicking struct{ net.Conn }
-
-func (panicking) Read([]byte) (int, error) { panic("tested") }
-
 func TestAPanicOverAConnectionsBytesCostsOnlyThatConnection(t *testing.T) {
 	t.Parallel()
-	ours, theirs := net.Pipe()
-	defer theirs.Close()
-	s := NewServer(ServerOptions{Scheme: "http", Handler: echo(t), Log: quiet()})
-	s.Serve(panicking{ours}, exchange.Downstream{}) // would end the test, and a process with all its tunnels
-	if _, err := theirs.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("the connection is still open: %v", err)
-	}
-	if n := s.Connections(); n != 0 {
-		t.Errorf("%d connections are left", n)
+	s := serve(t, noLimits, echo(t))
+	s.options.Refused = func(exchange.Downstream, Refusal) { panic("tested") }
+	p, other := s.dial(), s.dial()
+	p.send("nonsense\r\n\r\n")
+	p.wantCut()
+	s.await(1)
+	other.get("/")
+	other.want(200, "GET / ", false)
+}
+
+// TestAPanicLeavesAnExchangeToWhoStillHasIt: another task may use it after that.
+func TestAPanicLeavesAnExchangeToWhoStillHasIt(t *testing.T) {
+	t.Parallel()
+	var left exchange.Exchange
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		if left == nil {
+			left = e
+			panic("tested")
+		}
+		left.Abort()
+		respond(t, tk, e, 200, "x")
+	}))
+	p := s.dial()
+	p.get("/")
+	p.wantCut()
+	s.await(0)
+	p = s.dial()
+	p.get("/")
+	p.want(200, "x", false)
+}
+
+// TestAPanicOfAWatcherCostsOnlyItsConnection: it would end the loop, and the process.
+func TestAPanicOfAWatcherCostsOnlyItsConnection(t *testing.T) {
+	t.Parallel()
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		e.OnOver(watcherFunc(func(error) { tk.Wake(); panic("tested") }))
+		tk.Wait()
+	}))
+	p := s.dial()
+	p.get("/")
+	eventually(t, "the request", func() bool { return s.Requests() == 1 })
+	p.conn.Close()
+	s.await(0)
+}
+
+func TestRefusalsDoNotLookAtMemoryOfOthers(t *testing.T) {
+	t.Parallel()
+	s := serve(t, noLimits, echo(t))
+	other := s.dial()
+	s.await(1)
+	p := s.dial()
+	s.await(2)
+	const mine, theirs = "GET /mine HTTP/1.1\r\nHost: a\r\nHost: b", "GET /theirs HTTP/1.1\r\nHost: a\r\n"
+	p.send(mine)
+	s.wantReceived(int64(len(mine)))
+	other.send(theirs) // which moves what was read before
+	s.wantReceived(int64(len(mine + theirs)))
+	p.send("\r\n\r\n")
+	if r := await(t, "the refusal", s.refused); r.Request.Target != "/mine" || r.Status != 400 {
+		t.Errorf("got %d of %q", r.Status, r.Request.Target)
 	}
 }

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"net"
 	"os"
@@ -16,16 +15,15 @@ import (
 	"holdfast/internal/upstream"
 )
 
-// account is what a request leaves behind: in the metrics, and in the access log. It
-// belongs to the handler's goroutine, apart from received, which belongs to the
-// upload while there is one.
+// account is what a request leaves behind: in the metrics, and in the access log.
 type account struct {
 	metrics      *requestMetrics // of its listener
 	routeMetrics *routeMetrics   // nil: no route matches
-	call         *upstream.Call  // the last one; nil: no endpoint was given the request
+	call         upstream.Call   // the last one
+	called       bool            // an endpoint was given the request
 
 	began        time.Time
-	upstreamTime time.Duration // to the head of the final response
+	upstreamTime time.Duration // to the head of the final response; only for the access log
 	received     uint64        // bytes of the body
 	sent         uint64        // bytes of the response's body
 
@@ -41,56 +39,59 @@ func (m *Manager) side(listener string) *side {
 	if s := m.listeners[listener]; s != nil {
 		return s
 	}
-	return new(side)
+	return &m.stranger
 }
 
-// begin counts a request.
-func (a *account) begin(s *side) {
-	a.metrics, a.began = &s.metrics, time.Now()
-	a.metrics.requests.Inc()
-	a.metrics.active.Add(1)
+// open counts a request.
+func (r *request) open(s *side) {
+	r.metrics, r.began = &s.metrics, r.loop.Now()
+	r.metrics.requests.Inc()
+	r.loop.Counts.Move(r.metrics.active, 1)
 }
 
 // settle counts and records how the request has ended. A tunnel was recorded when it
 // was opened.
 func (r *request) settle() {
-	r.metrics.active.Add(-1)
-	switch {
-	case r.switched:
+	counts := &r.loop.Counts
+	counts.Move(r.metrics.active, -1)
+	if r.switched {
 		return
-	case r.responded:
-		r.countResponse(r.status)
 	}
+	took := r.loop.Clock().Sub(r.began) // what the turn had to do meanwhile is in it
 	switch {
 	case r.complete:
-		r.metrics.duration.Observe(since(r.began))
+		counts.Observe(r.metrics.duration, int64(took))
 		if r.routeMetrics != nil {
-			r.routeMetrics.duration.Observe(since(r.began))
+			counts.Observe(r.routeMetrics.duration, int64(took))
 		}
 	case r.clientLeft:
-		r.metrics.cutByClient.Inc()
+		counts.Inc(r.metrics.cutByClient)
 	default:
-		r.metrics.cutByUs.Inc()
+		counts.Inc(r.metrics.cutByUs)
 		r.reason = cmp.Or(r.reason, errFault.Error())
 	}
 	if r.m.options.AccessLog != nil {
-		record := r.record()
+		record := r.record(took)
 		r.m.options.AccessLog.Request(&record)
 	}
 }
 
-func (r *request) countResponse(status int) {
-	r.metrics.responses.Count(status)
+// begins counts a response that is begun. It comes before anything of it is sent, and at
+// once for the listener: whoever has an answer finds it counted there, also when the process
+// is killed meanwhile.
+func (r *request) begins(status int) {
+	r.status, r.responded = status, true
+	r.metrics.responses.Of(status).Inc()
 	if r.routeMetrics != nil {
-		r.routeMetrics.responses.Count(status)
+		r.loop.Counts.Inc(r.routeMetrics.responses.Of(status))
 	}
 }
 
-// record is the request as the access log has it, as of now.
-func (r *request) record() accesslog.Record {
+// record is the request as the access log has it, when it took so long.
+func (r *request) record(took time.Duration) accesslog.Record {
 	record := accesslog.Record{
 		Start:        r.began,
-		Duration:     time.Since(r.began),
+		Duration:     took,
 		Upstream:     r.upstreamTime,
 		RequestID:    r.id,
 		Listener:     r.listener,
@@ -134,9 +135,8 @@ func protocol(r *exchange.Request) string {
 // outcome says how a request that an endpoint was given has ended with this error, or
 // without one although it is not complete: by a panic, for which no endpoint can.
 func (r *request) outcome(err error) upstream.Outcome {
-	if r.ctx.Err() != nil && err != nil {
-		err = context.Cause(r.ctx)
-		switch err {
+	if r.cause != nil && err != nil {
+		switch r.cause {
 		case errResponseTimeout, errHandshakeTimeout, errIdleUpstream:
 			return upstream.TimedOut
 		}
@@ -164,7 +164,7 @@ func (r *request) upgradeOutcome(err error) upgradeOutcome {
 		return upgraded
 	case r.responded:
 		return rejected
-	case r.call == nil && r.ctx.Err() == nil:
+	case !r.called && r.cause == nil:
 		return unreachable
 	}
 	switch r.outcome(err) {
@@ -182,7 +182,7 @@ func (r *request) upgradeOutcome(err error) upgradeOutcome {
 func (m *Manager) Refused(d exchange.Downstream, f http1.Refusal) {
 	s := m.side(d.Listener)
 	s.metrics.requests.Inc()
-	s.metrics.responses.Count(f.Status)
+	s.metrics.responses.Of(f.Status).Inc()
 	s.metrics.refused[codecRefusals[f.Status]].Inc()
 	switch {
 	case f.Err == nil:
@@ -212,9 +212,10 @@ func (m *Manager) Refused(d exchange.Downstream, f http1.Refusal) {
 // tunnelOpened counts and records that the request became a tunnel. What it returns
 // is the tunnel's tag: its record in the access log, nil without one.
 func (r *request) tunnelOpened() any {
-	r.switched, r.responded = true, true
-	r.countResponse(r.status)
-	r.metrics.handshake.Observe(since(r.began))
+	took := r.loop.Clock().Sub(r.began)
+	r.switched = true
+	r.begins(r.status)
+	r.metrics.handshake.Observe(int64(took))
 	r.routeMetrics.tunnels.Inc()
 	r.routeMetrics.active.Add(1)
 	r.endpoint.TunnelOpened()
@@ -222,7 +223,7 @@ func (r *request) tunnelOpened() any {
 	if r.m.options.AccessLog == nil {
 		return nil
 	}
-	record := r.record()
+	record := r.record(took)
 	return r.m.options.AccessLog.TunnelOpened(&record)
 }
 

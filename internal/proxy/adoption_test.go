@@ -816,8 +816,8 @@ func TestSupervisorsThatComeAndGoLeaveNothingBehind(t *testing.T) {
 		t.Errorf("%d descriptors of a file that is kept twice, want 3 with ours", n)
 	}
 	c.withSocket(func(fd int) {
-		if n := holders(t, fd); n != 2+1 { // ours, and that of the generation in Go's poller and as a number
-			t.Errorf("%d descriptors of the socket, want 3", n)
+		if n := holders(t, fd); n != 1+1 { // ours and the generation's
+			t.Errorf("%d descriptors of the socket, want 2", n)
 		}
 	})
 	c.works()

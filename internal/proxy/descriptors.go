@@ -1,12 +1,8 @@
 package proxy
 
 import (
-	"errors"
 	"math"
-	"net"
-	"os"
 	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -18,8 +14,8 @@ import (
 const spareDescriptors = 64
 
 // ownDescriptors is what a generation will have for itself beside what it has when it
-// was built: what it keeps for a supervisor, and what tunnels need for a moment when they
-// move to a loop.
+// was built: what it keeps for a supervisor, and what tunnels need for a moment that go to
+// Go's poller.
 const ownDescriptors = 32
 
 // descriptors is how those of the process are shared out. Connections have the ones
@@ -43,9 +39,9 @@ type descriptors struct {
 }
 
 // newDescriptors keeps as many free as taking over what the configuration names needs
-// for a moment: three for each listening socket, two for each access log.
+// for a moment: two for each listening socket and each access log.
 func newDescriptors(cfg *config.Config) *descriptors {
-	d := &descriptors{limit: descriptorLimit, reserve: spareDescriptors + 3*len(cfg.Listeners) + 2*len(cfg.AccessLogs)}
+	d := &descriptors{limit: descriptorLimit, reserve: spareDescriptors + 2*(len(cfg.Listeners)+len(cfg.AccessLogs))}
 	d.measure()
 	return d
 }
@@ -85,38 +81,6 @@ func (d *descriptors) count(n int64) {
 	if d != nil {
 		d.clients.Add(n)
 	}
-}
-
-// allowConn is allow for the descriptor of conn.
-func (d *descriptors) allowConn(conn net.Conn) bool {
-	sc, ok := conn.(syscall.Conn)
-	if d == nil || !ok {
-		return true
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return true
-	}
-	allowed := true
-	_ = raw.Control(func(fd uintptr) { allowed = d.allow(int(fd)) }) // fails for one that is closed
-	return allowed
-}
-
-// duplicate returns the same connection at another descriptor: the lowest that is free.
-// conn is still to be closed.
-func duplicate(conn net.Conn) (net.Conn, error) {
-	raw, err := conn.(syscall.Conn).SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var dup int
-	outer := raw.Control(func(fd uintptr) { dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
-	if err = errors.Join(outer, err); err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(dup), "accepted")
-	defer f.Close()
-	return net.FileConn(f)
 }
 
 // descriptorLimit is how many descriptors the process may have.

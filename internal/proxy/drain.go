@@ -11,25 +11,28 @@ import (
 )
 
 // drain stops accepting and lets go of each class of connection as the design
-// says: requests finish, idle connections get a grace, streams may have a limit,
-// tunnels stay. Said again, it only changes how long the generation must stay, and
-// takes back sockets that were sent for a reinstatement that did not come. A stop
-// that came before it stands.
-func (g *generation) drain(removed []string, hold time.Duration) {
+// says: requests finish, idle connections get a grace, or wait for a passage, streams may
+// have a limit, tunnels stay. Said again, it only changes how long the generation must
+// stay, and wait, and takes back sockets that were sent for a reinstatement that did not
+// come. A stop that came before it stands.
+func (g *generation) drain(removed []string, hold, passage time.Duration) {
 	if g.phase == stopping {
 		return
 	}
 	g.dropSockets()
 	g.hold = time.Now().Add(hold)
 	time.AfterFunc(hold, g.notice)
+	if g.phase < serving {
+		return
+	}
+	// The servers come first: a connection that is taken from a queue meanwhile must
+	// hear with its first answer that it is the last.
+	g.handover.drain(removed, passage)
 	if g.phase != serving {
 		return
 	}
 	g.phase = draining
 	g.vault.serving.Store(false)
-	// The servers come first: a connection that is taken from a queue meanwhile must
-	// hear with its first answer that it is the last.
-	g.drainServers(g.cfg.Drain.IdleGrace)
 	g.stopAccepting(removed)
 	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
 	g.memory.Want() // the few that stay may stay for days
@@ -76,6 +79,7 @@ func (g *generation) stop(within time.Duration) {
 	for _, l := range g.listeners {
 		all = append(all, l.key)
 	}
+	g.handover.stay()
 	g.drainServers(min(g.cfg.Drain.IdleGrace, within)) // first, as in drain
 	g.stopAccepting(all)
 	g.dropSockets()
@@ -122,7 +126,7 @@ func (g *generation) finished() bool {
 	if g.over {
 		return true
 	}
-	if g.phase < draining || time.Now().Before(g.hold) || g.expected() || g.vault.awaits() {
+	if g.phase < draining || time.Now().Before(g.hold) || g.expected() || g.vault.awaits() || g.handover.busy() {
 		return false
 	}
 	if slices.ContainsFunc(g.listeners, func(l *listener) bool { return l.connections() > 0 }) {

@@ -9,20 +9,21 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
 	"holdfast/internal/http1"
+	"holdfast/internal/stream"
+	"holdfast/internal/stream/streamtest"
+	"holdfast/internal/task"
 	"holdfast/internal/tunnel"
 )
 
 // answers is a handler that answers at once.
 type answers struct{}
 
-func (answers) Serve(e exchange.Exchange) {
+func (answers) Serve(t *task.Task, e exchange.Exchange) {
 	if e.Respond(&exchange.Response{Status: 200}) == nil {
-		_ = e.Finish(nil)
+		_ = e.Finish(t, nil)
 	}
 }
 
@@ -35,17 +36,8 @@ func hold(t *testing.T, l *listener) net.Listener {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { socket.Close() })
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	fd := -1
-	raw.Control(func(ours uintptr) { fd, err = unix.FcntlInt(ours, unix.F_DUPFD_CLOEXEC, 0) })
-	if err != nil {
-		t.Fatal(err)
-	}
 	l.enter()
-	if err := l.accept(fd); err != nil {
+	if err := l.accept(copyOf(t, socket)); err != nil {
 		t.Fatal(err)
 	}
 	return socket
@@ -56,7 +48,7 @@ func hold(t *testing.T, l *listener) net.Listener {
 func TestWhoComesFromAnEmptiedQueueHearsThatItsAnswerIsTheLast(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*generation){
-		"by a drain": func(g *generation) { g.drain([]string{"a"}, 0) },
+		"by a drain": func(g *generation) { g.drain([]string{"a"}, 0, 0) },
 		"by a stop":  func(g *generation) { g.stop(time.Hour) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -69,10 +61,13 @@ func TestWhoComesFromAnEmptiedQueueHearsThatItsAnswerIsTheLast(t *testing.T) {
 				cfg:   cfg, log: log, phase: serving, changed: make(chan struct{}, 1), sockets: map[string]int{},
 				tunnels: tunnel.NewSet(tunnel.Options{Log: log}), limit: time.NewTimer(time.Hour),
 			}
+			g.handover = newHandover(g)
 			for _, key := range []string{"a", "b"} {
-				server := http1.NewServer(http1.ServerOptions{Scheme: "http", Handler: answers{}, Log: log})
-				l := config.Listener{Name: key, Limits: config.ListenerLimits{Connections: 1}}
-				g.listeners = append(g.listeners, newListener(l, key, server, log, nil, g.notice))
+				loops := []*stream.Loop{streamtest.New(t)} // its own
+				cfg := config.Listener{Name: key, Limits: config.ListenerLimits{Connections: 1}}
+				l := newListener(cfg, key, loops, log, nil, g.notice)
+				l.serveBy(http1.NewServer(http1.ServerOptions{Scheme: "http", Handler: answers{}, Log: log, Loops: loops, Ended: l.ended}))
+				g.listeners = append(g.listeners, l)
 			}
 			waiting, other := g.listeners[0], g.listeners[1]
 			socket := hold(t, waiting)
@@ -87,7 +82,7 @@ func TestWhoComesFromAnEmptiedQueueHearsThatItsAnswerIsTheLast(t *testing.T) {
 
 			// The other listener takes its time until the client has its answer.
 			answered := make(chan string, 1)
-			other.loop.Go(func() {
+			other.loops[0].Post(func() {
 				buf := make([]byte, 1<<10)
 				n, _ := io.ReadAtLeast(conn, buf, 1) // an answer is one write
 				answered <- string(buf[:n])

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
-	"holdfast/internal/metrics"
 	"holdfast/internal/upstream"
 )
 
@@ -73,62 +72,6 @@ func TestWhatHeldUpAcceptingIsOverWhenItIsCalm(t *testing.T) {
 	if got := log.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "there is room below limits.connections again") {
 		t.Errorf("once there is room the log says\n%s", got)
 	}
-}
-
-func TestALackOfRoomIsCountedOnceForEachTime(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		registry := metrics.NewRegistry()
-		cfg := config.Listener{Name: "public", Limits: config.ListenerLimits{Connections: 1}}
-		l := newListener(cfg, "public", nil, slog.New(slog.DiscardHandler), registry, func() {})
-		// A connection of before has left a value in room.
-		l.enter()
-		l.leave()
-		for time := range uint64(3) {
-			l.enter()
-			turn := make(chan bool, 1)
-			go func() { turn <- l.awaitTurn(nil) }()
-			synctest.Wait()
-			signal(l.room) // for nothing, as where a tunnel follows its connection
-			synctest.Wait()
-			if n := registry.Counter(limitReached, "public").Value(); n != time+1 {
-				t.Errorf("%d times are counted, want %d", n, time+1)
-			}
-			l.leave()
-			if !<-turn {
-				t.Error("it is not its turn")
-			}
-		}
-	})
-}
-
-// starved is a listener for which the process has no descriptor, some times.
-type starved struct {
-	net.Listener
-	times int
-}
-
-func (s *starved) Accept() (net.Conn, error) {
-	if s.times--; s.times < 0 {
-		return nil, net.ErrClosed
-	}
-	return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", unix.EMFILE)}
-}
-
-func TestFailuresToAcceptAreCountedAndLoggedOnce(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var log strings.Builder
-		registry := metrics.NewRegistry()
-		l := newListener(config.Listener{Name: "public"}, "public", nil, slog.New(slog.NewTextHandler(&log, nil)), registry, func() {})
-		l.acceptLoop(&starved{times: 5}, make(chan struct{}))
-		if n := registry.Counter(acceptFailures, "public").Value(); n != 5 {
-			t.Errorf("%d failures are counted, want 5", n)
-		}
-		if n := strings.Count(log.String(), "too many open files"); n != 1 {
-			t.Errorf("%d lines:\n%s", n, log.String())
-		}
-	})
 }
 
 // Each request meets it, and the operator is told once what to do.

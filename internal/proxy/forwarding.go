@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unsafe"
 
 	"holdfast/internal/exchange"
 )
@@ -40,16 +41,33 @@ func trusts(proxies []netip.Prefix, peer netip.AddrPort) bool {
 // is appended to X-Forwarded-For, and the others stay where they are present. A
 // name written with "_" for "-" is dropped from everybody: CGI-like upstreams take
 // it for the real one.
+//
+// What is made stands in head.Texts.
 func setForwarding(head *exchange.Request, peer netip.AddrPort, trusted bool, random func() uint64) (id, scheme string) {
 	f := &head.Fields
-	*f = slices.DeleteFunc(*f, func(l exchange.Field) bool {
-		own, twin := isForwarding(l.Name)
-		return twin || own && !trusted
-	})
+	dropForwarding(f, trusted)
+	if trusted {
+		return extendForwarding(head, peer, random)
+	}
+	// None of these fields is there any more.
 	if peer.IsValid() {
-		address := peer.Addr().Unmap().WithZone("").String()
-		chain := slices.Collect(f.Values(forwardedFor))
-		f.Set(forwardedFor, strings.Join(append(chain, address), ", "))
+		f.Add(forwardedFor, appendChain(head, peer.Addr(), "", ""))
+	}
+	if head.Authority != "" {
+		f.Add(forwardedHost, head.Authority)
+	}
+	f.Add(forwardedProto, head.Scheme)
+	id = newID(&head.Texts, random)
+	f.Add(requestID, id)
+	return id, head.Scheme
+}
+
+// extendForwarding is setForwarding for a peer that is trusted.
+func extendForwarding(head *exchange.Request, peer netip.AddrPort, random func() uint64) (id, scheme string) {
+	f := &head.Fields
+	if peer.IsValid() {
+		chain, separator := chainOf(*f)
+		f.Set(forwardedFor, appendChain(head, peer.Addr(), chain, separator))
 	}
 	if head.Authority != "" {
 		setAbsent(f, forwardedHost, head.Authority)
@@ -60,10 +78,47 @@ func setForwarding(head *exchange.Request, peer netip.AddrPort, trusted bool, ra
 	}
 	id, ok := f.Get(requestID)
 	if !ok || id == "" {
-		id = newID(random)
+		id = newID(&head.Texts, random)
 		f.Set(requestID, id)
 	}
 	return id, scheme
+}
+
+// dropForwarding removes what the client is not believed.
+func dropForwarding(f *exchange.Fields, trusted bool) {
+	kept := 0
+	for i, l := range *f {
+		if own, twin := isForwarding(l.Name); twin || own && !trusted {
+			continue
+		}
+		if i > kept {
+			(*f)[kept] = l
+		}
+		kept++
+	}
+	*f = (*f)[:kept]
+}
+
+// chainOf returns what X-Forwarded-For says in all of its lines, and what separates another
+// address from that.
+func chainOf(f exchange.Fields) (chain, separator string) {
+	lines := 0
+	for _, l := range f {
+		if strings.EqualFold(l.Name, forwardedFor) {
+			lines, chain, separator = lines+1, l.Value, ", "
+		}
+	}
+	if lines > 1 {
+		chain = strings.Join(slices.Collect(f.Values(forwardedFor)), separator)
+	}
+	return chain, separator
+}
+
+// appendChain returns a chain with an address behind it.
+func appendChain(head *exchange.Request, peer netip.Addr, chain, separator string) string {
+	var space [64]byte // the longest one has 39
+	text := peer.Unmap().WithZone("").AppendTo(space[:0])
+	return head.Texts.Join(chain, separator, unsafe.String(unsafe.SliceData(text), len(text))) // which copies it
 }
 
 // setAbsent sets a field unless it is there, and returns its value.
@@ -79,27 +134,44 @@ func setAbsent(f *exchange.Fields, name, value string) string {
 // whether it does so under a name that only resembles the real one.
 func isForwarding(name string) (own, twin bool) {
 	const shortest = len("Forwarded")
-	if len(name) < shortest {
+	if len(name) < shortest || lower(name[0]) != 'x' && lower(name[0]) != 'f' {
 		return false, false
 	}
-	if strings.IndexByte(name, '_') >= 0 {
-		own, _ = isForwarding(strings.ReplaceAll(name, "_", "-"))
-		return own, own
-	}
 	switch {
-	case hasPrefixFold(name, "X-Forwarded-"), hasPrefixFold(name, "X-Envoy-"),
-		strings.EqualFold(name, "Forwarded"), strings.EqualFold(name, "X-Real-IP"), strings.EqualFold(name, requestID):
-		return true, false
+	case resembles(name, "X-Forwarded-"), resembles(name, "X-Envoy-"):
+	case len(name) == len("Forwarded") && resembles(name, "Forwarded"):
+	case len(name) == len("X-Real-IP") && resembles(name, "X-Real-IP"):
+	case len(name) == len(requestID) && resembles(name, requestID):
+	default:
+		return false, false
 	}
-	return false, false
+	return true, strings.IndexByte(name, '_') >= 0
 }
 
-func hasPrefixFold(s, prefix string) bool {
-	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
+// resembles says whether a name begins with another one, without case, and with "_" for
+// "-".
+func resembles(name, with string) bool {
+	if len(name) < len(with) {
+		return false
+	}
+	for i := range len(with) {
+		a, b := name[i], with[i]
+		if a != b && lower(a) != lower(b) && (a != '_' || b != '-') {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
 }
 
 // newID returns a random UUID (version 4, RFC 9562 §5.4).
-func newID(random func() uint64) string {
+func newID(texts *exchange.Texts, random func() uint64) string {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], random())
 	binary.BigEndian.PutUint64(b[8:], random())
@@ -112,5 +184,5 @@ func newID(random func() uint64) string {
 	hex.Encode(s[19:23], b[8:10])
 	hex.Encode(s[24:], b[10:])
 	s[8], s[13], s[18], s[23] = '-', '-', '-', '-'
-	return string(s[:])
+	return texts.Join(unsafe.String(&s[0], len(s))) // which copies it
 }

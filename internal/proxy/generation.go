@@ -5,6 +5,15 @@
 // control channel ([Run]). It opens no listening socket and reads no file: both
 // come over the channel. One goroutine, the loop in [generation.run], owns its
 // state. It outlives its supervisor and is adopted by another one, see adoption.go.
+//
+// Connections do not live there but on event loops, one for each processor (loops.go). The
+// first of them accepts (accepting.go) and deals connections to all, where an
+// [holdfast/internal/http1.Server] serves them in tasks and the [Manager] answers their
+// requests. An upgrade becomes a tunnel of the same loop. The generation's loop tells event
+// loops what to do by posting functions, and learns from them by counters and [generation.notice].
+//
+// What a generation that drains has goes one of three ways: requests finish, idle
+// connections go to the generation that serves (handover.go), tunnels stay or move (vault.go).
 package proxy
 
 import (
@@ -14,6 +23,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,11 +46,12 @@ const (
 	sendTimeout = 5 * time.Second
 
 	// endMargin is how long closing takes at the most when the time to stop is
-	// over, abandonTime how long it takes to give up what has not closed then,
-	// logTime how long the last records of access logs may take to be written, and
-	// doneTime how long the last word may wait. Together they are shorter than what the
-	// supervisor adds before it kills.
+	// over, closeTime how long it takes to cut the connections that have not closed then,
+	// abandonTime how long it takes to give up such tunnels, logTime how long the last
+	// records of access logs may take to be written, and doneTime how long the last word
+	// may wait. Together they are shorter than what the supervisor adds before it kills.
 	endMargin   = 3 * time.Second
+	closeTime   = 250 * time.Millisecond
 	abandonTime = 250 * time.Millisecond
 	logTime     = time.Second
 	doneTime    = 250 * time.Millisecond
@@ -56,8 +67,9 @@ type Options struct {
 	Terminate <-chan os.Signal // asks for a stop within the configured time
 	Stdout    *os.File         // for an access log; the generation closes it then. nil: there is none
 
-	// Loops is how many goroutines relay tunnels, one for each processor. Each may keep
-	// a P of the Go runtime while it waits: GOMAXPROCS is to be larger by two.
+	// Loops is how many goroutines serve connections and relay tunnels, one for each
+	// processor. Each may keep a P of the Go runtime while it waits: GOMAXPROCS is to be
+	// larger by two.
 	Loops int
 
 	// Reunite finds another supervisor at the rendezvous, in one attempt, as
@@ -97,6 +109,7 @@ type generation struct {
 	elsewhere *listener // stands for those of other configurations whose tunnels are here
 
 	vault    *vault
+	handover *handover
 	seek     seeking
 	messages chan received
 	found    chan *control.Conn // to a supervisor that was sought
@@ -188,11 +201,12 @@ func Run(ctx context.Context, o Options) error {
 	}
 	g.memory.Want() // of what it takes to build it
 	g.vault = newVault(g, min(max(bundle.Stores, 0), mostLoops))
+	g.handover = newHandover(g)
 	return g.live(ctx, conn, o.Terminate)
 }
 
 func newHello() control.Hello {
-	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion}
+	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion, Passage: control.PassageVersion}
 }
 
 // receiveBundle waits for what the generation is to run; nothing else means
@@ -272,6 +286,10 @@ func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error 
 			g.onFound(ctx, conn)
 		case <-g.patience.C:
 			g.losePatience()
+		case e := <-g.handover.events:
+			g.handover.on(e)
+		case <-g.handover.patience.C:
+			g.handover.losePatience()
 		case <-terminate:
 			g.log.Info("terminated by signal: draining", "timeout", g.cfg.Stop.Timeout)
 			g.stop(g.cfg.Stop.Timeout)
@@ -305,13 +323,16 @@ func stoppedTimer() *time.Timer {
 // build makes everything that the configuration wants: step 4 of a reload.
 func (g *generation) build(ctx context.Context) error {
 	descriptors := newDescriptors(g.cfg)
-	clusters, err := upstream.New(ctx, g.cfg, g.known, g.registry, descriptors.allow)
-	if err != nil {
-		return err
-	}
 	loops, err := g.makeLoops(ctx)
 	if err != nil {
 		return err
+	}
+	for _, s := range loops.streams {
+		s.LimitPipes(max(bodyPipes/len(loops.streams), 1), descriptors.allow)
+	}
+	clusters, err := upstream.New(ctx, g.cfg, g.known, g.registry, loops.streams, descriptors.allow)
+	if err != nil {
+		return errors.Join(err, loops.stop())
 	}
 	g.clusters, g.loops = clusters, loops
 	g.tunnels = tunnel.NewSet(tunnel.Options{
@@ -319,18 +340,19 @@ func (g *generation) build(ctx context.Context) error {
 	})
 	loops.run()
 	g.manager = NewManager(ManagerOptions{
-		Routes: route.New(g.cfg), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Tunnels: g, Log: g.log, Metrics: g.registry,
+		Routes: route.New(g.cfg), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Loops: len(loops.streams), Tunnels: g, Log: g.log, Metrics: g.registry,
 	})
 	for i, cfg := range g.cfg.HTTPListeners {
-		server := http1.NewServer(http1.ServerOptions{
-			Limits: cfg.Limits, Scheme: "http", Handler: g.manager, Log: g.log,
-			Metrics: http1.NewServerMetrics(g.registry, cfg.Name), Refused: g.manager.Refused,
-		})
-		l := newListener(cfg, g.cfg.Listeners[i].Key(), server, g.log, g.registry, g.notice)
+		l := newListener(cfg, g.cfg.Listeners[i].Key(), loops.streams, g.log, g.registry, g.notice)
 		l.descriptors = descriptors
+		l.serveBy(http1.NewServer(http1.ServerOptions{
+			Limits: cfg.Limits, Scheme: "http", Listener: cfg.Name, Handler: g.manager, Log: g.log,
+			Metrics: http1.NewServerMetrics(g.registry, cfg.Name), Loops: loops.streams, Refused: g.manager.Refused, Ended: l.ended,
+		}))
+		g.handover.add(l)
 		g.listeners = append(g.listeners, l)
 	}
-	g.elsewhere = &listener{descriptors: descriptors, room: make(chan struct{}, 1)}
+	g.elsewhere = &listener{descriptors: descriptors}
 	descriptors.built()
 	return nil
 }
@@ -401,6 +423,12 @@ func (g *generation) do(ctx context.Context, r received) {
 	case control.TypeVault:
 		g.confirm(r, g.connectVault(r.fds))
 		return
+	case control.TypeTake:
+		g.answer(r, control.Message{}, g.handover.take(r.fds))
+		return
+	case control.TypeGive:
+		g.answer(r, control.Message{}, g.handover.give(r.fds))
+		return
 	case control.TypeResume:
 		g.answer(r, control.Message{}, g.resume())
 	case control.TypeMove:
@@ -412,7 +440,7 @@ func (g *generation) do(ctx context.Context, r received) {
 	case control.TypeServe:
 		g.answer(r, control.Message{}, g.serve())
 	case control.TypeDrain:
-		g.drain(r.m.Keys, r.m.Within)
+		g.drain(r.m.Keys, r.m.Within, r.m.Passage)
 		g.answer(r, control.Message{}, nil)
 	case control.TypeStatus:
 		g.answer(r, control.Message{Status: g.status()}, nil)
@@ -501,6 +529,7 @@ func (g *generation) serve() error {
 	}
 	g.dropSockets()
 	g.vault.stay()
+	g.handover.stay()
 	g.tunnels.Undrain()
 	g.vault.serving.Store(true)
 	g.limit.Stop()
@@ -551,7 +580,10 @@ func (g *generation) giveMemoryBack(now time.Time) {
 		changes += l.turnover()
 	}
 	if g.memory.Due(now, changes) {
-		g.work.Go(g.releaseMemory) // a collection takes longer than anybody waits for the loop
+		g.work.Go(func() { // a collection takes longer than anybody waits for the loop
+			g.loops.trim()
+			g.releaseMemory()
+		})
 	}
 }
 
@@ -567,6 +599,8 @@ func (g *generation) close() {
 	}
 	g.stopAccepting(nil)
 	if g.clusters != nil {
+		g.handover.close()
+		g.cutConnections()
 		g.abandonTunnels()
 		g.vault.close() // the ends were told
 		g.clusters.Close()
@@ -576,4 +610,21 @@ func (g *generation) close() {
 		}
 	}
 	g.closeAccessLogs()
+}
+
+// cutConnections closes what the servers have left, and gives what it was used for a
+// moment to end.
+func (g *generation) cutConnections() {
+	for _, l := range g.listeners {
+		l.server.Close()
+	}
+	within := time.After(closeTime)
+	for slices.ContainsFunc(g.listeners, func(l *listener) bool { return l.connections() > 0 }) {
+		select {
+		case <-g.changed:
+		case <-within:
+			g.log.Warn("connections are left when the process ends")
+			return
+		}
+	}
 }

@@ -459,7 +459,7 @@ func TestADrainingGenerationTakesNoConnection(t *testing.T) {
 		t.Errorf("accepted %s, want %s", got, want)
 	}
 	// The idle one has its grace, and its last answer says so.
-	idle.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	idle.SetReadDeadline(time.Now().Add(time.Second)) // the grace is exact to a quarter of one
 	if _, err := idle.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the idle connection: %v, want it to stay open", err)
 	}
@@ -493,6 +493,20 @@ func TestAGenerationEmptiesTheQueueOfARemovedListener(t *testing.T) {
 	}
 }
 
+// queued is how many connections wait to be accepted.
+func (c *commander) queued() (n int) {
+	c.t.Helper()
+	c.withSocket(func(fd int) {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			c.t.Error(err)
+			return
+		}
+		n = int(info.Unacked) // of a listening socket that is its queue (tcp_get_info in the kernel)
+	})
+	return n
+}
+
 func TestConnectionsBeyondTheLimitWait(t *testing.T) {
 	c := command(t, "limits = { connections = 2 }", "")
 	c.serve()
@@ -501,12 +515,13 @@ func TestConnectionsBeyondTheLimitWait(t *testing.T) {
 	}
 	second, third := c.dial(), c.dial()
 	third.say(askPage) // nobody reads it
-	for range 3 {
-		if n := c.status().Connections; n > 1 {
-			t.Errorf("%d connections beside the tunnel", n)
-		}
-	}
+	eventually(t, "nobody is accepted any more, and one is in the queue", func() bool {
+		return c.figures()["downstream_connection_limit_reached_total{public}"] > 0 && c.queued() == 1
+	})
 	c.exchange(second)
+	if n, queued := c.status().Connections, c.queued(); n != 1 || queued != 1 {
+		t.Errorf("%d connections beside the tunnel, %d in the queue", n, queued)
+	}
 	client.Close()
 	server.rest()
 	server.Close()

@@ -4,215 +4,190 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+	"math"
 	"net/netip"
-	"os"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
 	"holdfast/internal/control"
-	"holdfast/internal/exchange"
 	"holdfast/internal/http1"
 	"holdfast/internal/metrics"
+	"holdfast/internal/stream"
 )
-
-// acceptPause is the wait after accept failed for want of descriptors or memory.
-const acceptPause = 200 * time.Millisecond
 
 // errNoDescriptor says that all descriptors are in use that connections may have.
 var errNoDescriptor = errors.New("no descriptor is left for connections: raise the limit of descriptors")
 
 // listener accepts from one of the supervisor's sockets and has its connections
-// served. accept and stop are called by the generation's loop.
+// served. accept and stop are called by the generation's loop, and wait for the first of
+// those that serve, which accepts. That one never waits for anybody.
 type listener struct {
 	cfg     config.Listener
 	key     string
+	loops   []*stream.Loop // the first one accepts, and all of them serve in turn
 	server  *http1.Server
 	log     *slog.Logger
-	notice  func() // tells the loop that a connection has ended
+	notice  func() // tells the generation's loop that the server has no connection any more
 	metrics acceptMetrics
 	queue   queueMetrics
+
+	// serve has the server serve a connection, on the goroutine of the loop, and goOn one
+	// that another server has had.
+	serve func(l *stream.Loop, fd int, remote netip.AddrPort, early []byte)
+	goOn  func(l *stream.Loop, i http1.Idle)
 
 	descriptors *descriptors // of the process; nil: there are always enough
 
 	failing, full episode // accepting fails; there is no room
 
-	// Owned by the generation's loop.
-	fd      int           // our copy of the socket; -1: not accepting
-	stopped chan struct{} // closed by stop
-	loop    sync.WaitGroup
+	fd       int      // our copy of the socket; -1: not accepting. Owned by the generation's loop
+	acceptor acceptor // owned by the first loop
 
-	mu     sync.Mutex
-	ln     net.Listener  // the same socket in Go's netpoller; nil: not accepting
-	open   int           // connections, with those that became tunnels
-	turns  uint64        // how often open has changed
-	serves int           // connections that the server has
-	room   chan struct{} // has a value when a place may have become free
-	paused bool
-	resume chan struct{} // has a value when paused may have ended
+	// For everybody.
+	paused atomic.Bool
+	waits  atomic.Bool   // the first loop wants to know when a connection has ended
+	open   atomic.Int64  // connections, with those that became tunnels
+	turns  atomic.Uint64 // how often open has changed
+	serves atomic.Int64  // connections that the server has, or is about to
+	dealt  atomic.Uint32 // connections that the loops were given
 }
 
-func newListener(cfg config.Listener, key string, server *http1.Server, log *slog.Logger, r *metrics.Registry, notice func()) *listener {
+func newListener(cfg config.Listener, key string, loops []*stream.Loop, log *slog.Logger, r *metrics.Registry, notice func()) *listener {
 	return &listener{
-		cfg: cfg, key: key, server: server, log: log.With("listener", cfg.Name), notice: notice,
+		cfg: cfg, key: key, loops: loops, log: log.With("listener", cfg.Name), notice: notice,
 		metrics: newAcceptMetrics(r, cfg.Name), queue: newQueueMetrics(r, cfg.Name),
-		fd: -1, room: make(chan struct{}, 1), resume: make(chan struct{}, 1),
+		fd: -1, acceptor: acceptor{aside: accepted{fd: -1}, batches: make([][]accepted, len(loops))},
 	}
 }
 
-// accept begins to accept from fd, which the listener owns from now on.
+// serveBy has connections served by a server, which calls ended.
+func (l *listener) serveBy(s *http1.Server) { l.server, l.serve, l.goOn = s, s.Serve, s.Take }
+
+// accept begins to accept from fd, which does not block and which the listener owns from
+// now on.
 func (l *listener) accept(fd int) error {
-	// The socket is non-blocking, and os.File leaves it so: it only clears
-	// O_NONBLOCK in Fd where it has set it itself.
-	f := os.NewFile(uintptr(fd), l.key)
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return errors.Join(fmt.Errorf("listener %q: %w", l.cfg.Name, err), f.Close())
+	setOptions(fd)
+	queue, _ := queueOf(fd)
+	unset := int(queue)
+	if !inherits(fd) {
+		unset = math.MaxInt
 	}
-	ln, err := net.FileListener(f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		control.CloseAll([]int{dup})
+	var err error
+	if !l.onFirst(func() { err = l.begin(fd, unset) }) {
+		err = errLoopOver
+	}
+	if err != nil {
+		control.CloseAll([]int{fd})
 		return fmt.Errorf("listener %q: %w", l.cfg.Name, err)
 	}
-	l.mu.Lock()
-	l.ln = ln
-	l.mu.Unlock()
-	stopped := make(chan struct{})
-	l.fd, l.stopped = dup, stopped
-	l.loop.Go(func() { l.acceptLoop(ln, stopped) })
+	l.fd = fd
 	return nil
 }
 
-// stop ends accepting and gives up our copies of the socket. With empty, what is in
+var errLoopOver = errors.New("the loop that accepts has ended")
+
+// stop ends accepting and gives up our copy of the socket. With empty, what is in
 // the queue is served first: nobody else will.
 func (l *listener) stop(empty bool) {
 	if l.fd < 0 {
 		return
 	}
-	close(l.stopped)
-	l.mu.Lock()
-	l.ln.Close()
-	l.ln = nil
-	l.mu.Unlock()
-	l.loop.Wait()
-	for empty {
-		fd, _, err := unix.Accept4(l.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNABORTED) {
-			continue
-		}
-		if err == nil && !l.descriptors.allow(fd) {
-			control.CloseAll([]int{fd})
-			err = errNoDescriptor
-		}
-		if err != nil {
-			if !errors.Is(err, unix.EAGAIN) {
-				l.log.Error("connections in the queue are lost", "err", err)
-			}
-			break
-		}
-		f := os.NewFile(uintptr(fd), "accepted")
-		if conn, err := net.FileConn(f); err == nil {
-			l.serve(conn)
-		}
-		f.Close()
+	done := make(chan struct{})
+	if l.loops[0].Post(func() { l.end(empty, done) }) {
+		<-done
 	}
 	control.CloseAll([]int{l.fd})
 	l.fd = -1
 }
 
-func (l *listener) acceptLoop(ln net.Listener, stopped <-chan struct{}) {
-	for l.awaitTurn(stopped) {
-		conn, err := ln.Accept()
-		switch {
-		case err == nil:
-			l.serve(l.settle(conn, stopped))
-		case errors.Is(err, net.ErrClosed):
-			return
-		case errors.Is(err, os.ErrDeadlineExceeded): // paused
-		case errors.Is(err, unix.ECONNABORTED): // it went away in the queue
-		default:
-			l.awaitMeans(err, stopped)
-		}
+// onFirst calls fn on the first loop and waits for that; false: it has ended.
+func (l *listener) onFirst(fn func()) bool {
+	done := make(chan struct{})
+	posted := l.loops[0].Post(func() {
+		defer close(done)
+		fn()
+	})
+	if posted {
+		<-done
+	}
+	return posted
+}
+
+// pause holds accepting, or ends that. At most the connection is still accepted that just
+// is.
+func (l *listener) pause(on bool) {
+	l.paused.Store(on)
+	if !on {
+		l.loops[0].Post(func() { l.happens(resumed) })
 	}
 }
 
-// awaitMeans waits a moment for what err says is wanting, and says so once. It returns
-// false when the listener stops.
-func (l *listener) awaitMeans(err error, stopped <-chan struct{}) bool {
-	l.metrics.failures.Inc()
-	if l.failing.comesUp(time.Now()) {
-		l.log.Error("cannot accept; connections wait in the queue", "err", err)
-	}
-	select {
-	case <-time.After(acceptPause):
-	case <-l.room: // a connection has ended
-	case <-stopped:
-		return false
-	}
-	return true
-}
-
-// settle brings conn, which was accepted, to a descriptor that connections may have.
-// While there is none it waits, and so does who stands behind conn in the queue. One
-// is then free below: room was made there.
-func (l *listener) settle(conn net.Conn, stopped <-chan struct{}) net.Conn {
-	for !l.descriptors.allowConn(conn) {
-		if !l.awaitMeans(errNoDescriptor, stopped) {
-			break // served where it is: nobody else will
-		}
-		if again, err := duplicate(conn); err == nil {
-			conn.Close()
-			conn = again
-		}
-	}
-	return conn
-}
-
-// awaitTurn blocks while there is no room for a connection or accepting is paused.
-// It says false when the listener stops.
-func (l *listener) awaitTurn(stopped <-chan struct{}) bool {
-	held := false // for want of room
-	for {
-		l.mu.Lock()
-		full := l.fullLocked()
-		paused := l.paused
-		l.mu.Unlock()
-		switch {
-		case paused:
-			select {
-			case <-l.resume:
-			case <-stopped:
-				return false
-			}
-		case full:
-			if !held { // room may hold a value of before, and what wakes us be gone again
-				held = true
-				l.countFull()
-			}
-			select {
-			case <-l.room:
-			case <-stopped:
-				return false
-			}
-		case !l.descriptors.room():
-			if !l.awaitMeans(errNoDescriptor, stopped) {
-				return false
-			}
-		default:
-			return true
-		}
+// adopt has an idle connection served that another process has accepted. It counts as an
+// accepted one does, although there may be no room for it. Any goroutine may call it.
+func (l *listener) adopt(i http1.Idle) {
+	n := l.deal()
+	if !l.loops[n].Post(func() { l.goOn(l.loops[n], i) }) {
+		l.drop(i.FD)
 	}
 }
 
-// countFull counts that accepting is held up because there is no room.
-func (l *listener) countFull() {
-	l.metrics.limitReached.Inc()
-	if l.full.comesUp(time.Now()) {
-		l.log.Warn("limits.connections is reached; connections wait in the queue", "limit", l.cfg.Limits.Connections)
+// takeBack is adopt for one that did not get away, on the goroutine of its loop.
+func (l *listener) takeBack(on *stream.Loop, i http1.Idle) {
+	l.serves.Add(1)
+	l.enter()
+	l.goOn(on, i)
+}
+
+// deal counts a connection that is about to be served, and says on which loop.
+func (l *listener) deal() (loop int) {
+	l.serves.Add(1)
+	l.enter()
+	return int(l.dealt.Add(1)-1) % len(l.loops)
+}
+
+// drop closes a connection for which there is no loop any more.
+func (l *listener) drop(fd int) {
+	control.CloseAll([]int{fd})
+	l.ended()
+}
+
+// ended is called when the server does not have a connection any more.
+func (l *listener) ended() {
+	last := l.serves.Add(-1) == 0
+	l.leave()
+	if last {
+		l.notice()
 	}
+}
+
+// connections is how many the server has.
+func (l *listener) connections() int { return int(l.serves.Load()) }
+
+// turnover is how many connections and tunnels have begun and ended so far.
+func (l *listener) turnover() uint64 { return l.turns.Load() }
+
+// enter and leave count a tunnel among what limits.connections bounds, beside the
+// connection that it comes from and that ends for the server.
+func (l *listener) enter() {
+	l.open.Add(1)
+	l.turns.Add(1)
+	l.descriptors.count(1)
+}
+
+func (l *listener) leave() {
+	l.open.Add(-1)
+	l.turns.Add(1)
+	l.descriptors.count(-1)
+	if l.waits.Load() && l.waits.Swap(false) {
+		l.loops[0].Post(func() { l.happens(left) })
+	}
+}
+
+func (l *listener) isFull() bool {
+	return l.cfg.Limits.Connections > 0 && l.open.Load() >= int64(l.cfg.Limits.Connections)
 }
 
 // report says what of what held up accepting is over. The generation's loop calls it
@@ -221,10 +196,7 @@ func (l *listener) report(now time.Time) {
 	if times, over := l.failing.ends(now); over {
 		l.log.Info("accepting works again", "failures", times)
 	}
-	l.mu.Lock()
-	full := l.fullLocked()
-	l.mu.Unlock()
-	if full { // the accept loop waits, and says nothing meanwhile
+	if l.isFull() { // the loop that accepts waits, and says nothing meanwhile
 		l.full.lasts(now)
 	}
 	if times, over := l.full.ends(now); over {
@@ -232,76 +204,33 @@ func (l *listener) report(now time.Time) {
 	}
 }
 
-func (l *listener) fullLocked() bool {
-	return l.cfg.Limits.Connections > 0 && l.open >= l.cfg.Limits.Connections
-}
+// clientKeepAlive finds out about a client that vanished without a word in two minutes. It is
+// what tunnels have that are not configured otherwise, so that nothing is to be set again of
+// a connection that becomes one.
+var clientKeepAlive = stream.KeepAlive{Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
 
-// pause holds accepting, or ends that.
-func (l *listener) pause(on bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.paused = on
-	d, ok := l.ln.(interface{ SetDeadline(time.Time) error })
-	switch {
-	case !ok:
-	case on:
-		_ = d.SetDeadline(time.Unix(1, 0)) // fails only when the listener is closed
-	default:
-		_ = d.SetDeadline(time.Time{})
-		signal(l.resume)
+// setOptions has the connections that come from a listening socket send at once, be
+// probed while nothing is sent, and have urgent bytes in the stream: they inherit that
+// (tcp(7)), so no call is needed for each. Those that are in the queue already do not. Of a
+// unix socket there is nothing to set.
+func setOptions(fd int) {
+	for _, option := range []struct{ level, name, value int }{
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(clientKeepAlive.Idle / time.Second)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(clientKeepAlive.Interval / time.Second)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, clientKeepAlive.Count},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1},
+	} {
+		_ = unix.SetsockoptInt(fd, option.level, option.name, option.value) // an aid
 	}
 }
 
-// serve has the server serve conn in a goroutine that the connection owns.
-func (l *listener) serve(conn net.Conn) {
-	d := exchange.Downstream{Listener: l.cfg.Name, Remote: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())}
-	l.mu.Lock()
-	l.open++
-	l.turns++
-	l.serves++
-	l.mu.Unlock()
-	l.descriptors.count(1)
-	go func() {
-		l.server.Serve(conn, d)
-		l.mu.Lock()
-		l.serves--
-		l.mu.Unlock()
-		l.leave()
-		l.notice()
-	}()
-}
-
-// connections is how many the server has.
-func (l *listener) connections() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.serves
-}
-
-// turnover is how many connections and tunnels have begun and ended so far.
-func (l *listener) turnover() uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.turns
-}
-
-// enter and leave count a tunnel among what limits.connections bounds, beside the
-// connection that it comes from and that ends for the server.
-func (l *listener) enter() {
-	l.mu.Lock()
-	l.open++
-	l.turns++
-	l.mu.Unlock()
-	l.descriptors.count(1)
-}
-
-func (l *listener) leave() {
-	l.mu.Lock()
-	l.open--
-	l.turns++
-	l.mu.Unlock()
-	l.descriptors.count(-1)
-	signal(l.room)
+// inherits says whether connections have all that was set of their listening socket. Those of
+// one of multipath TCP, which systemd may have passed, have only a part of it.
+func inherits(fd int) bool {
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	return err == nil && protocol != unix.IPPROTO_MPTCP
 }
 
 // signal wakes whoever waits for c, which has room for one value, now or later.
@@ -310,13 +239,4 @@ func signal(c chan struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
-}
-
-// addrPort is the zero value for a unix socket.
-func addrPort(a net.Addr) netip.AddrPort {
-	if t, ok := a.(*net.TCPAddr); ok {
-		ap := t.AddrPort()
-		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-	}
-	return netip.AddrPort{}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,16 +14,20 @@ import (
 	"holdfast/internal/config"
 	"holdfast/internal/control"
 	"holdfast/internal/poller"
+	"holdfast/internal/stream"
+	"holdfast/internal/task"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/tunnel/inflight"
 )
 
-// What a generation has for its tunnels. All of it is room that costs nothing until it
+// What a generation has for tunnels. All of it is room that costs nothing until it
 // is used, apart from the pipes' descriptors.
 const (
 	maxDirections = 2 << 20  // of each loop: two for each tunnel
 	bufferMemory  = 64 << 20 // of all loops together, for receivers that are slow
 	leastBuffers  = 16       // of each loop, however many there are
+
+	bodyPipes = 16 // of all loops together, for large bodies; they are made when they are needed
 
 	mostPipes    = 32 // of each loop
 	enoughPipes  = 16 // fewer of them are made smaller before they are made fewer still
@@ -30,10 +35,12 @@ const (
 	smallestPipe = 64 << 10
 )
 
-// loops relay the tunnels of a generation, as far as both connections are plain TCP:
-// one loop for each processor, with what is in flight beside each.
+// loops serve the connections of a generation, and relay its tunnels as far as both
+// connections are plain TCP: one loop for each processor, with what is in flight beside
+// each.
 type loops struct {
 	all     []tunnel.Loop
+	streams []*stream.Loop // the same ones, for connections
 	ran     bool
 	running sync.WaitGroup
 }
@@ -56,7 +63,18 @@ func newLoops(n int, buffer int64, log *slog.Logger) (*loops, error) {
 		// Other generations, or other programs of the same user, have them.
 		log.Info("fewer pipes than wanted: much data in a tunnel may cost more processor time", "pipes", made, "wanted", n*each)
 	}
+	l.addStreams(log)
 	return l, nil
+}
+
+// addStreams gives each loop what its connections share.
+func (l *loops) addStreams(log *slog.Logger) {
+	onPanic := func(value any) {
+		log.Error("a task has panicked", "panic", fmt.Sprint(value), "stack", string(debug.Stack()))
+	}
+	for i, loop := range l.all {
+		l.streams = append(l.streams, stream.NewLoop(loop.Poller, task.NewPool(loop.Poller, onPanic), i))
+	}
 }
 
 // newLoop takes pipes over.
@@ -116,6 +134,7 @@ func inheritLoops(stores []*control.VaultPacket, log *slog.Logger) (*loops, erro
 	if err := errors.Join(errs...); err != nil {
 		return nil, errors.Join(fmt.Errorf("the loops of a dead generation: %w", err), l.stop())
 	}
+	l.addStreams(log)
 	return l, nil
 }
 
@@ -127,8 +146,20 @@ func (l *loops) run() {
 	}
 }
 
+// trim has all loops give back the memory of what nobody uses, and waits for that.
+func (l *loops) trim() {
+	var trimming sync.WaitGroup
+	for _, s := range l.streams {
+		trimming.Add(1)
+		if !s.Post(func() { defer trimming.Done(); s.Trim() }) {
+			trimming.Done()
+		}
+	}
+	trimming.Wait()
+}
+
 // stop ends the loops, whether they run or not, waits for that and lets go of what was
-// in flight. No tunnel may be left.
+// in flight. No tunnel, connection or task may be left.
 func (l *loops) stop() (err error) {
 	l.all = slices.DeleteFunc(l.all, func(l tunnel.Loop) bool { return l.Store == nil })
 	for _, loop := range l.all {
@@ -138,6 +169,9 @@ func (l *loops) stop() (err error) {
 		l.run() // which only lets go of their descriptors
 	}
 	l.running.Wait()
+	for _, s := range l.streams {
+		s.Tasks.Trim()
+	}
 	for _, loop := range l.all {
 		err = errors.Join(err, loop.Store.Close())
 	}

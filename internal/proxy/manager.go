@@ -11,6 +11,8 @@ import (
 	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
 	"holdfast/internal/route"
+	"holdfast/internal/stream"
+	"holdfast/internal/task"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/upstream"
 )
@@ -18,7 +20,8 @@ import (
 // Manager is the HTTP connection manager: it answers exchanges by the routes, from
 // the clusters' endpoints or by itself, and makes tunnels of upgrades. It
 // implements [exchange.Handler] and knows no protocol. Its methods may be
-// called by any number of goroutines.
+// called by any number of goroutines; an exchange is answered by tasks of its loop,
+// which share nothing with those of other loops but what never changes and counters.
 //
 // A request is answered by itself with 404 without a route, with the redirect of
 // a redirecting route, with 503 without an endpoint that can be connected to and
@@ -32,9 +35,9 @@ import (
 type Manager struct {
 	options   ManagerOptions
 	listeners map[string]*side
+	stranger  side           // of a listener that the configuration does not name: counts nothing
 	routes    []routeMetrics // by route.Route.Number
-	buffers   sync.Pool      // of *copyBuffer
-	origins   sync.Map       // of *tunnel.Origin by originKey
+	loops     []*perLoop     // by stream.Loop.Index
 
 	noDescriptor episode // none is left to connect with
 
@@ -48,11 +51,57 @@ type side struct {
 	metrics requestMetrics
 }
 
+// perLoop is what the manager has on one loop, whose goroutine alone touches it.
+type perLoop struct {
+	idle    []*request // to be used again; the last one has the warmest memory
+	trimmed bool       // the loop knows that they may go
+	origins map[originKey]*tunnel.Origin
+}
+
+// mostIdleRequests is how many requests are kept on a loop for those to come.
+const mostIdleRequests = 1024
+
+// request returns one to be used, which knows nothing yet.
+func (l *perLoop) request(loop *stream.Loop) *request {
+	n := len(l.idle)
+	if n == 0 {
+		if !l.trimmed {
+			l.trimmed = true
+			loop.OnTrim(func() { l.trim(loop) })
+		}
+		return new(request)
+	}
+	r := l.idle[n-1]
+	l.idle[n-1] = nil
+	l.idle = l.idle[:n-1]
+	return r
+}
+
+// keep takes one back to which nobody points any more.
+func (l *perLoop) keep(r *request) {
+	loop := r.loop
+	r.transit = transit{}
+	if len(l.idle) < mostIdleRequests {
+		l.idle = append(l.idle, r)
+	} else {
+		r.forget(loop)
+	}
+}
+
+// trim lets go of all.
+func (l *perLoop) trim(loop *stream.Loop) {
+	for _, r := range l.idle {
+		r.forget(loop)
+	}
+	l.idle = nil
+}
+
 // ManagerOptions are what a Manager works with.
 type ManagerOptions struct {
 	Routes    *route.Table
 	Clusters  *upstream.Clusters
 	Listeners []config.Listener // whose forwarding fields are believed
+	Loops     int               // how many there are; 0 means 1
 	Tunnels   TunnelStarter
 	Log       *slog.Logger
 	Metrics   *metrics.Registry // nil: nothing is counted
@@ -63,13 +112,11 @@ type ManagerOptions struct {
 	Random func() uint64
 }
 
-// TunnelStarter takes a pair of connections over; *[tunnel.Set] does.
+// TunnelStarter takes a pair of connections over; *[tunnel.Set] does. It is called on
+// the goroutine of a loop, and must not wait.
 type TunnelStarter interface {
 	Start(tunnel.Spec)
 }
-
-// copyBuffer is what one direction of a body is copied through.
-type copyBuffer [32 << 10]byte
 
 // NewManager returns a manager for these options. It starts nothing.
 func NewManager(o ManagerOptions) *Manager {
@@ -83,7 +130,9 @@ func NewManager(o ManagerOptions) *Manager {
 	for _, r := range o.Routes.Routes() {
 		m.routes = append(m.routes, newRouteMetrics(o.Metrics, r))
 	}
-	m.buffers.New = func() any { return new(copyBuffer) }
+	for range max(o.Loops, 1) {
+		m.loops = append(m.loops, &perLoop{origins: make(map[originKey]*tunnel.Origin)})
+	}
 	return m
 }
 
@@ -96,14 +145,22 @@ func (m *Manager) Requests() (n uint64) {
 }
 
 // Serve implements [exchange.Handler]. It returns when nothing of the exchange is
-// left: no goroutine, no upstream connection in use.
-func (m *Manager) Serve(x exchange.Exchange) {
-	r := newRequest(m, x)
+// left: no task, no upstream connection in use.
+func (m *Manager) Serve(t *task.Task, x exchange.Exchange) {
+	own := m.loops[x.Loop().Index]
+	r := own.request(x.Loop())
+	r.begin(m, t, x)
+	r.serve()
+	own.keep(r) // not after a panic: who knows what still points to it
+}
+
+// serve answers the request.
+func (r *request) serve() {
 	defer r.end()
 	var outcome route.Outcome
-	if r.route, outcome = m.options.Routes.Match(r.listener, r.head.Authority, r.head.Target); r.route != nil {
-		r.routeMetrics = &m.routes[r.route.Number]
-		r.routeMetrics.requests.Inc()
+	if r.route, outcome = r.m.options.Routes.Match(r.listener, r.head.Authority, r.head.Target); r.route != nil {
+		r.routeMetrics = &r.m.routes[r.route.Number]
+		r.loop.Counts.Inc(r.routeMetrics.requests)
 	}
 	switch {
 	case outcome != route.Matched:

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -16,44 +17,64 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
 	"holdfast/internal/proxy"
 	"holdfast/internal/route"
+	"holdfast/internal/stream"
+	"holdfast/internal/stream/streamtest"
+	"holdfast/internal/task"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/upstream"
 )
 
+// manager is one over a farm, with the loop on which it answers.
+type manager struct {
+	*proxy.Manager
+	loop *stream.Loop
+}
+
 // client is an exchange whose client is the test.
 type client struct {
 	t       *testing.T
+	loop    *stream.Loop
 	request *exchange.Request
 	down    exchange.Downstream
-	ctx     context.Context
+	ctx     context.Context // done when the exchange is over
 	cancel  context.CancelCauseFunc
 	body    *io.PipeReader // as the manager reads it
+	buffer  []byte         // in which it reads it
 	send    *io.PipeWriter // as the client sends it
 	more    exchange.Fields
 	early   []byte
 	served  chan struct{}
+	watcher exchange.Watcher // nil: nobody wants to know any more
 
 	mu       sync.Mutex
 	informed []int
 	answer   *exchange.Response
 	flushed  int
+	writes   int
 	got      bytes.Buffer
 	trailers exchange.Fields
 	finished bool
 	stopped  bool
 	aborted  bool
 	deaf     bool // reads nothing of the response
-	switched net.Conn
+	switched *far
 
-	unreachable bool // the 101 cannot be sent
-	poisonous   bool // reading its body panics
-	brittle     bool // its connection takes nothing of the body, and tells nobody else
-	panics      bool // its handler does, which the codec contains
+	there       []byte // of the body, and need not be waited for
+	unreachable bool   // the 101 cannot be sent
+	poisonous   bool   // reading its body panics
+	brittle     bool   // its connection takes nothing of the body, and tells nobody else
+	panics      bool   // its handler does, which the codec contains
+	errorsOnly  bool   // what waits for it learns that it is over, but nobody is told
+	inTime      bool   // what waits for it has come to its end just before it is over
+
+	interim time.Duration // that an interim response takes
 }
 
 var (
@@ -70,8 +91,8 @@ func get(t *testing.T, authority, target string) *client {
 		request: &exchange.Request{
 			Method: "GET", Scheme: "http", Authority: authority, Target: target, Major: 1, Minor: 1},
 		down: exchange.Downstream{
-			Listener: "public", Remote: netip.MustParseAddrPort("192.0.2.1:4711"), Local: netip.MustParseAddrPort("192.0.2.9:80")},
-		ctx: ctx, cancel: cancel, served: make(chan struct{}),
+			Listener: "public", Remote: netip.MustParseAddrPort("192.0.2.1:4711")},
+		ctx: ctx, cancel: cancel, served: make(chan struct{}), buffer: make([]byte, 4096),
 	}
 	c.body, c.send = io.Pipe()
 	context.AfterFunc(ctx, func() { c.body.CloseWithError(context.Cause(ctx)) })
@@ -93,38 +114,70 @@ func upgrade(t *testing.T, authority, target string) *client {
 }
 
 // start hands the exchange to the manager.
-func (c *client) start(m *proxy.Manager) *client {
-	go func() {
+func (c *client) start(m *manager) *client {
+	c.loop = m.loop
+	if !c.errorsOnly {
+		context.AfterFunc(c.ctx, func() { c.loop.Post(c.tell) })
+	}
+	streamtest.Begin(c.loop, func(t *task.Task) {
 		defer close(c.served)
 		defer c.cancel(errors.New("served"))
 		defer func() {
+			c.watcher = nil
 			if p := recover(); (p != nil) != c.panics {
 				c.t.Errorf("the handler panicked: %v, want %v", p, c.panics)
 			}
 		}()
-		m.Serve(c)
-	}()
+		m.Serve(t, c)
+	})
 	return c
+}
+
+// tell tells the watcher that the exchange is over, once.
+func (c *client) tell() {
+	if w := c.watcher; w != nil {
+		c.watcher = nil
+		w.ExchangeOver(c.Over())
+	}
 }
 
 func (c *client) wait() *client {
 	<-c.served
+	streamtest.Do(c.loop, func() {}) // what was counted is added at the end of the turn
 	return c
 }
 
 func (c *client) Request() *exchange.Request       { return c.request }
 func (c *client) Downstream() *exchange.Downstream { return &c.down }
-func (c *client) Context() context.Context         { return c.ctx }
+func (c *client) Loop() *stream.Loop               { return c.loop }
+func (c *client) Over() error                      { return context.Cause(c.ctx) }
 func (c *client) Trailers() exchange.Fields        { return c.more }
 
-func (c *client) Read(p []byte) (int, error) {
+func (c *client) OnOver(w exchange.Watcher) {
+	if c.watcher = w; c.Over() != nil {
+		c.tell()
+	}
+}
+
+func (c *client) Read(t *task.Task) ([]byte, error) {
 	if c.request.ContentLength == 0 {
-		return 0, io.EOF
+		return nil, io.EOF
 	}
 	if c.poisonous {
 		panic("tested")
 	}
-	return c.body.Read(p)
+	if n := copy(c.buffer, c.there); n > 0 {
+		c.there = nil
+		return c.buffer[:n], nil
+	}
+	var n int
+	var err error
+	streamtest.Block(c.loop, t, func() { n, err = c.body.Read(c.buffer) })
+	if err != nil && c.inTime {
+		c.inTime = false
+		return []byte("the last bytes"), nil
+	}
+	return c.buffer[:n], err
 }
 
 func (c *client) StopReading() {
@@ -134,11 +187,12 @@ func (c *client) StopReading() {
 	c.body.CloseWithError(errStopped)
 }
 
-func (c *client) Inform(r *exchange.Response) error {
+func (c *client) Inform(t *task.Task, r *exchange.Response) error {
+	streamtest.Block(c.loop, t, func() { time.Sleep(c.interim) })
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.informed = append(c.informed, r.Status)
-	return c.ctx.Err()
+	return c.Over()
 }
 
 func (c *client) Respond(r *exchange.Response) error {
@@ -147,43 +201,55 @@ func (c *client) Respond(r *exchange.Response) error {
 	if c.answer != nil {
 		c.t.Error("a second response")
 	}
-	if c.ctx.Err() != nil {
-		return context.Cause(c.ctx)
+	if c.Over() != nil {
+		return c.Over()
 	}
-	c.answer = r
+	c.answer = copyOf(r)
 	return nil
 }
 
-func (c *client) Write(p []byte) (int, error) {
+// copyOf is a response as it was when a codec was given it, which keeps nothing of it.
+func copyOf(r *exchange.Response) *exchange.Response {
+	answer := *r
+	answer.Fields = slices.Clone(r.Fields)
+	return &answer
+}
+
+func (c *client) Write(t *task.Task, p []byte) error {
+	p = slices.Clone(p)
 	c.mu.Lock()
 	deaf := c.deaf
 	c.mu.Unlock()
 	if deaf {
-		<-c.ctx.Done()
+		streamtest.Block(c.loop, t, func() { <-c.ctx.Done() })
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
+	if c.Over() != nil && !c.inTime {
+		return c.Over()
 	}
 	if c.brittle {
-		return 0, errGone
+		return errGone
 	}
-	return c.got.Write(p)
+	c.writes++
+	c.got.Write(p)
+	return nil
 }
 
-func (c *client) Flush() error {
+func (c *client) Flush(*task.Task) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.flushed++
-	return c.ctx.Err()
+	return c.Over()
 }
 
-func (c *client) Finish(trailers exchange.Fields) error {
+func (c *client) Taken(int) bool { return false }
+
+func (c *client) Finish(_ *task.Task, trailers exchange.Fields) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.finished, c.trailers = c.ctx.Err() == nil, trailers
-	return c.ctx.Err()
+	c.finished, c.trailers = c.Over() == nil, slices.Clone(trailers)
+	return c.Over()
 }
 
 func (c *client) Abort() {
@@ -193,19 +259,38 @@ func (c *client) Abort() {
 	c.cancel(errAborted)
 }
 
-func (c *client) Switch(r *exchange.Response) (conn net.Conn, head, early []byte, err error) {
+func (c *client) Switch(r *exchange.Response) (p stream.Passed, head []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.unreachable {
-		return nil, nil, nil, errGone
+		return p, nil, errGone
 	}
-	if c.ctx.Err() != nil {
-		return nil, nil, nil, context.Cause(c.ctx)
+	if c.Over() != nil {
+		return p, nil, c.Over()
 	}
-	c.answer = r
-	ours, theirs := net.Pipe()
-	c.switched = theirs
-	return ours, nil, c.early, nil
+	c.answer = copyOf(r)
+	p.Early = c.early
+	p.FD, c.switched = socketPair(c.t)
+	return p, []byte("a head"), nil
+}
+
+// far is the other end of a socket that was given up.
+type far struct{ fd int }
+
+func socketPair(t *testing.T) (near int, _ *far) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Error(err)
+		return -1, new(far)
+	}
+	t.Cleanup(func() { unix.Close(fds[1]) })
+	return fds[0], &far{fds[1]}
+}
+
+// closed says whether this end was the last to be closed.
+func (f *far) closed() bool {
+	n, err := unix.Read(f.fd, make([]byte, 1))
+	return n == 0 && err == nil
 }
 
 // status is that of the response so far, 0 for none.
@@ -268,17 +353,20 @@ type origin struct {
 	uploads *io.PipeWriter
 	heads   chan any // *exchange.Response or error
 	body    *io.PipeReader
+	buffer  []byte         // in which the manager reads it
 	respond *io.PipeWriter // the response body, as the endpoint writes it
 
 	mu       sync.Mutex
+	calls    []string        // in their order
 	more     exchange.Fields // trailers of the request
 	last     exchange.Fields // trailers of the response
 	sentAll  bool
 	gotAll   bool
 	closed   bool
+	ready    bool // the body comes together with the head
 	early    []byte
-	switched net.Conn
-	pause    time.Duration // that Switch makes
+	switched *far
+	pause    time.Duration // between a head's coming and the manager's having it
 }
 
 // originConn is a connection of an endpoint. Each exchange on it is served by
@@ -295,7 +383,7 @@ type originConn struct {
 }
 
 func (c *originConn) Exchange() (exchange.Upstream, error) {
-	o := &origin{conn: c, reused: c.used, gone: make(chan struct{}), heads: make(chan any, 8)}
+	o := &origin{conn: c, reused: c.used, gone: make(chan struct{}), heads: make(chan any, 8), buffer: make([]byte, 4096)}
 	o.upload, o.uploads = io.Pipe()
 	o.body, o.respond = io.Pipe()
 	c.used = true
@@ -306,14 +394,13 @@ func (c *originConn) Exchange() (exchange.Upstream, error) {
 }
 
 func (c *originConn) Alive() bool { return true }
-func (c *originConn) Close() error {
+func (c *originConn) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.closed {
 		c.closed = true
 		c.owner.Ended(false)
 	}
-	return nil
 }
 
 func (c *originConn) wasKept() bool {
@@ -330,7 +417,18 @@ func (c *originConn) wasClosed() bool {
 
 func (o *origin) Reused() bool { return o.reused }
 
-func (o *origin) Send(r *exchange.Request) error {
+// open complains about whoever uses an exchange that is over.
+func (o *origin) open(what string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.calls = append(o.calls, what)
+	if o.closed || o.switched != nil {
+		o.conn.farm.t.Errorf("%s of an exchange that was closed: the connection may be another's", what)
+	}
+}
+
+func (o *origin) Send(_ *task.Task, r *exchange.Request) error {
+	o.open("Send")
 	o.head = *r
 	o.head.Fields = slices.Clone(r.Fields)
 	behave := o.conn.farm.behave[o.conn.address]
@@ -341,63 +439,81 @@ func (o *origin) Send(r *exchange.Request) error {
 	return nil
 }
 
-func (o *origin) Write(p []byte) (int, error) { return o.uploads.Write(p) }
+func (o *origin) Write(t *task.Task, p []byte) (err error) {
+	o.open("Write")
+	p = slices.Clone(p)
+	streamtest.Block(o.conn.farm.loop, t, func() { _, err = o.uploads.Write(p) })
+	return err
+}
 
-func (o *origin) Finish(trailers exchange.Fields) error {
+func (o *origin) Finish(_ *task.Task, trailers exchange.Fields) error {
+	o.open("Finish")
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.more, o.sentAll = trailers, true
+	o.more, o.sentAll = slices.Clone(trailers), true
 	return o.uploads.Close()
 }
 
-func (o *origin) Receive() (*exchange.Response, error) {
-	select {
-	case h := <-o.heads:
-		if err, bad := h.(error); bad {
-			return nil, err
+func (o *origin) Receive(t *task.Task) (resp *exchange.Response, err error) {
+	o.open("Receive")
+	var head any
+	streamtest.Block(o.conn.farm.loop, t, func() {
+		select {
+		case head = <-o.heads:
+		case <-o.gone:
+			head = net.ErrClosed
 		}
-		return h.(*exchange.Response), nil
-	case <-o.gone:
-		return nil, net.ErrClosed
+		time.Sleep(o.pause)
+	})
+	if err, bad := head.(error); bad {
+		return nil, err
 	}
+	return head.(*exchange.Response), nil
 }
 
-func (o *origin) Read(p []byte) (int, error) {
-	n, err := o.body.Read(p)
+func (o *origin) Ready() bool { return o.ready }
+
+func (o *origin) Read(t *task.Task) ([]byte, error) {
+	o.open("Read")
+	var n int
+	var err error
+	streamtest.Block(o.conn.farm.loop, t, func() { n, err = o.body.Read(o.buffer) })
 	if err == io.EOF {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.gotAll = true
 	}
-	return n, err
+	return o.buffer[:n], err
 }
 
 func (o *origin) Trailers() exchange.Fields {
+	o.open("Trailers")
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.last
 }
 
-func (o *origin) Switch() (net.Conn, []byte, error) {
-	defer time.Sleep(o.pause) // without the lock, on which the fake clock cannot wait
+func (o *origin) Switch() (p stream.Passed, err error) {
+	o.open("Switch")
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.closed {
-		return nil, nil, net.ErrClosed
-	}
-	ours, theirs := net.Pipe()
-	o.switched = theirs
+	p.Early = o.early
+	p.FD, o.switched = socketPair(o.conn.farm.t)
 	o.conn.owner.Taken()
-	return ours, o.early, nil
+	return p, nil
 }
 
-func (o *origin) Close() error {
+func (o *origin) Close() {
 	o.mu.Lock()
-	if o.closed || o.switched != nil {
+	if o.switched != nil {
 		o.mu.Unlock()
-		return nil
+		return
+	}
+	if o.closed {
+		o.conn.farm.t.Error("a second Close of an exchange: the connection may be another's")
 	}
 	o.closed = true
+	clear(o.last) // they were the connection's
 	keep := o.sentAll && o.gotAll
 	o.mu.Unlock()
 	close(o.gone)
@@ -405,13 +521,13 @@ func (o *origin) Close() error {
 	o.uploads.CloseWithError(io.ErrUnexpectedEOF)
 	o.body.CloseWithError(net.ErrClosed)
 	if !keep {
-		return o.conn.Close()
+		o.conn.Close()
+		return
 	}
 	o.conn.mu.Lock()
 	o.conn.kept++
 	o.conn.mu.Unlock()
 	o.conn.owner.Idle(o.conn)
-	return nil
 }
 
 // What an endpoint does, said from its side.
@@ -470,6 +586,7 @@ func agrees(o *origin) {
 // farm is all that is behind the manager: endpoints, tunnels, log.
 type farm struct {
 	t        *testing.T
+	loop     *stream.Loop
 	routes   []config.Route
 	trusted  []netip.Prefix
 	behave   map[string]func(*origin)                   // by address; nil: ok
@@ -490,6 +607,7 @@ type farm struct {
 func newFarm(t *testing.T) *farm {
 	return &farm{
 		t:        t,
+		loop:     streamtest.NewVirtual(t),
 		listener: "public",
 		registry: metrics.NewRegistry(),
 		routes:   []config.Route{to("/", "web")},
@@ -523,7 +641,7 @@ func webSocket(prefix, cluster string) config.Route {
 }
 
 // manager builds the manager over the farm.
-func (f *farm) manager() *proxy.Manager {
+func (f *farm) manager() *manager {
 	f.t.Helper()
 	cfg := &config.Config{
 		HTTPListeners: []config.Listener{{Name: f.listener, TrustedProxies: f.trusted}},
@@ -537,19 +655,13 @@ func (f *farm) manager() *proxy.Manager {
 		}
 		cfg.Clusters = append(cfg.Clusters, c)
 	}
-	clusters, err := upstream.NewOn(f.t.Context(), cfg, nil, f.registry, upstream.Network{
+	clusters, err := upstream.NewOn(f.t.Context(), cfg, nil, f.registry, []*stream.Loop{f.loop}, upstream.Network{
 		Lookup: func(_ context.Context, name string) ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("10.0.9.9")}, nil
 		},
-		Connect: func(ctx context.Context, network, address string, owner upstream.Owner) (upstream.Conn, error) {
-			f.mu.Lock()
-			f.attempts = append(f.attempts, address)
-			fail := f.connect[address]
-			f.mu.Unlock()
-			if fail != nil {
-				if err := fail(ctx); err != nil {
-					return nil, err
-				}
+		Connect: func(t *task.Task, _ *stream.Loop, _, address string, until time.Time, a *upstream.Attempt, owner upstream.Owner) (upstream.Conn, error) {
+			if err := f.dial(t, address, until, a); err != nil {
+				return nil, err
 			}
 			return &originConn{farm: f, address: address, owner: owner}, nil
 		},
@@ -565,15 +677,41 @@ func (f *farm) manager() *proxy.Manager {
 	if f.options != nil {
 		f.options(&o)
 	}
-	return proxy.NewManager(o)
+	return &manager{proxy.NewManager(o), f.loop}
+}
+
+// interrupter makes an [upstream.Interrupter] of a function.
+type interrupter func(error)
+
+func (i interrupter) Interrupt(err error) { i(err) }
+
+// dial does what connect says of the address.
+func (f *farm) dial(t *task.Task, address string, until time.Time, a *upstream.Attempt) (err error) {
+	f.mu.Lock()
+	f.attempts = append(f.attempts, address)
+	fail := f.connect[address]
+	f.mu.Unlock()
+	if fail == nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	ctx, stop := context.WithDeadlineCause(ctx, until, os.ErrDeadlineExceeded)
+	defer stop()
+	a.Wait(interrupter(cancel))
+	streamtest.Block(f.loop, t, func() { err = fail(ctx) })
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 func (f *farm) Start(s tunnel.Spec) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.tunnels = append(f.tunnels, s)
-	s.Down.Close()
-	s.Up.Close()
+	unix.Close(s.FDs[0])
+	unix.Close(s.FDs[1])
 }
 
 func (f *farm) Write(p []byte) (int, error) {

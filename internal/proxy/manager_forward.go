@@ -1,16 +1,15 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"io"
 	"log/slog"
-	"math"
 	"runtime/debug"
-	"sync/atomic"
+	"strings"
 	"time"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/task"
 	"holdfast/internal/upstream"
 )
 
@@ -27,18 +26,22 @@ func (r *request) forward() {
 	}
 	open := opener((*upstream.Endpoint).Get)
 	for {
+		reused := false
 		up, err := r.connect(open)
 		if err == nil {
+			reused = up.Reused()
 			err = r.exchange(up)
 		}
 		if err == nil {
 			return
 		}
-		if up == nil || !r.mayRepeat(up, err) {
+		if !reused || !r.mayRepeat(err) {
 			r.failed(err)
 			return
 		}
-		r.log(slog.LevelDebug, "a kept connection was closed, trying a fresh one", slog.Any("err", err))
+		if r.logs(slog.LevelDebug) {
+			r.log(slog.LevelDebug, "a kept connection was closed, trying a fresh one", slog.Any("err", err))
+		}
 		r.endpoint.Retried()
 		open = (*upstream.Endpoint).Fresh
 	}
@@ -46,23 +49,20 @@ func (r *request) forward() {
 
 // watchIdle ends the request when nothing moves for too long. It is called once.
 func (r *request) watchIdle() {
-	r.idle.start(r.route.StreamIdleTimeout, func() {
-		switch {
-		case r.clientDue.Load():
-			r.fail(errIdleClient)
-		case r.clientSlow.Load():
-			r.fail(errIdleReader)
-		default:
-			r.fail(errIdleUpstream)
-		}
-	})
+	if r.idle.limit = r.route.StreamIdleTimeout; r.idle.limit > 0 {
+		r.touch()
+		r.idle.lookAgain(r.idle.moved)
+	}
 }
 
-// mayRepeat says whether a failed request is sent again: only if an idle connection
-// seems to have been closed under it, nothing of a response came, and it is
-// idempotent and has no body that is gone by now (RFC 9110 §9.2.2).
-func (r *request) mayRepeat(up exchange.Upstream, err error) bool {
-	if !up.Reused() || !errors.Is(err, exchange.ErrNoAnswer) || r.head.ContentLength != 0 || r.ctx.Err() != nil {
+// touch says that something has moved.
+func (r *request) touch() { r.idle.moved = r.loop.Now() }
+
+// mayRepeat says whether a request that failed on a kept connection is sent again: only
+// if that seems to have been closed under it, nothing of a response came, and the request
+// is idempotent and has no body that is gone by now (RFC 9110 §9.2.2).
+func (r *request) mayRepeat(err error) bool {
+	if !errors.Is(err, exchange.ErrNoAnswer) || r.head.ContentLength != 0 || r.cause != nil {
 		return false
 	}
 	switch r.head.Method {
@@ -75,23 +75,11 @@ func (r *request) mayRepeat(up exchange.Upstream, err error) bool {
 // exchange sends the request and relays what comes back, both at the same time.
 // When it returns, up is closed and nobody reads the request's body any more.
 func (r *request) exchange(up exchange.Upstream) (err error) {
-	r.call = r.endpoint.Call()
-	defer func() { r.call.End(r.outcome(err)) }()
-	defer closeWith(r.ctx, up)()
+	r.use(up)
+	defer func() { r.leave(err) }()
 
-	r.rewrite()
-	if err := up.Send(r.head); err != nil {
+	if err := r.sendRequest(up); err != nil {
 		return err
-	}
-	body := upload{r: r, up: up, done: make(chan struct{})}
-	if r.head.ContentLength == 0 {
-		close(body.done)
-		if err := up.Finish(nil); err != nil {
-			return err
-		}
-	} else {
-		go body.run()
-		defer body.abandon()
 	}
 	resp, err := r.receive(up)
 	if err != nil {
@@ -101,142 +89,144 @@ func (r *request) exchange(up exchange.Upstream) (err error) {
 		return errUnasked101
 	}
 	if !r.beginAnswer() {
-		return context.Cause(r.ctx)
+		return r.cause
 	}
-	if r.head.ContentLength != 0 && !body.complete.Load() {
+	if r.head.ContentLength != 0 && !r.upload.complete {
 		r.metrics.early.Inc()
 	}
 	if err := r.relay(up, resp); err != nil {
 		return err
 	}
-	body.settle()
-	if err := r.x.Finish(up.Trailers()); err != nil {
+	trailers := r.settleUpload(up.Trailers())
+	r.clientSlow = true
+	if err := r.x.Finish(r.task, trailers); err != nil {
 		return goneError{err}
 	}
 	r.complete = true
 	return nil
 }
 
-// upload copies the request's body in a goroutine of its own, which ends before
-// the exchange does.
-type upload struct {
-	r    *request
-	up   exchange.Upstream
-	done chan struct{} // closed when the goroutine has ended
-
-	complete atomic.Bool // all of the body was read from the client
+// sendRequest sends the request, without waiting for its body.
+func (r *request) sendRequest(up exchange.Upstream) error {
+	r.rewrite()
+	if err := up.Send(r.task, r.head); err != nil {
+		return err
+	}
+	if r.head.ContentLength == 0 {
+		return up.Finish(r.task, nil)
+	}
+	r.upload.running = true
+	r.loop.Tasks.Go(&r.upload)
+	r.task.Pause() // what has come of the body leaves together with the head
+	return nil
 }
 
-// run copies. An upstream that takes no more may have answered already: what it
+// upload copies the request's body in a task of its own, which ends before the
+// exchange does.
+type upload struct {
+	r        *request
+	running  bool
+	complete bool // all of the body was read from the client
+	spliced  splicing
+}
+
+// Run implements [task.Runner].
+func (u *upload) Run(t *task.Task) {
+	defer u.end()
+	u.copy(t)
+}
+
+// end is the last that the task does.
+func (u *upload) end() {
+	r := u.r
+	if p := recover(); p != nil { // costs this exchange, not the process
+		r.log(slog.LevelError, "panic in an upload", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+		r.fail(errFault)
+	}
+	r.awaitAnswer(r.route.Timeout, errResponseTimeout)
+	u.running = false
+	r.task.Wake()
+}
+
+// copy copies. An upstream that takes no more may have answered already: what it
 // says is for the receiving side to find out. A fault of the client ends it all.
-func (u *upload) run() {
-	defer close(u.done)
-	defer func() {
-		if p := recover(); p != nil { // costs this exchange, not the process
-			u.r.log(slog.LevelError, "panic in an upload", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-			u.r.fail(errFault)
-		}
-	}()
-	defer func() { u.r.awaitAnswer(u.r.route.Timeout, errResponseTimeout) }()
-	buf := u.r.m.buffers.Get().(*copyBuffer)
-	defer u.r.m.buffers.Put(buf)
-	left := u.r.head.ContentLength // negative, and never 0, for a body of unknown length
+func (u *upload) copy(t *task.Task) {
+	r := u.r
 	for {
-		u.r.clientDue.Store(true)
-		n, err := u.r.x.Read(buf[:])
-		u.r.clientDue.Store(false)
-		left -= int64(n)
-		u.r.received += uint64(n)
-		if left == 0 || err == io.EOF {
-			// Said before the last bytes leave: the answer to them may be faster
-			// than this goroutine.
-			u.complete.Store(true)
-		}
-		if n > 0 {
-			u.r.idle.touch()
-			if _, err := u.up.Write(buf[:n]); err != nil {
+		r.clientDue = true
+		p, err := r.x.Read(t)
+		r.clientDue = false
+		u.took(len(p))
+		u.complete = u.complete || err == io.EOF
+		if len(p) > 0 {
+			r.touch()
+			if r.up == nil || r.up.Write(t, p) != nil {
 				return
 			}
-			u.r.idle.touch()
+			r.touch()
+			if u.spliced.run(t, r, r.x, r.up) != nil {
+				return
+			}
 		}
 		if err == io.EOF {
-			u.up.Finish(u.r.x.Trailers())
+			if r.up != nil {
+				_ = r.up.Finish(t, r.x.Trailers())
+			}
 			return
 		}
 		if err != nil {
-			u.r.bodyFailed(err)
+			r.bodyFailed(err)
 			return
 		}
 	}
 }
 
-// settle ends the upload after the response: at once if the client has not sent
-// everything, which costs both connections; nobody waits for the rest.
-func (u *upload) settle() {
-	if u.complete.Load() {
-		grace := time.NewTimer(uploadGrace)
-		defer grace.Stop()
-		select {
-		case <-u.done:
-		case <-grace.C:
-		case <-u.r.ctx.Done():
+// took counts what was read of the body. It is complete before its last bytes leave: the
+// answer to them may be there before the task goes on.
+func (u *upload) took(n int) {
+	u.r.received += uint64(n)
+	u.complete = u.r.received == uint64(u.r.head.ContentLength) // of unknown length it never is
+}
+
+// broken says that a part of the body was read and not all: nobody reads the rest when
+// the upload has ended.
+func (u *upload) broken() bool { return u.r.received > 0 && !u.complete }
+
+// settleUpload ends the upload after the response: at once if the client has not sent
+// everything, which costs both connections; nobody waits for the rest. It returns the
+// response's trailers, which are the upstream's until that is closed.
+func (r *request) settleUpload(trailers exchange.Fields) exchange.Fields {
+	if !r.upload.running {
+		return trailers
+	}
+	trailers = cloneFields(trailers)
+	if r.upload.complete {
+		r.loop.SetDeadline(&r.grace.Deadline, &r.grace, r.loop.Now().Add(uploadGrace))
+		for r.upload.running && !r.grace.over && r.cause == nil {
+			r.task.Wait()
 		}
 	}
-	u.abandon()
+	r.abandonUpload()
+	return trailers
 }
 
-// abandon makes the goroutine end, if it has not, and waits for it.
-func (u *upload) abandon() {
-	select {
-	case <-u.done:
-		return
-	default:
+// cloneFields returns fields with texts of their own.
+func cloneFields(fields exchange.Fields) exchange.Fields {
+	own := make(exchange.Fields, len(fields))
+	for i, f := range fields {
+		own[i] = exchange.Field{Name: strings.Clone(f.Name), Value: strings.Clone(f.Value)}
 	}
-	u.r.giveUpBody()
-	u.up.Close()
-	<-u.done
+	return own
 }
 
-// watchdog calls a function once if nothing has moved for a while. Its zero value
-// never does. What moves only stores a time; one timer looks at it now and then.
-type watchdog struct {
-	limit  time.Duration
-	expire func()
-	began  time.Time
-	moved  atomic.Int64 // time since began, in nanoseconds
-	timer  *time.Timer
-}
-
-// start begins to watch; 0 is no limit. It is called at most once.
-func (w *watchdog) start(limit time.Duration, expire func()) {
-	if limit <= 0 {
+// abandonUpload makes the upload end, if it has not, and waits for it.
+func (r *request) abandonUpload() {
+	if !r.upload.running {
 		return
 	}
-	w.limit, w.expire, w.began = limit, expire, time.Now()
-	// The timer is stored before it can run out.
-	w.timer = time.AfterFunc(math.MaxInt64, w.look)
-	w.timer.Reset(limit)
-}
-
-// touch says that something has moved.
-func (w *watchdog) touch() {
-	if w.limit > 0 {
-		w.moved.Store(int64(time.Since(w.began)))
-	}
-}
-
-func (w *watchdog) look() {
-	still := time.Since(w.began) - time.Duration(w.moved.Load())
-	if still >= w.limit {
-		w.expire()
-		return
-	}
-	w.timer.Reset(w.limit - still)
-}
-
-// stop ends the watch. expire may be running.
-func (w *watchdog) stop() {
-	if w.timer != nil {
-		w.timer.Stop()
+	r.giveUpBody()
+	r.closeUpstream()
+	for r.upload.running {
+		r.task.Wait()
 	}
 }

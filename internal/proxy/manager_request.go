@@ -8,12 +8,13 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/poller"
 	"holdfast/internal/route"
+	"holdfast/internal/stream"
+	"holdfast/internal/task"
 	"holdfast/internal/upstream"
 )
 
@@ -59,11 +60,21 @@ type (
 func (e bodyError) Unwrap() error { return e.error }
 func (e goneError) Unwrap() error { return e.error }
 
-// request is one exchange on its way through the manager. Its handler's goroutine
-// owns it, apart from what mu guards.
+// request is one exchange on its way through the manager. All of it is done on the
+// goroutine of one loop: by the handler's task, that of the upload, and what the loop
+// calls when time is over or the client has gone. It is used again when it is over, so
+// whoever was given a pointer to it has let go of that by then.
 type request struct {
+	limits
+	transit
+}
+
+// transit is what a request knows of one exchange.
+type transit struct {
 	m        *Manager
 	x        exchange.Exchange
+	loop     *stream.Loop
+	task     *task.Task // the handler's
 	head     *exchange.Request
 	listener string
 	route    *route.Route // nil: none matches
@@ -74,126 +85,232 @@ type request struct {
 	scheme       string // that the client used, behind proxies that we trust
 	authority    string // as received
 	target       string // as received
-	forwardedFor string // as received
+	forwardedFor string // as received; only for the access log
 	status       int    // of the response, once there is one
 
 	account
 
-	ctx    context.Context // ends with the exchange's, and by fail
-	cancel context.CancelCauseFunc
-	idle   watchdog
+	attempt upstream.Attempt  // to connect
+	up      exchange.Upstream // in use; nil: none, or it is closed
+	upload  upload
 
-	clientDue  atomic.Bool // the client's next bytes are waited for
-	clientSlow atomic.Bool // the client takes no more
+	cause      error    // why it cannot be completed, of what we or the codec found out while nobody asked
+	left       bool     // cause is that the exchange is over, which was not us
+	answering  bool     // the final response has begun
+	givenUp    bool     // nobody wants the rest of the request body
+	clientDue  bool     // the client's next bytes are waited for
+	clientSlow bool     // the client takes no more
+	spliced    splicing // the response's body
 
-	mu           sync.Mutex
-	answering    bool        // the final response has begun
-	givenUp      bool        // nobody wants the rest of the request body
-	over         bool        // Serve is about to return
-	responseTime *time.Timer // until the final response; nil: none is running
+	own       exchange.Response // an answer of our own
+	ownFields [2]exchange.Field
 }
 
-func newRequest(m *Manager, x exchange.Exchange) *request {
-	head, down := x.Request(), x.Downstream()
-	r := &request{
-		m: m, x: x, head: head, listener: down.Listener,
-		authority: head.Authority, target: head.Target,
+// limits are those of a request's time: deadlines of its loop that know whose they are. What
+// one exchange has left filed is put off by the next one, so that it costs nothing but stores.
+type limits struct {
+	answerDue answerDeadline
+	idle      idleDeadline
+	grace     graceDeadline
+	replyDue  replyDeadline
+}
+
+type (
+	// answerDeadline is that of the final response.
+	answerDeadline struct {
+		poller.Deadline
+		r      *request
+		reason error
 	}
+
+	// idleDeadline comes when nothing has moved for a while, at which it looks. Of what a
+	// client takes from the kernel nobody tells, so that is looked at meanwhile.
+	idleDeadline struct {
+		poller.Deadline
+		r     *request
+		limit time.Duration // 0: none
+		moved time.Time     // something has, last
+	}
+
+	// graceDeadline is that of a request body whose response is complete.
+	graceDeadline struct {
+		poller.Deadline
+		r    *request
+		over bool
+	}
+
+	// replyDeadline is that of a client that is to take an answer of our own.
+	replyDeadline struct {
+		poller.Deadline
+		r    *request
+		over bool
+	}
+)
+
+// Expire implements [poller.Expirer].
+func (d *answerDeadline) Expire(*poller.Deadline) { d.r.fail(d.reason) }
+
+// Expire implements [poller.Expirer].
+func (d *idleDeadline) Expire(*poller.Deadline) {
+	now := d.r.loop.Now()
+	if d.r.clientSlow && d.r.x.Taken(d.least()) {
+		d.moved = now
+	}
+	switch {
+	case now.Before(d.moved.Add(d.limit)):
+		d.lookAgain(now)
+	case d.r.clientDue:
+		d.r.fail(errIdleClient)
+	case d.r.clientSlow:
+		d.r.fail(errIdleReader)
+	default:
+		d.r.fail(errIdleUpstream)
+	}
+}
+
+// idleLooks is how often it is looked at in the time in which something must move: a client
+// that has taken something just after a look has that much more.
+const idleLooks = 4
+
+// leastTaken is what a client takes in a second, at least, who is not idle: as little as it
+// may send of a body by default. One that took a byte now and then would keep what it does
+// not take for ever.
+const leastTaken = 64
+
+// least is how much a client must have taken for the limit to begin anew.
+func (d *idleDeadline) least() int { return max(1, int(leastTaken*d.limit.Seconds())) }
+
+// lookAgain has d look once more, or come.
+func (d *idleDeadline) lookAgain(now time.Time) {
+	next := now.Add(d.limit / idleLooks)
+	if end := d.moved.Add(d.limit); end.Before(next) {
+		next = end
+	}
+	d.r.loop.SetDeadline(&d.Deadline, d, next)
+}
+
+// Expire implements [poller.Expirer].
+func (d *graceDeadline) Expire(*poller.Deadline) {
+	d.over = true
+	d.r.task.Wake()
+}
+
+// Expire implements [poller.Expirer].
+func (d *replyDeadline) Expire(*poller.Deadline) {
+	d.over = true
+	d.r.x.Abort()
+}
+
+// begin makes r, which knows nothing yet, the request of an exchange.
+func (r *request) begin(m *Manager, t *task.Task, x exchange.Exchange) {
+	head, down := x.Request(), x.Downstream()
+	r.m, r.x, r.loop, r.task = m, x, x.Loop(), t
+	r.head, r.listener = head, down.Listener
+	r.authority, r.target = head.Authority, head.Target
+	r.upload.r, r.answerDue.r, r.idle.r, r.grace.r, r.replyDue.r = r, r, r, r, r
+	r.answerDue.reason, r.idle.limit, r.grace.over, r.replyDue.over = nil, 0, false, false
 	side := m.side(down.Listener)
-	r.begin(side)
-	r.ctx, r.cancel = context.WithCancelCause(x.Context())
-	r.forwardedFor, _ = head.Fields.Get(forwardedFor)
+	r.open(side)
+	if m.options.AccessLog != nil {
+		r.forwardedFor, _ = head.Fields.Get(forwardedFor)
+	}
 	r.id, r.scheme = setForwarding(head, down.Remote, trusts(side.trusted, down.Remote), m.options.Random)
-	return r
+	x.OnOver(r)
 }
 
 // end makes sure that nothing touches the exchange after Serve has returned.
 func (r *request) end() {
-	r.mu.Lock()
-	r.over = true
-	r.stopTimerLocked()
-	r.mu.Unlock()
-	r.idle.stop()
-	r.cancel(nil)
+	for _, d := range r.deadlines() {
+		r.loop.SetDeadline(d, nil, time.Time{})
+	}
 	r.settle()
 }
 
-// fail ends the exchange with the upstream for a reason that the handler finds in
-// r.ctx, and wakes whoever waits for the client: before the response so that
-// the handler can answer, afterwards by cutting the connection. Any goroutine
-// may call it; the first reason counts.
-func (r *request) fail(reason error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.failLocked(reason)
+func (l *limits) deadlines() [4]*poller.Deadline {
+	return [...]*poller.Deadline{&l.answerDue.Deadline, &l.idle.Deadline, &l.grace.Deadline, &l.replyDue.Deadline}
 }
 
-// bodyFailed is fail for a fault in the request's body, if anybody still wants it.
-func (r *request) bodyFailed(err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.givenUp {
-		r.failLocked(bodyError{err})
+// forget takes all deadlines from their loop: nobody uses them again.
+func (l *limits) forget(loop *stream.Loop) {
+	for _, d := range l.deadlines() {
+		loop.Forget(d)
 	}
 }
 
-// giveUpBody makes reading the request's body end.
-func (r *request) giveUpBody() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.givenUp = true
-	r.x.StopReading()
+// ExchangeOver implements [exchange.Watcher]: nothing can be done for the client any
+// more.
+func (r *request) ExchangeOver(err error) {
+	if r.cause == nil {
+		r.left = true
+		r.stop(err)
+	}
 }
 
-func (r *request) failLocked(reason error) {
-	if r.over || r.ctx.Err() != nil {
+// fail ends the exchange with the upstream for a reason that the handler finds in
+// r.cause, and what waits for the client: before the response so that the handler can
+// answer, afterwards by cutting the connection. The first reason counts.
+func (r *request) fail(reason error) {
+	if r.cause != nil {
 		return
 	}
-	r.cancel(reason)
-	r.givenUp = true
-	r.x.StopReading()
+	r.stop(reason)
+	r.giveUpBody()
 	if r.answering {
 		r.x.Abort()
 	}
 }
 
-// abort cuts the client's connection, unless it is no longer ours to cut.
-func (r *request) abort() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.over {
-		r.x.Abort()
+// bodyFailed is fail for a fault in the request's body, if anybody still wants it and
+// it is one of the body.
+func (r *request) bodyFailed(err error) {
+	if over := r.x.Over(); over != nil {
+		r.ExchangeOver(over)
 	}
+	if !r.givenUp {
+		r.fail(bodyError{err})
+	}
+}
+
+// stop ends all that has to do with the upstream.
+func (r *request) stop(cause error) {
+	r.cause = cause
+	r.attempt.Cancel(cause)
+	r.closeUpstream()
+}
+
+// closeUpstream closes the exchange with the upstream, once: its connection may be
+// another request's from then on.
+func (r *request) closeUpstream() {
+	if up := r.up; up != nil {
+		r.up = nil
+		up.Close()
+	}
+}
+
+// giveUpBody makes reading the request's body end.
+func (r *request) giveUpBody() {
+	r.givenUp = true
+	r.x.StopReading()
 }
 
 // beginAnswer ends the wait for a response. false means that it failed meanwhile.
 func (r *request) beginAnswer() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.stopTimerLocked()
-	r.answering = r.ctx.Err() == nil
+	r.loop.SetDeadline(&r.answerDue.Deadline, nil, time.Time{})
+	r.answering = r.cause == nil
 	return r.answering
 }
 
 // awaitAnswer gives the upstream limited time for its final response, from now on.
 func (r *request) awaitAnswer(limit time.Duration, reason error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if limit <= 0 || r.answering || r.over {
+	if limit <= 0 || r.answering {
 		return
 	}
-	r.responseTime = time.AfterFunc(limit, func() { r.fail(reason) })
-}
-
-func (r *request) stopTimerLocked() {
-	if r.responseTime != nil {
-		r.responseTime.Stop()
-		r.responseTime = nil
-	}
+	r.answerDue.reason = reason
+	r.loop.SetDeadline(&r.answerDue.Deadline, &r.answerDue, r.loop.Now().Add(limit))
 }
 
 // opener is how an endpoint begins an exchange.
-type opener func(*upstream.Endpoint, context.Context) (exchange.Upstream, error)
+type opener func(*upstream.Endpoint, *task.Task, *stream.Loop, *upstream.Attempt) (exchange.Upstream, error)
 
 // connect chooses a cluster, unless that was done, and begins an exchange with one
 // of its endpoints: with the next in turn, or with others where that one cannot
@@ -208,38 +325,39 @@ func (r *request) connect(open opener) (exchange.Upstream, error) {
 	}
 	err := errNoEndpoint
 	attempts := 0
-	for e := range cluster.Endpoints() {
+	round := cluster.Round()
+	for e := round.Next(); e != nil; e = round.Next() {
 		r.endpoint = e
 		var up exchange.Upstream
-		if up, err = open(e, r.ctx); err == nil {
+		if up, err = open(e, r.task, r.loop, &r.attempt); err == nil {
 			return up, nil
 		}
 		r.m.notConnected(err)
-		if attempts++; attempts == maxAttempts || r.ctx.Err() != nil {
+		if attempts++; attempts == maxAttempts || r.cause != nil {
 			break
 		}
-		r.log(slog.LevelDebug, "trying another endpoint", slog.Any("err", err))
+		if r.logs(slog.LevelDebug) {
+			r.log(slog.LevelDebug, "trying another endpoint", slog.Any("err", err))
+		}
 	}
-	if r.ctx.Err() == nil {
+	if r.cause == nil {
 		cluster.Exhausted()
 	}
 	return nil, err
 }
 
-// closeWith closes up when ctx is done. What it returns closes up too, and waits
-// until nobody else does.
-func closeWith(ctx context.Context, up exchange.Upstream) (release func()) {
-	closed := make(chan struct{})
-	unhook := context.AfterFunc(ctx, func() {
-		defer close(closed)
-		up.Close()
-	})
-	return func() {
-		if !unhook() {
-			<-closed
-		}
-		up.Close()
-	}
+// use begins what is counted of a request that its endpoint is given.
+func (r *request) use(up exchange.Upstream) {
+	r.up = up
+	r.called = true
+	r.endpoint.Begin(r.loop, &r.call)
+}
+
+// leave ends what use has begun. Nobody reads the request's body any more then.
+func (r *request) leave(err error) {
+	r.abandonUpload()
+	r.closeUpstream()
+	r.call.End(r.outcome(err))
 }
 
 // rewrite makes the head the one that the chosen endpoint gets.
@@ -255,21 +373,24 @@ func (r *request) rewrite() {
 
 // receive relays interim responses and returns the final one, or a 101.
 func (r *request) receive(up exchange.Upstream) (*exchange.Response, error) {
-	for {
-		resp, err := up.Receive()
+	for r.cause == nil {
+		resp, err := up.Receive(r.task)
 		if err != nil {
 			return nil, err
 		}
-		r.idle.touch()
+		r.touch()
 		if resp.Status >= 200 || resp.Status == 101 {
-			r.upstreamTime = time.Since(r.began)
+			if r.m.options.AccessLog != nil {
+				r.upstreamTime = r.loop.Now().Sub(r.began)
+			}
 			r.call.Answered(resp.Status)
 			return resp, nil
 		}
-		if err := r.x.Inform(resp); err != nil {
+		if err := r.x.Inform(r.task, resp); err != nil {
 			return nil, goneError{err}
 		}
 	}
+	return nil, r.cause
 }
 
 // relay sends a final response on as it comes. It returns without an error at the
@@ -280,34 +401,46 @@ func (r *request) relay(up exchange.Upstream, resp *exchange.Response) error {
 	if err := r.x.Respond(resp); err != nil {
 		return goneError{err}
 	}
-	r.responded = true
-	if r.hasBody(resp) {
+	r.begins(resp.Status)
+	if r.hasBody(resp) && !up.Ready() {
 		// What follows may take its time: an event stream's head goes out first.
-		if err := r.x.Flush(); err != nil {
+		r.clientSlow = true
+		if err := r.x.Flush(r.task); err != nil {
 			return goneError{err}
 		}
+		r.clientSlow = false
 	}
-	buf := r.m.buffers.Get().(*copyBuffer)
-	defer r.m.buffers.Put(buf)
-	for {
-		n, err := up.Read(buf[:])
-		if n > 0 {
-			r.idle.touch()
-			r.clientSlow.Store(true)
-			if _, err := r.x.Write(buf[:n]); err != nil {
+	return r.relayBody(up)
+}
+
+// relayBody sends the body of a response on.
+func (r *request) relayBody(up exchange.Upstream) error {
+	for r.cause == nil {
+		p, err := up.Read(r.task)
+		if n := len(p); n > 0 {
+			r.touch()
+			r.clientSlow = true
+			if err := r.x.Write(r.task, p); err != nil {
 				return goneError{err}
 			}
-			r.clientSlow.Store(false)
+			r.clientSlow = false
 			r.sent += uint64(n)
-			r.idle.touch()
+			r.touch()
+			if err := r.spliced.run(r.task, r, r.up, r.x); err != nil {
+				return goneError{err}
+			}
 		}
-		if err == io.EOF {
+		switch {
+		case err == io.EOF:
 			return nil
-		}
-		if err != nil {
+		case err != nil && r.sent == 0 && r.cause == nil:
+			_ = r.x.Flush(r.task) // the client gets the head, as it does where the error comes later
+			return err
+		case err != nil:
 			return err
 		}
 	}
+	return r.cause
 }
 
 func (r *request) hasBody(resp *exchange.Response) bool {
@@ -323,10 +456,12 @@ func (r *request) closes() bool { return r.head.Upgrade != "" }
 // the codec cuts the connection.
 func (r *request) failed(err error) {
 	_, gone := errors.AsType[goneError](err)
-	if r.ctx.Err() != nil {
+	switch over := r.x.Over(); {
+	case r.cause != nil:
 		// What we see is the consequence of the first reason, which may be ours.
-		err = context.Cause(r.ctx)
-		gone = err == context.Cause(r.x.Context())
+		err, gone = r.cause, r.left
+	case gone && over != nil:
+		err = over
 	}
 	switch err {
 	case errResponseTimeout, errHandshakeTimeout:
@@ -337,7 +472,9 @@ func (r *request) failed(err error) {
 	switch {
 	case gone && err == net.ErrClosed:
 		r.reason = cutByTheStop
-		r.log(r.notable(), "request cut", slog.Int("status", r.status), slog.String("reason", r.reason))
+		if r.logs(r.notable()) {
+			r.log(r.notable(), "request cut", slog.Int("status", r.status), slog.String("reason", r.reason))
+		}
 	case gone:
 		r.reason, r.clientLeft = clientGone, true
 		// A tunnel that did not come about is worth a line: clients that give up
@@ -346,10 +483,14 @@ func (r *request) failed(err error) {
 		if r.head.Upgrade != "" {
 			level = r.notable()
 		}
-		r.log(level, "the client has gone", slog.Any("err", err))
+		if r.logs(level) {
+			r.log(level, "the client has gone", slog.Any("err", err))
+		}
 	case r.answering, err == errFault:
 		r.reason = err.Error()
-		r.log(r.notable(), "response cut", slog.Int("status", r.status), slog.Any("err", err))
+		if r.logs(r.notable()) {
+			r.log(r.notable(), "response cut", slog.Int("status", r.status), slog.Any("err", err))
+		}
 	default:
 		status, why := answerTo(err)
 		r.refuse(status, why, err.Error())
@@ -396,10 +537,12 @@ func (r *request) refuse(status int, why refusal, reason string) {
 	if status >= 500 {
 		level = r.notable()
 	}
-	r.log(level, "request refused", slog.Int("status", status), slog.String("reason", reason))
+	if r.logs(level) {
+		r.log(level, "request refused", slog.Int("status", status), slog.String("reason", reason))
+	}
 	r.reason = reason
 	r.metrics.refused[why].Inc()
-	r.reply(status, nil)
+	r.reply(status, "")
 }
 
 // notable is the level of lines about a request that an operator looks for. Beside a
@@ -420,51 +563,55 @@ func (r *request) redirect() {
 		return
 	}
 	r.routeMetrics.redirects.Inc()
-	r.reply(status, exchange.Fields{{Name: "Location", Value: location}})
+	r.reply(status, location)
 }
 
-// reply answers by ourselves. Where that fails it settles who is to blame: a client that
-// has gone, or we, who give it limited time.
-func (r *request) reply(status int, fields exchange.Fields) {
-	limit := time.AfterFunc(replyTimeout, r.abort)
-	err := r.send(status, fields)
-	inTime := limit.Stop()
+// reply answers by ourselves, with a Location or "" for none. Where that fails it settles
+// who is to blame: a client that has gone, or we, who give it limited time.
+func (r *request) reply(status int, location string) {
+	r.loop.SetDeadline(&r.replyDue.Deadline, &r.replyDue, r.loop.Now().Add(replyTimeout))
+	err := r.send(status, location)
 	if err == nil {
 		r.complete = true
 		return
 	}
 	cause := clientGone
 	switch {
-	case context.Cause(r.x.Context()) == net.ErrClosed:
-		cause = cutByTheStop
-	case !inTime:
+	case r.replyDue.over:
 		cause = answerNotTaken
+	case r.x.Over() == net.ErrClosed:
+		cause = cutByTheStop
 	default:
 		r.clientLeft = true
 	}
 	r.reason = cmp.Or(r.reason, cause)
-	r.log(slog.LevelDebug, "the client did not take its answer", slog.Int("status", status), slog.String("reason", cause), slog.Any("err", err))
+	if r.logs(slog.LevelDebug) {
+		r.log(slog.LevelDebug, "the client did not take its answer", slog.Int("status", status), slog.String("reason", cause), slog.Any("err", err))
+	}
 }
 
 // send sends an answer of our own. The client learns the status and nothing else.
-func (r *request) send(status int, fields exchange.Fields) error {
-	body := strconv.Itoa(status) + " " + reasons[status] + "\n"
-	fields.Add("Content-Type", "text/plain; charset=utf-8")
-	err := r.x.Respond(&exchange.Response{
-		Status: status, Reason: reasons[status], Fields: fields,
-		ContentLength: int64(len(body)), Close: r.closes(),
-	})
-	if err != nil {
+func (r *request) send(status int, location string) error {
+	body := r.head.Texts.Join(strconv.Itoa(status), " ", reasons[status], "\n")
+	r.own = exchange.Response{
+		Status: status, Reason: reasons[status], Fields: r.ownFields[:0],
+		ContentLength: int64(len(body)), Close: r.closes() || r.upload.broken(),
+	}
+	if location != "" {
+		r.own.Fields.Add("Location", location)
+	}
+	r.own.Fields.Add("Content-Type", "text/plain; charset=utf-8")
+	if err := r.x.Respond(&r.own); err != nil {
 		return err
 	}
-	r.status, r.responded = status, true
+	r.begins(status)
 	if r.head.Method != "HEAD" {
-		if _, err := io.WriteString(r.x, body); err != nil {
+		if err := r.x.Write(r.task, []byte(body)); err != nil {
 			return err
 		}
 		r.sent = uint64(len(body))
 	}
-	return r.x.Finish(nil)
+	return r.x.Finish(r.task, nil)
 }
 
 // reasons are those of RFC 9110 §15, for what we answer ourselves and for what
@@ -486,11 +633,13 @@ var reasons = map[int]string{
 	504: "Gateway Timeout",
 }
 
+// logs says whether log writes lines of a level: what they are made of takes memory.
+func (r *request) logs(level slog.Level) bool {
+	return r.m.options.Log.Enabled(context.Background(), level)
+}
+
 // log writes a line about the request. What the client chose is in attributes only.
 func (r *request) log(level slog.Level, message string, attrs ...slog.Attr) {
-	if !r.m.options.Log.Enabled(r.ctx, level) {
-		return
-	}
 	client := "unix"
 	if remote := r.x.Downstream().Remote; remote.IsValid() {
 		client = remote.String()
@@ -514,5 +663,5 @@ func (r *request) log(level slog.Level, message string, attrs ...slog.Attr) {
 	if r.endpoint != nil {
 		attrs = append(attrs, slog.String("endpoint", r.endpoint.String()))
 	}
-	r.m.options.Log.LogAttrs(r.ctx, level, message, attrs...)
+	r.m.options.Log.LogAttrs(context.Background(), level, message, attrs...)
 }

@@ -2,10 +2,12 @@ package proxy_test
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -14,13 +16,18 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/accesslog"
 	"holdfast/internal/config"
-	"holdfast/internal/exchange"
 	"holdfast/internal/http1"
 	"holdfast/internal/metrics"
 	"holdfast/internal/proxy"
 	"holdfast/internal/route"
+	"holdfast/internal/stream"
+	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/tunnel"
+	"holdfast/internal/tunnel/inflight"
 	"holdfast/internal/upstream"
 )
 
@@ -93,10 +100,17 @@ func (w *wire) wantHead(parts ...string) {
 // endpoint that the test plays.
 type site struct {
 	t       *testing.T
+	loop    *stream.Loop // of all but the test
 	address string
 	conns   chan *wire // at the endpoint
 	counted *metrics.Registry
 	records records
+
+	server *http1.Server
+
+	unrecorded bool // there is no access log
+	limits     config.ListenerLimits
+	idle       time.Duration // the stream_idle_timeout
 
 	starting func() // is called before a tunnel is started; nil: nothing
 	*tunnel.Set
@@ -111,49 +125,91 @@ func (s *site) Start(spec tunnel.Spec) {
 }
 
 func newSite(t *testing.T, options ...func(*site)) *site {
-	s := &site{t: t, conns: make(chan *wire, 16), counted: metrics.NewRegistry()}
+	store := newStore(t) // is closed when the loop has ended
+	s := &site{t: t, loop: streamtest.New(t), conns: make(chan *wire, 16), counted: metrics.NewRegistry()}
+	s.limits = config.ListenerLimits{HeadSize: 8 << 10, BodySize: 1 << 30}
 	for _, o := range options {
 		o(s)
 	}
 	endpoint := s.listen(func(conn net.Conn) { s.conns <- newWire(t, conn) })
+	everything := to("/", "web")
+	everything.StreamIdleTimeout = s.idle
 	cfg := &config.Config{
 		HTTPListeners: []config.Listener{{Name: "public"}},
 		VirtualHosts: []config.VirtualHost{{Name: "site", Listeners: []string{"public"}, Domains: []string{"*"},
-			Routes: []config.Route{webSocket("/socket", "web"), to("/", "web")}}},
+			Routes: []config.Route{webSocket("/socket", "web"), everything}}},
 		Clusters: []config.Cluster{{Name: "web", ConnectTimeout: bound, IdleTimeout: bound,
 			Endpoints: []config.Endpoint{{Address: endpoint}}}},
 	}
-	clusters, err := upstream.New(t.Context(), cfg, nil, s.counted, nil)
+	loops := []*stream.Loop{s.loop}
+	clusters, err := upstream.New(t.Context(), cfg, nil, s.counted, loops, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(clusters.Close)
 	log := slog.New(slog.DiscardHandler)
 	var manager *proxy.Manager
-	tunnels := tunnel.NewSet(tunnel.Options{Log: log, OnEnd: func(r tunnel.Record) { manager.TunnelEnded(&r) }, Metrics: s.counted})
-	s.Set = tunnels
-	t.Cleanup(func() {
-		tunnels.CloseAll(tunnel.Stopped, 0)
-		select {
-		case <-tunnels.Empty():
-		case <-time.After(bound):
-			t.Error("tunnels do not end")
-		}
-	})
+	s.Set = s.tunnels(store, tunnel.Options{Log: log, OnEnd: func(r tunnel.Record) { manager.TunnelEnded(&r) }, Metrics: s.counted})
+	var access *accesslog.Log
+	if !s.unrecorded {
+		access = s.records.open(t, s.counted)
+	}
 	manager = proxy.NewManager(proxy.ManagerOptions{
 		Routes: route.New(cfg), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: s, Log: log,
-		Metrics: s.counted, AccessLog: s.records.open(t, s.counted),
+		Metrics: s.counted, AccessLog: access,
 	})
-	server := http1.NewServer(http1.ServerOptions{
-		Scheme: "http", Handler: manager, Log: log,
-		Limits:  config.ListenerLimits{HeadSize: 8 << 10, BodySize: 1 << 30},
+	s.server = http1.NewServer(http1.ServerOptions{
+		Scheme: "http", Listener: "public", Handler: manager, Log: log, Loops: loops, Limits: s.limits,
 		Metrics: http1.NewServerMetrics(s.counted, "public"), Refused: manager.Refused,
 	})
 	s.address = s.listen(func(conn net.Conn) {
-		server.Serve(conn, exchange.Downstream{Listener: "public", Remote: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())})
+		fd, remote := descriptor(t, conn), addrPort(conn.RemoteAddr())
+		s.loop.Post(func() { s.server.Serve(s.loop, fd, remote, nil) })
 	})
-	t.Cleanup(server.Close)
+	t.Cleanup(s.server.Close)
 	return s
+}
+
+// newStore returns what a loop has for tunnels, until the end of the test.
+func newStore(t *testing.T) *inflight.Store {
+	fd, err := inflight.NewFile(64, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := inflight.Open(fd, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	return store
+}
+
+// tunnels are relayed by the same loop.
+func (s *site) tunnels(store *inflight.Store, o tunnel.Options) (set *tunnel.Set) {
+	o.Loops = []tunnel.Loop{{Poller: s.loop.Loop, Store: store}}
+	streamtest.Do(s.loop, func() { set = tunnel.NewSet(o) })
+	s.t.Cleanup(func() {
+		set.CloseAll(tunnel.Stopped, 0)
+		select {
+		case <-set.Empty():
+		case <-time.After(bound):
+			s.t.Error("tunnels do not end")
+		}
+	})
+	return set
+}
+
+// descriptor takes the socket of a connection out of Go's poller.
+func descriptor(t *testing.T, conn net.Conn) (fd int) {
+	defer conn.Close()
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err == nil {
+		err = raw.Control(func(of uintptr) { fd, err = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	return fd
 }
 
 func addrPort(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
@@ -259,6 +315,72 @@ func TestSocketsEarlyResponse(t *testing.T) {
 	u.say("HTTP/1.1 413 Content Too Large\nContent-Length: 8\n\ntoo much")
 	c.wantHead("HTTP/1.1 413 Content Too Large\n")
 	c.want("too much")
+}
+
+// Bodies go both ways at once, of many exchanges on the same loop: nobody gets the bytes of
+// another.
+func TestSocketsBodiesBothWaysAtOnce(t *testing.T) {
+	t.Parallel()
+	const exchanges, size = 8, 1 << 20
+	s := newSite(t)
+	var all sync.WaitGroup
+	defer all.Wait()
+	for i := range exchanges {
+		body := make([]byte, size+i)
+		rand.NewChaCha8([32]byte{byte(i)}).Read(body)
+		c := s.client()
+		fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: %d\r\n\r\n", len(body))
+		u := s.endpoint()
+		u.wantHead("POST / ")
+		all.Go(func() { // the endpoint sends back what it gets
+			fmt.Fprintf(u, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", len(body))
+			if n, err := io.CopyN(u.Conn, u.in, int64(len(body))); err != nil {
+				t.Errorf("the endpoint got %d bytes of %d: %v", n, len(body), err)
+			}
+		})
+		all.Go(func() { c.Write(body) })
+		all.Go(func() {
+			c.wantHead("HTTP/1.1 200 OK\n")
+			got := make([]byte, len(body))
+			if n, err := io.ReadFull(c.in, got); err != nil || !bytes.Equal(got, body) {
+				t.Errorf("the client got %d bytes, %v; equal: %v", n, err, bytes.Equal(got, body))
+			}
+		})
+	}
+}
+
+func TestSocketsAClientThatGoesTakesItsUpstreamAlong(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct{ request, answer string }{
+		"before the answer": {"GET / HTTP/1.1\nHost: a.example\n\n", ""},
+		"within the answer": {"GET / HTTP/1.1\nHost: a.example\n\n", "HTTP/1.1 200 OK\nContent-Length: 10\n\nhalf"},
+		"within its body":   {"POST / HTTP/1.1\nHost: a.example\nContent-Length: 10\n\nhalf", ""},
+		"as an upgrade":     {askSocket, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			c := s.client()
+			io.WriteString(c, strings.ReplaceAll(tt.request, "\n", "\r\n"))
+			u := s.endpoint()
+			u.head()
+			if tt.answer != "" {
+				io.WriteString(u, strings.ReplaceAll(tt.answer, "\n", "\r\n"))
+				c.wantHead("200 OK")
+				c.want("half")
+			}
+			c.Conn.(*net.TCPConn).SetLinger(0)
+			c.Close()
+			if got := u.rest(); strings.TrimPrefix(got, "half") != "" {
+				t.Errorf("the endpoint got %q", got)
+			}
+			eventually(t, "it is counted and recorded", func() bool {
+				got := figures(s.counted)
+				return got["downstream_requests_cut_total{public,downstream}"] == 1 && got["access_log_records_total{"+s.records.path+"}"] == 1
+			})
+			wantRecord(t, s.records.read(t)[0], map[string]any{"event": "request", "reason": "the client has gone"})
+		})
+	}
 }
 
 func TestSocketsResponseCutShort(t *testing.T) {

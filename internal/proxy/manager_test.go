@@ -293,6 +293,52 @@ func TestWhatArrivesIsSentAtOnce(t *testing.T) {
 	})
 }
 
+// A head that waits for its body costs a message more.
+func TestAHeadLeavesTogetherWithWhatHasComeOfItsBody(t *testing.T) {
+	t.Parallel()
+	t.Run("of a response", func(t *testing.T) {
+		t.Parallel()
+		inBubble(t, func(t *testing.T) {
+			f := newFarm(t)
+			f.behave[first] = func(o *origin) { o.ready = true; ok(o) }
+			c := get(t, "a.example", "/").start(f.manager()).wait()
+			c.wantBody("ok")
+			if c.flushed > 0 {
+				t.Error("the head was sent by itself")
+			}
+		})
+	})
+	t.Run("of a response that breaks off at once", func(t *testing.T) {
+		t.Parallel()
+		inBubble(t, func(t *testing.T) {
+			f := newFarm(t)
+			f.behave[first] = func(o *origin) {
+				o.ready = true
+				o.respond.CloseWithError(io.ErrUnexpectedEOF)
+				o.answers(200)
+			}
+			c := get(t, "a.example", "/").start(f.manager()).wait()
+			c.wantStatus(200)
+			c.wantEnd(false)
+			if c.flushed != 1 {
+				t.Errorf("%d flushes: the client did not get the head", c.flushed)
+			}
+		})
+	})
+	t.Run("of a request", func(t *testing.T) {
+		t.Parallel()
+		inBubble(t, func(t *testing.T) {
+			f, c := newFarm(t), post(t, "a.example", "/")
+			c.there = []byte("body")
+			c.send.Close()
+			c.start(f.manager()).wait().wantStatus(200)
+			if calls := f.origin().calls; !slices.Equal(calls[:2], []string{"Send", "Write"}) {
+				t.Errorf("the upstream's codec was called for %q", calls)
+			}
+		})
+	})
+}
+
 func TestEarlyResponseEndsTheUpload(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -373,6 +419,130 @@ func TestUploadThatEndsWithTheResponseKeepsTheConnection(t *testing.T) {
 	})
 }
 
+// The response is complete, and so is what the client has sent, but the upstream does not
+// take it: nobody waits for that for long.
+func TestUploadThatDoesNotEndAfterTheResponseIsGivenUp(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		f, c := newFarm(t), post(t, "a.example", "/")
+		c.request.ContentLength = 4
+		f.behave[first] = func(o *origin) {
+			time.Sleep(time.Second) // until the client has sent all
+			o.answers(200)
+			o.writes("ok")
+			o.ends(exchange.Field{Name: "Sum", Value: "down"})
+		}
+		go func() { io.WriteString(c.send, "body") }()
+		start := time.Now()
+		c.start(f.manager()).wait()
+		if took := time.Since(start); took != 2*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		c.wantBody("ok")
+		c.wantEnd(true)
+		if v, _ := c.trailers.Get("Sum"); v != "down" {
+			t.Errorf("trailers: %v", c.trailers)
+		}
+		if !f.origin().conn.wasClosed() {
+			t.Error("a connection with half a request on it was kept")
+		}
+	})
+}
+
+func TestAClientThatHasGoneAlreadyReachesNoUpstream(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []func(*testing.T, string, string) *client{get, post, upgrade} {
+		inBubble(t, func(t *testing.T) {
+			f, c := newFarm(t), kind(t, "a.example", "/")
+			f.routes = []config.Route{webSocket("/", "web")}
+			c.cancel(errGone)
+			c.start(f.manager()).wait()
+			if c.status() != 0 || len(f.attempts) > 0 {
+				t.Errorf("answered %d, connected to %v", c.status(), f.attempts)
+			}
+			f.wantLog("the client has gone")
+		})
+	}
+}
+
+// What a request was told, what it has waited for and when its time was over is nothing to
+// the next one, which has its memory.
+func TestARequestKnowsNothingOfTheOneBefore(t *testing.T) {
+	t.Parallel()
+	deaf := func(t *testing.T, authority, target string) *client {
+		c := get(t, authority, target)
+		c.deaf = true
+		return c
+	}
+	sent := func(t *testing.T, authority, target string) *client {
+		c := post(t, authority, target)
+		c.request.ContentLength, c.there = 4, []byte("body")
+		c.send.Close()
+		return c
+	}
+	limited := webSocket("/limited", "web")
+	limited.Timeout, limited.StreamIdleTimeout, limited.Tunnels.HandshakeTimeout = 5*time.Second, 5*time.Second, 5*time.Second
+	late := func(o *origin) { time.Sleep(time.Minute); ok(o) }
+	tests := []struct {
+		name   string
+		client func(*testing.T, string, string) *client
+		behave func(*origin)
+		during func(*client) // once everything has come to a standstill
+	}{
+		{"answered in time", get, ok, nil},
+		{"too slow", get, silent, nil},
+		{"with a body that does not come", post, silent, nil},
+		{"answered early", post, func(o *origin) { o.answers(413); o.ends() }, nil},
+		{"refused", get, func(o *origin) { time.Sleep(time.Second); failing(exchange.ErrNoAnswer)(o) }, nil},
+		{"with a body that is taken last", sent, func(o *origin) {
+			o.answers(200)
+			o.writes("ok")
+			o.ends()
+			time.Sleep(500 * time.Millisecond)
+			o.reads()
+		}, nil},
+		{"cut", get, func(o *origin) { o.answers(200); o.writes("part") }, nil},
+		{"a tunnel", upgrade, agrees, nil},
+		{"no tunnel", upgrade, answering(401), nil},
+		{"a tunnel that hangs", upgrade, silent, nil},
+		{"left by its client", get, silent, func(c *client) { c.cancel(errGone) }},
+		{"not read by its client", deaf, ok, nil},
+		{"left by its client over our answer", deaf, failing(exchange.ErrNoAnswer), func(c *client) { c.cancel(errGone) }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, func(t *testing.T) {
+				f := newFarm(t)
+				f.routes = []config.Route{limited, to("/", "web")}
+				f.behave[first] = tt.behave
+				var access records
+				f.options = func(o *proxy.ManagerOptions) { o.AccessLog = access.open(t, nil) }
+				m := f.manager()
+				a, b := tt.client(t, "a.example", "/limited").start(m), tt.client(t, "a.example", "/limited").start(m)
+				if tt.during != nil {
+					synctest.Wait()
+					tt.during(a)
+					tt.during(b)
+				}
+				a.wait()
+				b.wait()
+				f.behave[first] = late
+				c := get(t, "a.example", "/").start(m).wait() // longer than any limit of the others
+				c.wantStatus(200)
+				c.wantBody("ok")
+				c.wantEnd(true)
+				c.wantClose(false)
+				if c.stopped || c.aborted {
+					t.Error("it was given up")
+				}
+				wantRecord(t, access.read(t)[2], map[string]any{"event": "request", "status": 200, "reason": "", "sent_bytes": 2, "received_bytes": 0,
+					"target": "/", "method": "GET", "route": "site:prefix=/", "endpoint": first, "duration_seconds": 60, "upstream_seconds": 60})
+			})
+		})
+	}
+}
+
 func TestFaultInTheRequestBody(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -409,6 +579,38 @@ func TestFaultInTheRequestBody(t *testing.T) {
 				if o.sentAll || o.conn.wasKept() {
 					t.Error("the upstream got a proper end, or its connection was kept")
 				}
+			})
+		})
+	}
+}
+
+// Nobody waits for the rest of a body of which the upstream takes no more, and the client
+// is told that.
+func TestAnUpstreamThatEndsWithinAnUploadCostsTheConnection(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		length int64
+		last   bool
+	}{
+		"of unknown length": {-1, true},
+		"of known length":   {100, true},
+		"that it had read":  {int64(len("part")), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, func(t *testing.T) {
+				f, c := newFarm(t), post(t, "a.example", "/")
+				c.request.ContentLength = tt.length
+				f.behave[first] = func(o *origin) {
+					o.upload.CloseWithError(io.ErrClosedPipe)
+					time.Sleep(time.Second) // that it sends nothing either is noticed later
+					o.heads <- exchange.ErrNoAnswer
+				}
+				go io.WriteString(c.send, "part")
+				c.start(f.manager()).wait()
+				c.wantStatus(503)
+				c.wantEnd(true)
+				c.wantClose(tt.last)
 			})
 		})
 	}
@@ -611,6 +813,84 @@ func TestClientThatGoesTakesItsUpstreamAlong(t *testing.T) {
 			}
 		})
 	})
+}
+
+// A codec that has found out about the client tells whoever calls it, and the watcher. It
+// does not matter who hears first.
+func TestAClientsEndIsKnownFromErrors(t *testing.T) {
+	t.Parallel()
+	begins := func(o *origin) { o.answers(200); o.writes("half"); <-o.gone }
+	tests := map[string]struct {
+		client func(*testing.T, string, string) *client
+		behave func(*origin)
+		end    error
+		line   string
+	}{
+		"within the request's body": {post, silent, errGone, "the client has gone"},
+		"within the response":       {get, begins, errGone, "the client has gone"},
+		"by the stop, in its body":  {post, silent, net.ErrClosed, "request cut"},
+		"by the stop, in the rest":  {get, begins, net.ErrClosed, "request cut"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, func(t *testing.T) {
+				f, c := newFarm(t), tt.client(t, "a.example", "/")
+				f.behave[first] = tt.behave
+				c.errorsOnly, c.deaf = true, true
+				c.start(f.manager())
+				synctest.Wait()
+				c.cancel(tt.end)
+				c.wait()
+				c.wantEnd(false)
+				f.wantLog(tt.line)
+				if strings.Contains(f.logged(), "request refused") || strings.Contains(f.logged(), "response cut") {
+					t.Error("and something else: ", f.logged())
+				}
+			})
+		})
+	}
+}
+
+// What the codec of the client does may come to its end when the time is over already, and
+// the upstream's connection another request's.
+func TestAConnectionThatWasGivenUpIsLeftAlone(t *testing.T) { // the fakes complain
+	t.Parallel()
+	tests := map[string]struct {
+		client func(*client)
+		behave func(*origin)
+		took   time.Duration
+		status int
+	}{
+		"an interim response": {
+			func(c *client) { c.interim = time.Minute },
+			func(o *origin) { o.answers(103); o.answers(200); <-o.gone }, time.Minute, 504},
+		"a part of the response": {
+			func(c *client) { c.deaf, c.inTime = true, true },
+			func(o *origin) { o.answers(200); o.writes("part"); <-o.gone }, 5 * time.Second, 200},
+		"a part of the request": {
+			func(c *client) { c.request.Method, c.request.ContentLength, c.inTime = "POST", -1, true },
+			silent, 5 * time.Second, 408},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, func(t *testing.T) {
+				f, c := newFarm(t), get(t, "a.example", "/")
+				f.routes[0].StreamIdleTimeout = 5 * time.Second
+				f.behave[first] = tt.behave
+				tt.client(c)
+				start := time.Now()
+				c.start(f.manager()).wait().wantStatus(tt.status)
+				if took := time.Since(start); took != tt.took {
+					t.Errorf("it took %v", took)
+				}
+				if strings.Contains(f.logged(), "panic") {
+					t.Error(f.logged())
+				}
+			})
+		})
+	}
 }
 
 func TestWhatIsSentAgain(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"holdfast/internal/config"
 	"holdfast/internal/http1"
 	"holdfast/internal/scavenge"
+	"holdfast/internal/stream"
+	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/tunnel"
 )
 
@@ -23,9 +25,13 @@ func TestAGenerationGivesMemoryBackOnceForABurst(t *testing.T) {
 		phase: serving, cfg: new(config.Config), log: log, changed: make(chan struct{}, 1),
 		tunnels: tunnel.NewSet(tunnel.Options{Log: log}), memory: scavenge.New(time.Now()), releaseMemory: func() { released.Add(1) },
 	}
-	server := http1.NewServer(http1.ServerOptions{Log: log})
+	g.handover = newHandover(g)
+	loop := streamtest.New(t)
+	g.loops = &loops{streams: []*stream.Loop{loop}}
 	for _, name := range []string{"a", "b"} {
-		g.listeners = append(g.listeners, newListener(config.Listener{Name: name}, name, server, log, nil, nil))
+		l := newListener(config.Listener{Name: name}, name, g.loops.streams, log, nil, nil)
+		l.serveBy(http1.NewServer(http1.ServerOptions{Log: log, Loops: g.loops.streams, Ended: l.ended}))
+		g.listeners = append(g.listeners, l)
 	}
 	now := time.Now()
 	for _, l := range g.listeners {
@@ -43,6 +49,6 @@ func TestAGenerationGivesMemoryBackOnceForABurst(t *testing.T) {
 		if n := released.Load(); n != times {
 			t.Errorf("memory was given back %d times, want %d", n, times)
 		}
-		g.drain(nil, 0) // those that stay may stay for long
+		g.drain(nil, 0, 0) // those that stay may stay for long
 	}
 }

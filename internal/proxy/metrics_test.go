@@ -684,7 +684,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 			name:   "an upgrade that is agreed to as its time is over",
 			client: func(t *testing.T) *client { return upgrade(t, "a.example", "/") },
 			behave: func(o *origin) { o.pause = time.Minute; agrees(o) },
-			route:  func(r *config.Route) { r.WebSocket, r.Tunnels.HandshakeTimeout = true, time.Millisecond },
+			route:  func(r *config.Route) { r.WebSocket = true },
 			figures: answered("5xx") + closed + `
 				downstream_upgrades_total{public,upstream too slow} 1
 				downstream_requests_refused_total{public,upstream too slow} 1
@@ -696,6 +696,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 			took: `
 				downstream_request_duration_seconds{public} 1m0s
 				route_request_duration_seconds{site,site:prefix=/} 1m0s
+				cluster_connection_duration_seconds{web} 1s
 			`,
 			record: map[string]any{"event": "request", "status": 504},
 		},

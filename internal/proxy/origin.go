@@ -75,19 +75,22 @@ type originKey struct {
 	endpoint *upstream.Endpoint
 }
 
-// origin returns what all tunnels like the request's have in common.
+// origin returns what all tunnels like the request's have in common that begin on its
+// loop.
 func (m *Manager) origin(r *request) *tunnel.Origin {
 	key := originKey{r.listener, r.route, r.endpoint}
-	if o, ok := m.origins.Load(key); ok {
-		return o.(*tunnel.Origin)
+	origins := m.loops[r.loop.Index].origins
+	if o := origins[key]; o != nil {
+		return o
 	}
 	p := provenance{
 		listener: r.listener, virtualHost: r.route.VirtualHost, route: r.route.Name,
 		cluster: r.cluster, endpoint: r.endpoint.Address, address: r.endpoint.Addr,
 	}
 	p.follow(&r.route.Tunnels)
-	o, _ := m.origins.LoadOrStore(key, newOrigin(&p, r.routeMetrics.routeTunnels, r.endpoint.Tunnels))
-	return o.(*tunnel.Origin)
+	o := newOrigin(&p, r.routeMetrics.routeTunnels, r.endpoint.Tunnels)
+	origins[key] = o
+	return o
 }
 
 // mostAdoptions is how many provenances are told apart in figures.

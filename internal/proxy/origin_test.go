@@ -18,7 +18,7 @@ import (
 func empty(t *testing.T) (*Manager, *metrics.Registry) {
 	t.Helper()
 	r := metrics.NewRegistry()
-	clusters, err := upstream.New(t.Context(), new(config.Config), nil, r, nil)
+	clusters, err := upstream.New(t.Context(), new(config.Config), nil, r, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,7 @@ func TestNamesOfOtherConfigurationsAreCountedUpToABound(t *testing.T) {
 func TestWhereATunnelWasBeforeIsForgottenWhenItIsGone(t *testing.T) {
 	t.Parallel()
 	m, _ := empty(t)
-	g := &generation{log: slog.New(slog.DiscardHandler), manager: m, elsewhere: &listener{room: make(chan struct{}, 1)}}
+	g := &generation{log: slog.New(slog.DiscardHandler), manager: m, elsewhere: new(listener)}
 	g.vault = newVault(g, 0)
 	p := whole()
 	record := func(n uint64) tunnel.Record {

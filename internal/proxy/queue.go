@@ -29,14 +29,22 @@ func newQueueMetrics(r *metrics.Registry, listener string) queueMetrics {
 
 // sample looks at the queue of the listening socket fd; -1: there is none.
 func (q *queueMetrics) sample(fd int) {
-	var connections, limit uint32
-	if fd >= 0 {
-		// Of a listening socket these fields say something else than their names
-		// (tcp_get_info in the kernel).
-		if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			connections, limit = info.Unacked, info.Sacked
-		}
-	}
+	connections, limit := queueOf(fd)
 	q.connections.Set(int64(connections))
 	q.limit.Set(int64(limit))
 }
+
+// queueOf returns what the kernel tells of the queue of the listening socket fd; nothing:
+// it is none.
+func queueOf(fd int) (connections, limit uint32) {
+	// Of a listening socket these fields say something else than their names
+	// (tcp_get_info in the kernel).
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil || info.State != tcpListen {
+		return 0, 0
+	}
+	return info.Unacked, info.Sacked
+}
+
+// tcpListen is the state of a listening socket (TCP_LISTEN in the kernel).
+const tcpListen = 10

@@ -2,8 +2,6 @@ package proxy
 
 import (
 	"io"
-	"log/slog"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -11,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
-	"holdfast/internal/metrics"
+	"holdfast/internal/stream/streamtest"
 )
 
 func TestDescriptorsAreKeptFreeForWhatTheSupervisorSends(t *testing.T) {
@@ -21,12 +19,12 @@ func TestDescriptorsAreKeptFreeForWhatTheSupervisorSends(t *testing.T) {
 		listeners, logs int
 		most            int64
 	}{
-		{20_000, 1, 0, 20_000 - 64 - 3},
-		{20_000, 100, 10, 20_000 - 64 - 300 - 20},
-		{256, 1, 1, 256 - 64 - 5},
+		{20_000, 1, 0, 20_000 - 64 - 2},
+		{20_000, 100, 10, 20_000 - 64 - 200 - 20},
+		{256, 1, 1, 256 - 64 - 4},
 		{100, 1, 1, 50},
 		{0, 1, 1, 1<<31 - 1},                // not known
-		{1 << 63, 1, 1, 1<<31 - 1 - 64 - 5}, // more than there can be
+		{1 << 63, 1, 1, 1<<31 - 1 - 64 - 4}, // more than there can be
 	} {
 		cfg := new(config.Config)
 		cfg.Listeners, cfg.AccessLogs = make([]config.Socket, tt.listeners), make([]config.AccessLog, tt.logs)
@@ -73,82 +71,83 @@ func TestAClientIsLetInWhereItCanBeServed(t *testing.T) {
 	}
 }
 
-// What was accepted beyond the bound waits until there is room below, and goes there.
+// What was accepted beyond the bound waits until there is room below, and goes there. Who
+// stands behind waits, too.
 //
 // Not parallel: it must know which descriptors are free.
 func TestAConnectionBeyondTheBoundMovesBelowIt(t *testing.T) {
-	var below [2]int // the standard library needs a second one for a moment
-	for i := range below {
-		below[i] = anyDescriptor(t)
-	}
-	server, client := connected(t)
-	defer client.Close()
-	var at int
-	raw, err := server.(*net.TCPConn).SyscallConn()
-	if err == nil {
-		err = raw.Control(func(fd uintptr) { at = int(fd) })
-	}
-	if err != nil {
+	a := acceptOn(t, 2, 0)
+	clock := streamtest.NewClock(a.loops...)
+	client, second := a.dial(), a.dial()
+	fd, below, bound := copyOf(t, a.socket), anyDescriptor(t), anyDescriptor(t)
+	unix.Close(bound) // it is the lowest that is free now
+	a.l.descriptors = &descriptors{limit: func() uint64 { return uint64(bound) }}
+	a.l.descriptors.measure()
+	if err := a.l.accept(fd); err != nil {
 		t.Fatal(err)
 	}
-	for fd := 0; fd <= at; { // takes what else is free below
-		fd = anyDescriptor(t)
-		defer unix.Close(fd)
+	until(t, "it waits", func() bool { return a.failures() == 1 })
+	for range 3 {
+		clock.Advance(2 * time.Second)
+		a.wantNobody()
 	}
-	var log strings.Builder
-	registry := metrics.NewRegistry()
-	l := newListener(config.Listener{Name: "public"}, "public", nil, slog.New(slog.NewTextHandler(&log, nil)), registry, func() {})
-	l.descriptors = &descriptors{limit: func() uint64 { return uint64(at) }}
-	l.descriptors.measure()
-
-	stopped, settled := make(chan struct{}), make(chan net.Conn, 1)
-	go func() { settled <- l.settle(server, stopped) }()
-	failures := registry.Counter(acceptFailures, "public")
-	for begin := time.Now(); failures.Value() < 2; time.Sleep(time.Millisecond) {
-		if time.Since(begin) > 20*time.Second {
-			t.Fatal("it does not wait")
-		}
+	if n := a.failures(); n != 4 {
+		t.Errorf("it has tried %d times, want 4", n)
 	}
-	for _, fd := range below {
-		unix.Close(fd)
-	}
-	var conn net.Conn
-	select {
-	case conn = <-settled:
-	case <-time.After(20 * time.Second):
-		t.Fatal("it waits although there is room")
-	}
-	defer conn.Close()
-	if !l.descriptors.allowConn(conn) {
-		t.Error("it has a descriptor that it may not have")
+	unix.Close(below)
+	clock.Advance(2 * time.Second)
+	g := a.next()
+	if !a.l.descriptors.allow(g.fd) || g.remote != addrPort(client.LocalAddr()) {
+		t.Errorf("the server is given %+v, with a bound of %d", g, bound)
 	}
 	if _, err := io.WriteString(client, "hello"); err != nil {
 		t.Fatal(err)
 	}
 	got := make([]byte, 5)
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
-	if _, err := io.ReadFull(conn, got); err != nil || string(got) != "hello" {
-		t.Errorf("it reads %q, %v", got, err)
+	until(t, "it is the same connection", func() bool { n, _ := unix.Read(g.fd, got); return n == 5 })
+	if n := strings.Count(a.log.String(), "no descriptor is left for connections"); n != 1 {
+		t.Errorf("%d lines:\n%s", n, a.log.String())
 	}
-	if n := strings.Count(log.String(), "no descriptor is left for connections"); n != 1 {
-		t.Errorf("%d lines:\n%s", n, log.String())
+	a.end(g)
+	clock.Advance(2 * time.Second)
+	if g := a.next(); g.remote != addrPort(second.LocalAddr()) {
+		t.Errorf("the server is given %+v", g)
 	}
 }
 
 // Who is accepted when accepting ends is served, wherever it is: nobody else will.
+//
+// Not parallel: it must know which descriptors are free.
 func TestAConnectionBeyondTheBoundIsServedAtTheEnd(t *testing.T) {
-	t.Parallel()
-	server, client := connected(t)
-	defer client.Close()
-	l := newListener(config.Listener{Name: "public"}, "public", nil, slog.New(slog.DiscardHandler), nil, func() {})
-	l.descriptors = &descriptors{limit: func() uint64 { return 2 }}
-	l.descriptors.measure()
-	stopped := make(chan struct{})
-	close(stopped)
-	conn := l.settle(server, stopped)
-	defer conn.Close()
-	if conn != server {
-		t.Error("it is another connection")
+	for _, empty := range []bool{false, true} {
+		a := acceptOn(t, 1, 0)
+		client := a.dial()
+		fd, bound := copyOf(t, a.socket), anyDescriptor(t)
+		unix.Close(bound) // it is the lowest that is free now
+		a.l.descriptors = &descriptors{limit: func() uint64 { return uint64(bound) }}
+		a.l.descriptors.measure()
+		if err := a.l.accept(fd); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "it waits", func() bool { return a.failures() == 1 })
+		second := a.dial()
+		a.l.stop(empty)
+		g := a.next()
+		if g.fd != bound || g.remote != addrPort(client.LocalAddr()) {
+			t.Errorf("the server is given %+v, want the descriptor %d", g, bound)
+		}
+		a.end(g)
+		if !empty {
+			a.wantQueued(second)
+			continue
+		}
+		a.wantNobody()
+		if _, err := second.Read(make([]byte, 1)); err == nil {
+			t.Error("it is served")
+		}
+		if !strings.Contains(a.log.String(), "connections in the queue are lost") {
+			t.Errorf("the log says\n%s", a.log.String())
+		}
 	}
 }
 
@@ -160,22 +159,4 @@ func anyDescriptor(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return fd
-}
-
-// connected returns the two ends of a TCP connection.
-func connected(t *testing.T) (server, client net.Conn) {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	if client, err = net.Dial("tcp", ln.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	if server, err = ln.Accept(); err != nil {
-		client.Close()
-		t.Fatal(err)
-	}
-	return server, client
 }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -125,22 +126,51 @@ func (v *vault) tell(p *control.VaultPacket) error {
 	return err
 }
 
+// parcel is memory for what loops tell with every few tunnels.
+type parcel struct {
+	packet  control.VaultPacket
+	records []byte
+}
+
+var parcels = sync.Pool{New: func() any { return new(parcel) }}
+
+// takeParcel returns one with a packet of so many tunnels, of which nothing is said yet.
+func takeParcel(t control.VaultType, tunnels int) *parcel {
+	p := parcels.Get().(*parcel)
+	p.packet.Type = t
+	p.packet.Entries = slices.Grow(p.packet.Entries, tunnels)[:tunnels]
+	return p
+}
+
+// putBack takes a parcel back whose packet was sent, or was not.
+func (p *parcel) putBack() {
+	clear(p.packet.Entries) // which may be of others' memory
+	p.packet.Entries, p.records = p.packet.Entries[:0], p.records[:0]
+	parcels.Put(p)
+}
+
 // Deposit implements [tunnel.Vault].
 func (v *vault) Deposit(tunnels []tunnel.Deposit) error {
-	p := &control.VaultPacket{Type: control.VaultDeposit, Entries: make([]control.VaultEntry, len(tunnels))}
-	records := make([]byte, 0, len(tunnels)*usualRecord)
+	p := takeParcel(control.VaultDeposit, len(tunnels))
+	defer p.putBack()
+	p.records = slices.Grow(p.records, len(tunnels)*usualRecord)
 	for i := range tunnels {
 		d := &tunnels[i]
-		begin := len(records)
-		records = appendRecord(records, d)
-		p.Entries[i] = control.VaultEntry{Number: d.Number, From: v.fromOf(d.Number), Stand: d.Stand, Record: records[begin:], Files: d.FDs[:]}
+		begin := len(p.records)
+		p.records = appendRecord(p.records, d)
+		p.packet.Entries[i] = control.VaultEntry{Number: d.Number, From: v.fromOf(d.Number), Stand: d.Stand, Record: p.records[begin:], Files: d.FDs[:]}
 	}
-	return v.tell(p)
+	return v.tell(&p.packet)
 }
 
 // Withdraw implements [tunnel.Vault].
 func (v *vault) Withdraw(numbers []uint64) error {
-	return v.tell(numbered(control.VaultWithdraw, numbers))
+	p := takeParcel(control.VaultWithdraw, len(numbers))
+	defer p.putBack()
+	for i, n := range numbers {
+		p.packet.Entries[i].Number = n
+	}
+	return v.tell(&p.packet)
 }
 
 func numbered(t control.VaultType, numbers []uint64) *control.VaultPacket {

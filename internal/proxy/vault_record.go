@@ -88,8 +88,10 @@ func appendPlace(b []byte, p *tunnel.Place) []byte {
 }
 
 func appendAddress(b []byte, a netip.AddrPort) []byte {
-	data, _ := a.MarshalBinary() // it never fails
-	return append(append(b, byte(len(data))), data...)
+	at := len(b)
+	b, _ = a.AppendBinary(append(b, 0)) // it never fails
+	b[at] = byte(len(b) - at - 1)
+	return b
 }
 
 func appendText(b []byte, s string) []byte {

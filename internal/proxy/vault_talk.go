@@ -7,8 +7,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/internal/control"
 	"holdfast/internal/tunnel"
 )
@@ -67,12 +65,11 @@ func (v *vault) introduce(c *vaultChannel) error {
 	return nil
 }
 
-// insist sends a packet, as often as there is no room for it: the supervisor may be slow,
-// or the user may have too many descriptors on their way (unix(7), ETOOMANYREFS).
+// insist sends a packet, as often as there is no room for it.
 func (v *vault) insist(c *vaultChannel, p *control.VaultPacket) error {
 	for said := false; ; {
 		err := c.Send(p, introduceTimeout)
-		if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, unix.ETOOMANYREFS) && !errors.Is(err, unix.ENOBUFS) {
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
 		}
 		if !said {

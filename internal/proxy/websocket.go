@@ -1,11 +1,12 @@
 package proxy
 
 import (
-	"context"
 	"log/slog"
+	"net/netip"
 	"strings"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/stream"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/upstream"
 )
@@ -52,15 +53,10 @@ func (r *request) upgrade() {
 
 // handshake sends the upgrade and does what the upstream answers.
 func (r *request) handshake(up exchange.Upstream) (err error) {
-	r.call = r.endpoint.Call()
-	defer func() { r.call.End(r.outcome(err)) }()
-	defer closeWith(r.ctx, up)()
+	r.use(up)
+	defer func() { r.leave(err) }()
 
-	r.rewrite()
-	if err := up.Send(r.head); err != nil {
-		return err
-	}
-	if err := up.Finish(nil); err != nil {
+	if err := r.sendRequest(up); err != nil {
 		return err
 	}
 	resp, err := r.receive(up)
@@ -74,14 +70,16 @@ func (r *request) handshake(up exchange.Upstream) (err error) {
 		return r.startTunnel(up, resp)
 	}
 	if !r.beginAnswer() {
-		return context.Cause(r.ctx)
+		return r.cause
 	}
-	r.log(slog.LevelDebug, "the upstream refused the upgrade", slog.Int("status", resp.Status))
+	if r.logs(slog.LevelDebug) {
+		r.log(slog.LevelDebug, "the upstream refused the upgrade", slog.Int("status", resp.Status))
+	}
 	r.watchIdle()
 	if err := r.relay(up, resp); err != nil {
 		return err
 	}
-	if err := r.x.Finish(up.Trailers()); err != nil {
+	if err := r.x.Finish(r.task, up.Trailers()); err != nil {
 		return goneError{err}
 	}
 	r.complete = true
@@ -92,29 +90,42 @@ func (r *request) handshake(up exchange.Upstream) (err error) {
 // the client is told of a tunnel by that itself, when it is deposited, and so by another
 // process if this one dies before.
 func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) error {
-	upConn, upEarly, err := up.Switch()
+	if r.cause != nil { // the answer has come too late, or to nobody
+		return r.cause
+	}
+	server, err := up.Switch()
 	if err != nil {
 		return err
 	}
-	if !r.beginAnswer() {
-		upConn.Close()
-		r.endpoint.TunnelFailed()
-		return context.Cause(r.ctx)
-	}
+	r.beginAnswer()
 	r.status = resp.Status
-	downConn, head, downEarly, err := r.x.Switch(resp)
+	client, head, err := r.x.Switch(resp)
 	if err != nil {
-		upConn.Close()
+		server.Close(r.loop)
 		r.endpoint.TunnelFailed()
 		return goneError{err}
 	}
 	r.m.options.Tunnels.Start(tunnel.Spec{
-		Down: downConn, Up: upConn,
-		Head: head, DownEarly: downEarly, UpEarly: upEarly,
+		FDs: [2]int{client.FD, server.FD}, Loop: r.loop.Index,
+		On: r.loop.Loop, About: [2]tunnel.About{
+			about(&client, r.x.Downstream().Remote, clientKeepAlive, false), // systemd's may be multipath TCP
+			about(&server, r.endpoint.Addr, upstream.KeepAlive, true),
+		},
+		Head: head, DownEarly: client.Early, UpEarly: server.Early,
 		Origin: r.m.origin(r),
 		ID:     strings.Clone(r.id), // it may be a part of the head, which is to go
 		Client: r.x.Downstream().Remote,
 		Tag:    r.tunnelOpened(),
 	})
 	return nil
+}
+
+// about says what is known of a socket of a connection that was made with keep, so that it
+// needs not be set again. Nothing is set of unix sockets, which have no address here.
+func about(c *stream.Passed, peer netip.AddrPort, keep stream.KeepAlive, plain bool) tunnel.About {
+	a := tunnel.About{Handle: c.Handle, Events: c.Events}
+	if peer.IsValid() {
+		a.Plain, a.KeepAlive = plain, tunnel.KeepAlive(keep)
+	}
+	return a
 }

@@ -139,8 +139,8 @@ func TestTunnelKnowsWhereItCameFrom(t *testing.T) {
 		if string(got.DownEarly) != "early from the client" || string(got.UpEarly) != "early from the server" {
 			t.Errorf("early bytes: %q, %q", got.DownEarly, got.UpEarly)
 		}
-		if got.Down == nil || got.Up == nil {
-			t.Error("a connection is missing")
+		if got.Down != nil || got.Up != nil || got.FDs[0] <= 0 || got.FDs[1] <= 0 || got.FDs[0] == got.FDs[1] || got.Loop != 0 || string(got.Head) != "a head" {
+			t.Errorf("it is given %v and %v, the descriptors %v, loop %d, and the head %q", got.Down, got.Up, got.FDs, got.Loop, got.Head)
 		}
 		if client := netip.MustParseAddrPort("192.0.2.1:4711"); got.ID != "given" || got.Client != client {
 			t.Errorf("%q from %v", got.ID, got.Client)
@@ -170,6 +170,24 @@ func TestTunnelKnowsWhereItCameFrom(t *testing.T) {
 		}
 		if fmt.Sprintf("%+v", origin) != fmt.Sprintf("%+v", want) {
 			t.Errorf("got  %+v\nwant %+v", origin, want)
+		}
+	})
+}
+
+// What is the same for all tunnels of a route, an endpoint and a loop is there once.
+func TestTunnelsShareTheirOrigin(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		f := chat(t)
+		f.cluster["web"] = []string{first, "10.0.0.2:80"}
+		f.behave[first], f.behave["10.0.0.2:80"] = agrees, agrees
+		m := f.manager()
+		for range 4 {
+			upgrade(t, "a.example", "/socket").start(m).wait().wantStatus(101)
+		}
+		o := func(i int) *tunnel.Origin { return f.tunnels[i].Origin }
+		if o(0) != o(2) || o(1) != o(3) || o(0) == o(1) || o(0).Endpoint != first {
+			t.Errorf("origins %p, %p, %p, %p", o(0), o(1), o(2), o(3))
 		}
 	})
 }
@@ -306,6 +324,9 @@ func TestHandshakeTimeout(t *testing.T) {
 			f.routes[0].Tunnels.HandshakeTimeout = time.Second
 			upgrade(t, "a.example", "/socket").start(f.manager()).wait().wantStatus(504)
 			f.wantLog("handshake_timeout")
+			if figures(f.registry)["downstream_upgrades_total{public,upstream too slow}"] != 1 {
+				t.Error("it is not counted as too slow an upstream")
+			}
 		})
 	})
 	t.Run("it ends together with the answer", func(t *testing.T) {
@@ -315,8 +336,8 @@ func TestHandshakeTimeout(t *testing.T) {
 			f.behave[first] = func(o *origin) { o.pause = time.Minute; agrees(o) }
 			f.routes[0].Tunnels.HandshakeTimeout = time.Second
 			upgrade(t, "a.example", "/socket").start(f.manager()).wait().wantStatus(504)
-			if _, err := f.origin().switched.Read(make([]byte, 1)); err != io.EOF || len(f.tunnels) != 0 {
-				t.Errorf("the upstream's connection was not closed: %v, tunnels %v", err, f.tunnels)
+			if closed := f.origin().conn.wasClosed(); !closed || len(f.tunnels) != 0 {
+				t.Errorf("the upstream's connection was closed: %v, tunnels %v", closed, f.tunnels)
 			}
 		})
 	})
@@ -360,8 +381,8 @@ func TestClientThatGoesWithThe101(t *testing.T) {
 		if len(f.tunnels) != 0 {
 			t.Fatal("a tunnel without a client")
 		}
-		if _, err := f.origin().switched.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("the upstream's connection was not closed: %v", err)
+		if !f.origin().switched.closed() {
+			t.Error("the upstream's connection was not closed")
 		}
 		f.wantLog("the client has gone")
 	})

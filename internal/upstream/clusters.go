@@ -1,21 +1,37 @@
 // Package upstream holds the clusters of a generation: their endpoints, how one is
 // chosen, how it is connected to, and the idle connections that are kept for
 // the next request.
+//
+//	round := cluster.Round()
+//	for e := round.Next(); e != nil; e = round.Next() {
+//		up, err := e.Get(t, loop, &attempt)
+//		...
+//	}
+//
+// Connections live on the loop that made them, and each loop keeps its own idle ones:
+// what a request has to do with them is done by tasks of its loop, without a lock. So one
+// that is idle on another loop is of no use to a request, and a generation may keep as many
+// times what one pool would need as it has loops, within the most of an endpoint.
+//
+// An idle connection has itself as its owner ([stream.Owner]): whatever comes closes it, which
+// takes it out of its pool. So the kernel need not be asked about one before it is used.
 package upstream
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"holdfast/internal/config"
 	"holdfast/internal/metrics"
+	"holdfast/internal/stream"
+	"holdfast/internal/task"
 )
 
 // maxLookups is how many names are resolved at the same time.
@@ -25,9 +41,10 @@ const maxLookups = 16
 type Clusters struct {
 	byName    map[string]*Cluster
 	addresses map[string][]netip.Addr
+	loops     []*stream.Loop
 }
 
-// Cluster is a named group of endpoints.
+// Cluster is a named group of endpoints. Its methods may be called on any loop.
 type Cluster struct {
 	Name      string
 	endpoints []*Endpoint
@@ -40,29 +57,32 @@ type Network struct {
 	// Lookup returns every address of a name.
 	Lookup func(ctx context.Context, name string) ([]netip.Addr, error)
 
-	// Connect opens a connection to an address of network "tcp" or "unix". ctx
-	// bounds the connecting only.
-	Connect func(ctx context.Context, network, address string, owner Owner) (Conn, error)
+	// Connect opens a connection to an address of network "tcp" or "unix" that lives on
+	// l, and waits for that. It fails with [os.ErrDeadlineExceeded] when until has come,
+	// unless that is zero, and with what a is cancelled with.
+	Connect func(t *task.Task, l *stream.Loop, network, address string, until time.Time, a *Attempt, owner Owner) (Conn, error)
 }
 
-// Owner is what a connection has to tell whoever has made it.
+// Owner is what a connection has to tell whoever has made it, on its loop's goroutine.
+// None of the functions waits.
 type Owner struct {
 	// Idle takes the connection over whenever an exchange has ended and it can
 	// carry another.
 	Idle func(Conn)
 
 	// Ended or Taken is called, once: when the connection was closed, and whether the
-	// endpoint was first to do so; or when it was given away to become a tunnel.
+	// endpoint was first to do so; or when it was given away to become a tunnel. An idle
+	// connection may end by itself.
 	Ended func(byEndpoint bool)
 	Taken func()
 
-	Received, Sent *metrics.Counter // count its bytes
+	Traffic *stream.Traffic // counts its bytes
 }
 
 // NewOn is [New] on another network, for tests.
-func NewOn(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr, r *metrics.Registry, network Network) (*Clusters, error) {
+func NewOn(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr, r *metrics.Registry, loops []*stream.Loop, network Network) (*Clusters, error) {
 	addresses, failures := resolve(ctx, network, known, names(cfg))
-	all := &Clusters{byName: make(map[string]*Cluster, len(cfg.Clusters)), addresses: addresses}
+	all := &Clusters{byName: make(map[string]*Cluster, len(cfg.Clusters)), addresses: addresses, loops: loops}
 	var errs []error
 	for i := range cfg.Clusters {
 		c := &Cluster{Name: cfg.Clusters[i].Name, metrics: newClusterMetrics(r, cfg.Clusters[i].Name)}
@@ -73,7 +93,7 @@ func NewOn(ctx context.Context, cfg *config.Config, known map[string][]netip.Add
 				errs = append(errs, fmt.Errorf("cluster %q: endpoint %q: %w", c.Name, e.Address, err))
 			}
 			for _, at := range endpoints {
-				c.endpoints = append(c.endpoints, newEndpoint(c, &cfg.Clusters[i], e.Address, at, r, network))
+				c.endpoints = append(c.endpoints, newEndpoint(c, &cfg.Clusters[i], e.Address, at, r, len(loops), network))
 			}
 		}
 		c.metrics.endpoints.Set(int64(len(c.endpoints)))
@@ -96,30 +116,56 @@ func (c *Clusters) Addresses() map[string][]netip.Addr { return c.addresses }
 
 // Close closes every idle connection, and from now on every connection as it
 // becomes idle. Those in use are not touched, and new ones may still be made.
-// It returns when no goroutine of the package is left.
+// It returns when every loop has done so. It may be called by any goroutine but those of
+// the loops. A loop that was stopped before keeps its idle connections open.
 func (c *Clusters) Close() {
+	var closing sync.WaitGroup
+	for i, l := range c.loops {
+		closing.Add(1)
+		if !l.Post(func() { defer closing.Done(); c.closeOn(i) }) {
+			closing.Done()
+		}
+	}
+	closing.Wait()
+}
+
+// closeOn is Close for the connections of one loop, on its goroutine.
+func (c *Clusters) closeOn(loop int) {
 	for _, cluster := range c.byName {
 		for _, e := range cluster.endpoints {
-			e.pool.close()
+			e.pools[loop].close()
 		}
 	}
 }
 
-// Endpoints yields every endpoint once, in the order in which a request should try
-// them. Each call begins one endpoint further than the one before (round robin).
-func (c *Cluster) Endpoints() iter.Seq[*Endpoint] {
-	return func(yield func(*Endpoint) bool) {
-		n := uint64(len(c.endpoints))
-		if n == 0 {
-			return
-		}
-		first := c.next.Add(1) - 1
-		for i := range n {
-			if !yield(c.endpoints[(first%n+i)%n]) {
-				return
-			}
-		}
+// Round returns every endpoint once, in the order in which a request should try
+// them. Each begins one endpoint further than the one before (round robin).
+func (c *Cluster) Round() Round {
+	if len(c.endpoints) == 0 {
+		return Round{}
 	}
+	first := (c.next.Add(1) - 1) % uint64(len(c.endpoints))
+	return Round{endpoints: c.endpoints, at: int(first), left: len(c.endpoints)}
+}
+
+// Round is the order in which one request tries the endpoints of a cluster. The zero value
+// has none.
+type Round struct {
+	endpoints []*Endpoint
+	at, left  int
+}
+
+// Next returns the next endpoint, or nil if there is none that was not returned yet.
+func (r *Round) Next() *Endpoint {
+	if r.left == 0 {
+		return nil
+	}
+	e := r.endpoints[r.at]
+	r.left--
+	if r.at++; r.at == len(r.endpoints) {
+		r.at = 0
+	}
+	return e
 }
 
 // place is where an endpoint is: a TCP address, or the path of a unix socket.

@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"holdfast/internal/config"
 	"holdfast/internal/upstream"
 )
 
@@ -21,27 +20,11 @@ func TestADescriptorThatAConnectionMayNotHaveIsNotUsed(t *testing.T) {
 	}
 	serve(t, l)
 	may := false
-	cs, err := upstream.New(t.Context(), &config.Config{Clusters: []config.Cluster{web(l.Addr().String())}}, nil, nil,
-		func(fd int) bool { return may })
-	if err != nil {
-		t.Fatal(err)
+	e := realClusters(t, nil, func(int) bool { return may }, web(l.Addr().String())).of("web")[0]
+	up, err := e.try((*upstream.Endpoint).Get, 0)
+	if failed, ok := errors.AsType[*upstream.ConnectError](err); !ok || failed.Timeout || !errors.Is(err, unix.EMFILE) {
+		t.Errorf("got %v, %v, want that there is no descriptor", up, err)
 	}
-	t.Cleanup(cs.Close)
-	c, _ := cs.Get("web")
-	for e := range c.Endpoints() {
-		up, err := e.Get(t.Context())
-		if err == nil {
-			up.Close()
-		}
-		if failed, ok := errors.AsType[*upstream.ConnectError](err); !ok || failed.Timeout || !errors.Is(err, unix.EMFILE) {
-			t.Errorf("got %v, want that there is no descriptor", err)
-		}
-		may = true
-		up, err = e.Get(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		roundTrip(t, up)
-		up.Close()
-	}
+	may = true
+	e.roundTrip(false)
 }

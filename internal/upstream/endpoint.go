@@ -1,19 +1,22 @@
 package upstream
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
+	"holdfast/internal/stream"
+	"holdfast/internal/task"
 )
 
-// Conn is a connection to an endpoint that carries one exchange after another.
+// Conn is a connection to an endpoint that carries one exchange after another. It lives on
+// one loop, whose goroutine does all with it.
 type Conn interface {
 	// Exchange begins the next exchange. It fails if the connection is closed.
 	Exchange() (exchange.Upstream, error)
@@ -23,11 +26,10 @@ type Conn interface {
 	Alive() bool
 
 	// Close closes the connection, unless a tunnel took it.
-	Close() error
+	Close()
 }
 
-// Endpoint is one address that takes requests. Its methods may be called by any
-// number of goroutines.
+// Endpoint is one address that takes requests. Its methods may be called on any loop.
 type Endpoint struct {
 	Cluster string         // the name of its cluster
 	Address string         // as configured
@@ -40,11 +42,11 @@ type Endpoint struct {
 	cluster        *Cluster
 	connectTimeout time.Duration
 	network        Network
-	pool           pool
+	pools          []pool // one a loop
 	metrics        endpointMetrics
 }
 
-func newEndpoint(cluster *Cluster, c *config.Cluster, address string, at place, r *metrics.Registry, network Network) *Endpoint {
+func newEndpoint(cluster *Cluster, c *config.Cluster, address string, at place, r *metrics.Registry, loops int, network Network) *Endpoint {
 	name := "unix:" + at.path
 	if at.path == "" {
 		name = at.addr.String()
@@ -59,7 +61,7 @@ func newEndpoint(cluster *Cluster, c *config.Cluster, address string, at place, 
 		cluster:        cluster,
 		connectTimeout: c.ConnectTimeout,
 		network:        network,
-		pool:           pool{idleTimeout: c.IdleTimeout},
+		pools:          newPools(loops, c.IdleTimeout),
 		metrics:        newEndpointMetrics(r, c.Name, address),
 	}
 }
@@ -77,33 +79,66 @@ func (e *ConnectError) Unwrap() error { return e.Err }
 // String names the endpoint for logs: the address in numbers, or the path.
 func (e *Endpoint) String() string { return e.name }
 
-// Get begins an exchange on the connection that became idle last, or on a new one
-// if none is alive. The connection is kept afterwards if it can be. Errors are
-// *[ConnectError], or ctx's cause once ctx is done. ctx bounds the connecting
-// only.
-func (e *Endpoint) Get(ctx context.Context) (exchange.Upstream, error) {
-	for conn := e.pool.take(); conn != nil; conn = e.pool.take() {
+// Attempt is one attempt to connect, which may be given up while it waits. The zero value
+// is ready, and it may be used for one attempt after the other until it was cancelled.
+type Attempt struct {
+	err   error
+	waits Interrupter
+}
+
+// An Interrupter is what waits for a connection: Interrupt has that fail with err. It is
+// a *http1.Conn, or what a test has in its place.
+type Interrupter interface{ Interrupt(err error) }
+
+// Cancel has the attempt that is under way, and every later one, fail with err. It is
+// called on the loop's goroutine, and does not wait.
+func (a *Attempt) Cancel(err error) {
+	if a.err != nil {
+		return
+	}
+	a.err = err
+	if a.waits != nil {
+		a.waits.Interrupt(err)
+	}
+}
+
+// Err returns what the attempt was cancelled with, or nil.
+func (a *Attempt) Err() error { return a.err }
+
+// Wait says what is to be interrupted when the attempt is cancelled, for [Network.Connect];
+// nil: nothing any more.
+func (a *Attempt) Wait(i Interrupter) { a.waits = i }
+
+// Get begins an exchange on the connection of l that became idle last, or on a new one
+// if none is alive, for which it waits. The connection is kept afterwards if it can be.
+// Errors are *[ConnectError], or what a was cancelled with.
+func (e *Endpoint) Get(t *task.Task, l *stream.Loop, a *Attempt) (exchange.Upstream, error) {
+	if a.err != nil {
+		return nil, a.err
+	}
+	p := &e.pools[l.Index]
+	for conn := p.take(); conn != nil; conn = p.take() {
 		if up, err := conn.Exchange(); err == nil {
 			return up, nil
 		}
 		conn.Close()
 	}
-	return e.Fresh(ctx)
+	return e.begin(t, l, a, p)
 }
 
 // Fresh is Get on a new connection always.
-func (e *Endpoint) Fresh(ctx context.Context) (exchange.Upstream, error) {
-	return e.begin(ctx, e.pool.put)
+func (e *Endpoint) Fresh(t *task.Task, l *stream.Loop, a *Attempt) (exchange.Upstream, error) {
+	return e.begin(t, l, a, &e.pools[l.Index])
 }
 
 // Dial is Fresh for upgrades: the connection carries this exchange and is never
 // kept.
-func (e *Endpoint) Dial(ctx context.Context) (exchange.Upstream, error) {
-	return e.begin(ctx, func(c Conn) { c.Close() })
+func (e *Endpoint) Dial(t *task.Task, l *stream.Loop, a *Attempt) (exchange.Upstream, error) {
+	return e.begin(t, l, a, nil)
 }
 
-func (e *Endpoint) begin(ctx context.Context, idle func(Conn)) (exchange.Upstream, error) {
-	conn, err := e.connect(ctx, idle)
+func (e *Endpoint) begin(t *task.Task, l *stream.Loop, a *Attempt, p *pool) (exchange.Upstream, error) {
+	conn, err := e.connect(t, l, a, p)
 	if err != nil {
 		return nil, err
 	}
@@ -115,32 +150,42 @@ func (e *Endpoint) begin(ctx context.Context, idle func(Conn)) (exchange.Upstrea
 	return up, nil
 }
 
-func (e *Endpoint) connect(ctx context.Context, idle func(Conn)) (Conn, error) {
+// connect makes a connection, which is kept in p afterwards; nil: nowhere.
+func (e *Endpoint) connect(t *task.Task, l *stream.Loop, a *Attempt, p *pool) (Conn, error) {
+	if a.err != nil {
+		return nil, a.err
+	}
 	network, address := "tcp", e.name
 	if e.Path != "" {
 		network, address = "unix", e.Path
 	}
-	bounded, cancel := ctx, context.CancelFunc(func() {})
+	var until time.Time
 	if e.connectTimeout > 0 {
-		bounded, cancel = context.WithTimeout(ctx, e.connectTimeout)
+		until = l.Now().Add(e.connectTimeout)
 	}
-	defer cancel()
-	life := &life{e: e, since: time.Now()}
-	conn, err := e.network.Connect(bounded, network, address, Owner{
-		Idle: idle, Ended: life.ended, Taken: life.taken,
-		Received: e.cluster.metrics.received, Sent: e.cluster.metrics.sent,
+	if p != nil {
+		p.loop = l
+	}
+	life := &life{e: e, pool: p, since: time.Now()}
+	conn, err := e.network.Connect(t, l, network, address, until, a, Owner{
+		Idle: life.idle, Ended: life.ended, Taken: life.taken, Traffic: &e.cluster.metrics.traffic,
 	})
-	if err == nil {
-		life.connected()
-		return conn, nil
-	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+	a.Wait(nil)
+	switch {
+	case err == nil:
+		life.connected(conn)
+		if a.err == nil {
+			return conn, nil
+		}
+		conn.Close() // both have come at once
+		return nil, a.err
+	case a.err != nil:
+		return nil, a.err
 	}
 	// The kernel has a limit of its own (ETIMEDOUT, after two minutes by default).
 	timeout := isTimeout(err)
-	if bounded.Err() != nil {
-		timeout, err = true, fmt.Errorf("no answer within %v", e.connectTimeout)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("no answer within %v", e.connectTimeout)
 	}
 	life.failed(timeout)
 	return nil, &ConnectError{Endpoint: e.String(), Timeout: timeout, Err: err}

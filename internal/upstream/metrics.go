@@ -5,6 +5,7 @@ import (
 
 	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
+	"holdfast/internal/stream"
 )
 
 // connectBounds are those of the histogram of connects, in seconds.
@@ -118,11 +119,12 @@ func endpointGauge(what, help string) *metrics.Desc {
 // clusterMetrics is what is counted of one cluster.
 type clusterMetrics struct {
 	connections, connectFailures, connectTimeouts, connectExhausted *metrics.Counter
-	closedByEndpoint, closedByUs, received, sent                    *metrics.Counter
+	closedByEndpoint, closedByUs                                    *metrics.Counter
 	requests, retries, timeouts, resets, cancelled, errors, tunnels *metrics.Counter
 	connectionsActive, requestsActive, endpoints                    *metrics.Gauge
 	connectDuration, connectionDuration, requestDuration            *metrics.Histogram
 	responses                                                       exchange.Classes
+	traffic                                                         stream.Traffic
 }
 
 func newClusterMetrics(r *metrics.Registry, name string) clusterMetrics {
@@ -138,8 +140,7 @@ func newClusterMetrics(r *metrics.Registry, name string) clusterMetrics {
 		connectExhausted:   r.Counter(clusterConnectExhausted, name),
 		connectDuration:    r.Histogram(clusterConnectDuration, name),
 		connectionDuration: r.Histogram(clusterConnectionDuration, name),
-		received:           r.Counter(clusterReceived, name),
-		sent:               r.Counter(clusterSent, name),
+		traffic:            stream.Traffic{Received: r.Counter(clusterReceived, name), Sent: r.Counter(clusterSent, name)},
 		requests:           r.Counter(clusterRequests, name),
 		requestsActive:     r.Gauge(clusterRequestsActive, name),
 		requestDuration:    r.Histogram(clusterRequestDuration, name),
@@ -172,14 +173,18 @@ func newEndpointMetrics(r *metrics.Registry, cluster, address string) endpointMe
 // Exhausted counts a request that found no endpoint to connect to.
 func (c *Cluster) Exhausted() { c.metrics.connectExhausted.Inc() }
 
-// life counts what becomes of an attempt to connect.
+// life is an attempt to connect, and the connection that comes of it: it counts what becomes
+// of them, and takes the connection out of its pool when it ends there.
 type life struct {
 	e     *Endpoint
+	pool  *pool // where the connection is kept; nil: nowhere
+	conn  Conn
 	since time.Time // when the attempt began; once connected, since when
 }
 
 // connected counts the connection. It comes before anybody can end it.
-func (l *life) connected() {
+func (l *life) connected(conn Conn) {
+	l.conn = conn
 	c, began := &l.e.cluster.metrics, l.since
 	l.since = time.Now()
 	c.connectDuration.Observe(int64(l.since.Sub(began)))
@@ -189,8 +194,18 @@ func (l *life) connected() {
 	l.e.metrics.connectionsActive.Add(1)
 }
 
+// idle keeps the connection, which carries nothing, or closes it.
+func (l *life) idle(conn Conn) {
+	if l.pool == nil || !l.pool.keep(conn) {
+		conn.Close()
+	}
+}
+
 // ended counts that the connection was closed, and by whom.
 func (l *life) ended(byEndpoint bool) {
+	if l.pool != nil {
+		l.pool.remove(l.conn)
+	}
 	if byEndpoint {
 		l.e.cluster.metrics.closedByEndpoint.Inc()
 	} else {
@@ -232,48 +247,50 @@ const (
 	Cancelled                   // it ended on the client's side
 )
 
-// Call is a request that an endpoint was given, as it is counted. It is not safe for
-// concurrent use.
+// Call is a request that an endpoint was given, as it is counted: see [Endpoint.Begin]. It
+// may be used again when it has ended.
 type Call struct {
 	e      *Endpoint
+	loop   *stream.Loop
 	began  time.Time
 	failed bool
 }
 
-// Call counts a request as given to the endpoint. [Call.End] must follow.
-func (e *Endpoint) Call() *Call {
-	e.cluster.metrics.requests.Inc()
-	e.cluster.metrics.requestsActive.Add(1)
-	e.metrics.requests.Inc()
-	e.metrics.requestsActive.Add(1)
-	return &Call{e: e, began: time.Now()}
+// Begin counts a request as given to the endpoint, as c. [Call.End] must follow. All is done
+// on the goroutine of l, whose clock it is that counts.
+func (e *Endpoint) Begin(l *stream.Loop, c *Call) {
+	l.Counts.Inc(e.cluster.metrics.requests)
+	l.Counts.Move(e.cluster.metrics.requestsActive, 1)
+	l.Counts.Inc(e.metrics.requests)
+	l.Counts.Move(e.metrics.requestsActive, 1)
+	*c = Call{e: e, loop: l, began: l.Now()}
 }
 
 // Answered counts the head of the final response, or a 101.
 func (c *Call) Answered(status int) {
-	c.e.cluster.metrics.responses.Count(status)
+	c.loop.Counts.Inc(c.e.cluster.metrics.responses.Of(status))
 	c.failed = status >= 500
 }
 
 // End counts the request's end, once.
 func (c *Call) End(o Outcome) {
-	cluster, endpoint := &c.e.cluster.metrics, &c.e.metrics
-	cluster.requestsActive.Add(-1)
-	endpoint.requestsActive.Add(-1)
+	cluster, endpoint, counts := &c.e.cluster.metrics, &c.e.metrics, &c.loop.Counts
+	counts.Move(cluster.requestsActive, -1)
+	counts.Move(endpoint.requestsActive, -1)
 	switch o {
 	case Complete:
-		cluster.requestDuration.Observe(int64(time.Since(c.began)))
+		counts.Observe(cluster.requestDuration, int64(c.loop.Now().Sub(c.began)))
 	case TimedOut:
-		cluster.timeouts.Inc()
+		counts.Inc(cluster.timeouts)
 	case Reset:
-		cluster.resets.Inc()
+		counts.Inc(cluster.resets)
 	case Invalid:
-		cluster.errors.Inc()
+		counts.Inc(cluster.errors)
 	case Cancelled:
-		cluster.cancelled.Inc()
+		counts.Inc(cluster.cancelled)
 	}
 	if c.failed || o == TimedOut || o == Reset || o == Invalid {
-		endpoint.errors.Inc()
+		counts.Inc(endpoint.errors)
 	}
 }
 

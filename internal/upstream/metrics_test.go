@@ -1,7 +1,6 @@
 package upstream_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -14,20 +13,22 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/metrics"
+	"holdfast/internal/stream/streamtest"
+	"holdfast/internal/task"
 	"holdfast/internal/upstream"
 )
 
 // counted builds the only cluster over a registry of its own.
-func counted(t *testing.T, n *fakeNetwork, c config.Cluster) (*upstream.Clusters, []*upstream.Endpoint, *metrics.Registry) {
+func counted(t *testing.T, n *fakeNetwork, c config.Cluster) ([]*endpoint, *metrics.Registry) {
 	t.Helper()
 	r := metrics.NewRegistry()
-	cs, err := upstream.NewOn(t.Context(), &config.Config{Clusters: []config.Cluster{c}}, nil, r, n.network())
+	loops := loopsFor(t, 1)
+	cs, err := upstream.NewOn(t.Context(), &config.Config{Clusters: []config.Cluster{c}}, nil, r, loops, n.network())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(cs.Close)
-	cluster, _ := cs.Get(c.Name)
-	return cs, slices.Collect(cluster.Endpoints()), r
+	return (&world{t, loops, cs}).of(c.Name), r
 }
 
 // wantFigures compares every value that is not 0, of histograms the number of values,
@@ -56,8 +57,8 @@ func wantFigures(t *testing.T, r *metrics.Registry, want ...string) {
 func TestConnectionsAreCountedUntilTheyEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		_, endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
-		busy, idle := begin(t, endpoints[0]), begin(t, endpoints[0])
+		endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
+		busy, idle := endpoints[0].get(), endpoints[0].get()
 		idle.Close()
 		total := []string{
 			"cluster_endpoints{web} 1",
@@ -70,7 +71,7 @@ func TestConnectionsAreCountedUntilTheyEnd(t *testing.T) {
 		wantFigures(t, r, append([]string{
 			"cluster_connections_active{web} 1", "endpoint_connections_active{web,10.0.0.1:80} 1", "cluster_connection_duration_seconds{web} 1",
 			"cluster_connections_closed_total{web,holdfast} 1"}, total...)...)
-		busy.conn.Close()
+		busy.closeConn()
 		wantFigures(t, r, append([]string{"cluster_connection_duration_seconds{web} 2", "cluster_connections_closed_total{web,holdfast} 2"}, total...)...)
 	})
 }
@@ -79,17 +80,17 @@ func TestConnectionsAreCountedUntilTheyEnd(t *testing.T) {
 // tunnel.
 func TestConnectionsAreCountedByWhoHasEndedThem(t *testing.T) {
 	t.Parallel()
-	_, endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
+	endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
 	e := endpoints[0]
-	busy, kept, tunnel, failed := begin(t, e), begin(t, e), begin(t, e), begin(t, e)
+	busy, kept, tunnel, failed := e.get(), e.get(), e.get(), e.get()
 	kept.Close()
 	kept.conn.dead.Store(true)
-	begin(t, e) // finds it dead
-	busy.conn.Close()
-	tunnel.conn.owner.Taken()
+	e.get() // finds it dead
+	busy.closeConn()
+	streamtest.Do(tunnel.loop, tunnel.conn.owner.Taken)
 	e.TunnelOpened()
 	e.Tunnels.Count(1)
-	failed.conn.owner.Taken()
+	streamtest.Do(failed.loop, failed.conn.owner.Taken)
 	e.TunnelFailed()
 	wantFigures(t, r,
 		"cluster_endpoints{web} 1",
@@ -110,24 +111,28 @@ func TestConnectionsAreCountedByWhoHasEndedThem(t *testing.T) {
 func TestFailuresToConnectAreCounted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		n := &fakeNetwork{fail: func(ctx context.Context, address string) error {
+		n := &fakeNetwork{fail: func(p *pending, address string) error {
 			if address == "10.0.0.1:80" {
 				return errors.New("connection refused")
 			}
-			<-ctx.Done()
-			return ctx.Err()
+			return p.never()
 		}}
-		_, endpoints, r := counted(t, n, web("10.0.0.1:80", "10.0.0.2:80"))
+		endpoints, r := counted(t, n, web("10.0.0.1:80", "10.0.0.2:80"))
 		for _, e := range endpoints {
-			if _, err := e.Get(t.Context()); err == nil {
+			if _, err := e.try((*upstream.Endpoint).Get, 0); err == nil {
 				t.Errorf("%s was connected to", e)
 			}
 		}
 		// A client that leaves meanwhile is no failure of the endpoint.
-		gone, leave := context.WithCancel(t.Context())
-		time.AfterFunc(time.Second, leave)
-		if _, err := endpoints[1].Get(gone); err == nil {
-			t.Error("a client that has gone was served")
+		e, gone := endpoints[1], errors.New("gone")
+		l := e.loops[0]
+		var a upstream.Attempt
+		var err error
+		ended := streamtest.Begin(l, func(t *task.Task) { _, err = e.Get(t, l, &a) })
+		time.Sleep(time.Second)
+		streamtest.Do(l, func() { a.Cancel(gone) })
+		if <-ended; err != gone {
+			t.Errorf("a client that has gone was served: %v", err)
 		}
 		wantFigures(t, r,
 			"cluster_endpoints{web} 2",
@@ -142,7 +147,7 @@ func TestFailuresToConnectAreCounted(t *testing.T) {
 func TestAllAddressesOfANameAreOneEndpointInFigures(t *testing.T) {
 	t.Parallel()
 	n := &fakeNetwork{names: map[string][]netip.Addr{"app.internal": {netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("10.0.0.8")}}}
-	_, endpoints, r := counted(t, n, web("app.internal:80"))
+	endpoints, r := counted(t, n, web("app.internal:80"))
 	for _, e := range endpoints {
 		e.TunnelOpened()
 		e.Tunnels.Count(1)
@@ -159,7 +164,7 @@ func TestAllAddressesOfANameAreOneEndpointInFigures(t *testing.T) {
 // So a tunnel that outlives its endpoint is counted where it was before.
 func TestTheTunnelsOfAFormerEndpointAreCountedByItsName(t *testing.T) {
 	t.Parallel()
-	_, endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
+	endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
 	same, former := upstream.NewTunnelMetrics(r, "web", "10.0.0.1:80"), upstream.NewTunnelMetrics(r, "web", "10.0.0.9:80")
 	other := upstream.NewTunnelMetrics(r, "chat", "10.0.0.9:80")
 	for i, m := range []upstream.TunnelMetrics{endpoints[0].Tunnels, same, former, other} {
@@ -209,14 +214,18 @@ func TestACallIsCountedByItsOutcome(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
+			endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
 			total := []string{"cluster_endpoints{web} 1", "cluster_requests_total{web} 1", "endpoint_requests_total{web,10.0.0.1:80} 1"}
-			call := endpoints[0].Call()
+			var call upstream.Call
+			l := streamtest.NewVirtual(t)
+			streamtest.Do(l, func() { endpoints[0].Begin(l, &call) })
 			wantFigures(t, r, append([]string{"cluster_requests_active{web} 1", "endpoint_requests_active{web,10.0.0.1:80} 1"}, total...)...)
-			if tt.status != 0 {
-				call.Answered(tt.status)
-			}
-			call.End(tt.outcome)
+			streamtest.Do(l, func() {
+				if tt.status != 0 {
+					call.Answered(tt.status)
+				}
+				call.End(tt.outcome)
+			})
 			wantFigures(t, r, append(tt.want, total...)...)
 		})
 	}
@@ -231,20 +240,10 @@ func TestAnEndpointsRealConnectionsAndBytesAreCounted(t *testing.T) {
 	}
 	serve(t, l)
 	r := metrics.NewRegistry()
-	cs, err := upstream.New(t.Context(), &config.Config{Clusters: []config.Cluster{web(l.Addr().String())}}, nil, r, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cluster, _ := cs.Get("web")
-	e := slices.Collect(cluster.Endpoints())[0]
-	for range 2 {
-		up, err := e.Get(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		roundTrip(t, up)
-		up.Close()
-	}
+	w := realClusters(t, r, nil, web(l.Addr().String()))
+	e := w.of("web")[0]
+	e.roundTrip(false)
+	e.roundTrip(true)
 	total := []string{
 		"cluster_endpoints{web} 1",
 		"cluster_connections_total{web} 1",
@@ -254,6 +253,6 @@ func TestAnEndpointsRealConnectionsAndBytesAreCounted(t *testing.T) {
 		fmt.Sprint("cluster_sent_bytes_total{web} ", 2*len("GET / HTTP/1.1\r\nHost: x\r\n\r\n")),
 	}
 	wantFigures(t, r, append([]string{"cluster_connections_active{web} 1", "endpoint_connections_active{web," + e.Address + "} 1"}, total...)...)
-	cs.Close()
+	w.Close()
 	wantFigures(t, r, append([]string{"cluster_connection_duration_seconds{web} 1", "cluster_connections_closed_total{web,holdfast} 1"}, total...)...)
 }

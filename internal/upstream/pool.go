@@ -1,27 +1,32 @@
 package upstream
 
 import (
-	"sync"
+	"slices"
 	"time"
+
+	"holdfast/internal/poller"
+	"holdfast/internal/stream"
 )
 
-// maxIdle is how many idle connections an endpoint keeps. More only lie in wait
-// after a burst.
-const maxIdle = 128
+// maxIdle is how many idle connections an endpoint keeps, on all loops together. Each costs a
+// descriptor and a few hundred bytes; one that is made anew costs more than a request. What a
+// burst has left goes after the cluster's idle timeout.
+const maxIdle = 1024
 
-// pool holds an endpoint's idle connections. The one that became idle last is
-// taken first, so that those which are not needed grow old and are closed.
+// pool holds an endpoint's idle connections of one loop. The one that became idle last is
+// taken first, so that those which are not needed grow old and are closed. Only the loop's
+// goroutine uses it.
 //
-// No goroutine waits beside them: one timer runs while there are any, and what an
-// upstream has closed in the meantime shows when it is taken.
+// One deadline is set while there are any. A connection that its upstream closes meanwhile
+// ends by itself, and is removed.
 type pool struct {
+	loop        *stream.Loop  // known once a connection was made on it
 	idleTimeout time.Duration // 0: never
+	most        int
 
-	mu      sync.Mutex
 	idle    []idleConn // oldest first
 	closed  bool
-	sweeper *time.Timer    // runs out when the oldest may have; nil while none is due
-	sweeps  sync.WaitGroup // sweepers that have yet to run out or to be stopped
+	sweeper poller.Deadline // comes when the oldest connection may have expired
 }
 
 type idleConn struct {
@@ -29,104 +34,83 @@ type idleConn struct {
 	since time.Time
 }
 
+// newPools returns one for each of n loops, which share out what an endpoint may keep.
+func newPools(n int, idleTimeout time.Duration) []pool {
+	pools := make([]pool, n)
+	for i := range pools {
+		pools[i].idleTimeout = idleTimeout
+		pools[i].most = (maxIdle + n - 1) / n
+	}
+	return pools
+}
+
 // take returns a connection that is alive, or nil. It closes those it finds dead.
 func (p *pool) take() Conn {
 	for {
-		c, ok := p.pop()
-		if !ok {
+		last := len(p.idle) - 1
+		if last < 0 {
 			return nil
 		}
+		c := p.idle[last].Conn
+		p.idle[last] = idleConn{}
+		p.idle = p.idle[:last]
 		if c.Alive() {
-			return c.Conn
+			return c
 		}
 		c.Close()
 	}
 }
 
-func (p *pool) pop() (c idleConn, ok bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	last := len(p.idle) - 1
-	if last < 0 {
-		return idleConn{}, false
-	}
-	c = p.idle[last]
-	p.idle[last] = idleConn{}
-	p.idle = p.idle[:last]
-	return c, true
-}
-
-func (p *pool) expired(c idleConn) bool {
-	return p.idleTimeout > 0 && time.Since(c.since) >= p.idleTimeout
-}
-
-// put keeps a connection that has become idle, or closes it.
-func (p *pool) put(conn Conn) {
-	if !p.keep(conn) {
-		conn.Close()
-	}
-}
-
+// keep takes a connection that has become idle, if there is room.
 func (p *pool) keep(conn Conn) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed || len(p.idle) >= maxIdle {
+	if p.closed || len(p.idle) >= p.most {
 		return false
 	}
-	p.idle = append(p.idle, idleConn{conn, time.Now()})
-	p.scheduleLocked()
+	p.idle = append(p.idle, idleConn{conn, p.loop.Now()})
+	if len(p.idle) == 1 {
+		p.schedule()
+	}
 	return true
 }
 
-// scheduleLocked starts the sweeper for the oldest connection, if none runs.
-func (p *pool) scheduleLocked() {
-	if p.idleTimeout <= 0 || p.sweeper != nil || len(p.idle) == 0 {
-		return
+// remove forgets a connection that has ended, if it is idle.
+func (p *pool) remove(conn Conn) {
+	for i := range p.idle {
+		if p.idle[i].Conn == conn {
+			p.idle = slices.Delete(p.idle, i, i+1)
+			return
+		}
 	}
-	p.sweeps.Add(1)
-	p.sweeper = time.AfterFunc(time.Until(p.idle[0].since.Add(p.idleTimeout)), p.sweep)
 }
 
-// sweep closes what has been idle for too long.
-func (p *pool) sweep() {
-	defer p.sweeps.Done()
-	for _, c := range p.takeExpired() {
+// schedule has the oldest connection looked at when it may have expired. If that is taken
+// meanwhile, the look is too early for the next one, and harms nobody.
+func (p *pool) schedule() {
+	if p.idleTimeout > 0 && len(p.idle) > 0 {
+		p.loop.SetDeadline(&p.sweeper, p, p.idle[0].since.Add(p.idleTimeout))
+	}
+}
+
+// Expire implements [poller.Expirer]: it closes what has been idle for too long.
+func (p *pool) Expire(*poller.Deadline) {
+	now := p.loop.Now()
+	for len(p.idle) > 0 && now.Sub(p.idle[0].since) >= p.idleTimeout {
+		c := p.idle[0].Conn
+		p.idle = slices.Delete(p.idle, 0, 1)
 		c.Close()
 	}
+	p.schedule()
 }
 
-func (p *pool) takeExpired() []idleConn {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n := 0
-	for n < len(p.idle) && p.expired(p.idle[n]) {
-		n++
-	}
-	expired := append([]idleConn(nil), p.idle[:n]...)
-	rest := copy(p.idle, p.idle[n:])
-	clear(p.idle[rest:])
-	p.idle = p.idle[:rest]
-	p.sweeper = nil
-	if !p.closed {
-		p.scheduleLocked()
-	}
-	return expired
-}
-
-// close closes what is idle, and makes put close what becomes idle later. It
-// returns when no sweep runs any more.
+// close closes what is idle, and has keep refuse what becomes idle later.
 func (p *pool) close() {
-	p.mu.Lock()
 	p.closed = true
 	idle := p.idle
 	p.idle = nil
-	if p.sweeper != nil && p.sweeper.Stop() {
-		p.sweeper = nil
-		p.sweeps.Done()
-	}
-	p.mu.Unlock()
 	for _, c := range idle {
 		c.Close()
 	}
-	p.sweeps.Wait()
+	if p.loop != nil {
+		p.loop.Forget(&p.sweeper)
+	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // TestDrainByClass reloads once under everything that a generation can hold: each
-// kind of connection has a rule of its own.
+// kind of connection has a rule of its own. Of two listeners one is gone then.
 func TestDrainByClass(t *testing.T) {
 	t.Parallel()
 	const grace = 3 * time.Second
@@ -32,24 +32,39 @@ match = { path = "/own" }
 redirect = { path = "/" }
 `+defaultRoutes+defaultClusters, "{up}", up.addr)
 	config = strings.ReplaceAll(config, "{cluster}", "backend")
-	i := serve(t, config)
+	const leaving = "[[listeners]]\nname = \"leaving\"\naddress = \"127.0.0.1:0\"\n"
+	i := serve(t, config+leaving)
 	s := &stage{T: t, service: i, addresses: i.addresses(), host: "a.test", up: up}
 
 	tunnel, far, _ := s.tunnel("/ws")
 	wantTunnel(tunnel, far)
 
-	inFlight := s.dial()
-	inFlight.send(s.get("/slow"))
-	slow := up.accept(t)
-	slow.head()
+	// Of each kind there are two: one that can go on, and one whose listener goes away.
+	var slow, upload [2]*wire
+	var inFlight, uploading, idle, late, mute [2]*wire
+	for n, listener := range []string{"public", "leaving"} {
+		inFlight[n] = s.dialTo(listener)
+		inFlight[n].send(s.get("/slow"))
+		slow[n] = up.accept(t)
+		slow[n].head()
 
-	uploading := s.dial()
-	uploading.send(s.request("POST /upload HTTP/1.1", "Content-Length: 8"), "half")
-	upload := up.accept(t)
-	upload.head()
-	upload.wantBytes("half")
+		uploading[n] = s.dialTo(listener)
+		uploading[n].send(s.request("POST /upload HTTP/1.1", "Content-Length: 8"), "half")
+		upload[n] = up.accept(t)
+		upload[n].head()
+		upload[n].wantBytes("half")
 
-	events := s.dial()
+		idle[n], late[n], mute[n] = s.dialTo(listener), s.dialTo(listener), s.dialTo(listener) // mute has never sent a byte
+		for _, client := range []*wire{idle[n], late[n]} {
+			client.send(s.get("/own"))
+			if r := client.reply("GET"); r.StatusCode != 301 || r.Close {
+				t.Fatalf("got %d, the last one: %v", r.StatusCode, r.Close)
+			}
+		}
+	}
+	const goes, ends = 0, 1
+
+	events := s.dialTo("leaving")
 	events.send(s.get("/events"))
 	source := up.accept(t)
 	source.head()
@@ -58,26 +73,19 @@ redirect = { path = "/" }
 	stream := httputil.NewChunkedReader(events.r)
 	wantRead(t, stream, "data: 1\n\n")
 
-	idle, late, mute := s.dial(), s.dial(), s.dial() // mute has never sent a byte
-	for _, client := range []*wire{idle, late} {
-		client.send(s.get("/own"))
-		if r := client.reply("GET"); r.StatusCode != 301 || r.Close {
-			t.Fatalf("got %d, the last one: %v", r.StatusCode, r.Close)
-		}
-	}
 	i.wait("all connections", func(st *status) bool {
-		return st.Generations[0].Connections == 6 && st.Generations[0].Requests == 3 && st.Generations[0].Tunnels == 1
+		return st.Generations[0].Connections == 11 && st.Generations[0].Requests == 5 && st.Generations[0].Tunnels == 1
 	})
 
 	began := time.Now()
-	i.reload(config + "# changed\n")
+	i.reload(strings.Replace(config, "redirect = { path = \"/\" }", "redirect = { path = \"/changed\" }", 1))
 
 	t.Run("a request on an idle connection is answered as its last one", func(t *testing.T) {
-		late.send(s.get("/late"))
+		late[ends].send(s.get("/late"))
 		server := up.accept(t)
 		server.wantStart("GET /late HTTP/1.1")
 		server.send(answer(200, "late"))
-		late.wantLast(200, "late")
+		late[ends].wantLast(200, "late")
 	})
 	t.Run("a new connection is served by the new generation", func(t *testing.T) {
 		client := s.dial()
@@ -88,20 +96,40 @@ redirect = { path = "/" }
 		client.want(200, "new")
 	})
 	t.Run("an idle connection is closed after idle_grace, and not before", func(t *testing.T) {
-		idle.wantEOF()
-		wantAtLeast(t, began, grace)
-		mute.wantEOF()
-		wantAtLeast(t, began, grace)
+		for _, client := range []*wire{idle[ends], mute[ends]} {
+			client.wantEOF()
+			wantAtLeast(t, began, grace)
+		}
 	})
-	t.Run("a request in flight is answered as its last one", func(t *testing.T) {
-		slow.send(answer(200, "slow"))
-		inFlight.wantLast(200, "slow")
+	wantChanged := func(t *testing.T, client *wire) {
+		t.Helper()
+		client.send(s.get("/own"))
+		if r := client.reply("GET"); r.StatusCode != 301 || r.Close || !strings.HasSuffix(r.Header.Get("Location"), "/changed") {
+			t.Errorf("got %d to %q, the last one: %v", r.StatusCode, r.Header.Get("Location"), r.Close)
+		}
+	}
+	t.Run("an idle connection of a listener that stays goes on in the new generation", func(t *testing.T) {
+		for _, client := range []*wire{idle[goes], late[goes], mute[goes]} {
+			wantChanged(t, client)
+		}
 	})
-	t.Run("an upload goes on and is answered as its last one", func(t *testing.T) {
-		uploading.send("rest")
-		upload.wantBytes("rest")
-		upload.send(answer(200, "uploaded"))
-		uploading.wantLast(200, "uploaded")
+	t.Run("a request in flight is answered", func(t *testing.T) {
+		for _, server := range slow {
+			server.send(answer(200, "slow"))
+		}
+		inFlight[ends].wantLast(200, "slow")
+		inFlight[goes].want(200, "slow")
+		wantChanged(t, inFlight[goes])
+	})
+	t.Run("an upload goes on and is answered", func(t *testing.T) {
+		for n, server := range upload {
+			uploading[n].send("rest")
+			server.wantBytes("rest")
+			server.send(answer(200, "uploaded"))
+		}
+		uploading[ends].wantLast(200, "uploaded")
+		uploading[goes].want(200, "uploaded")
+		wantChanged(t, uploading[goes])
 	})
 	t.Run("an event stream runs on", func(t *testing.T) {
 		for n := range 3 {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A reload that cannot work changes nothing, and says why.
@@ -148,10 +149,15 @@ func (i *instance) on(t *testing.T) *instance {
 	return &c
 }
 
-// wantEnd waits for the supervisor to end by itself.
+// wantEnd waits for the supervisor to end by itself, before it has a generation.
 func (i *instance) wantEnd(code int, says string) {
 	i.t.Helper()
 	i.awaitEnd()
+	select {
+	case <-i.said: // what it has written may still be on its way
+	case <-time.After(patience):
+		i.t.Error("somebody has survived the supervisor")
+	}
 	if got := i.cmd.ProcessState.ExitCode(); got != code || !strings.Contains(i.log.String(), says) {
 		i.t.Errorf("exit code %d, want %d; it said, and %q must be in it:\n%s", got, code, says, i.log.String())
 	}

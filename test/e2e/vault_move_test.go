@@ -97,8 +97,7 @@ proxy = %q
 
 // A tunnel that is moved by a reload goes on to the byte, and nothing that was said of it
 // changes. What it leaves behind has nothing to do any more, and ends.
-func TestAReloadMovesTunnels(t *testing.T) {
-	t.Parallel()
+func TestAReloadMovesTunnels(t *testing.T) { // not parallel: see sailing
 	s, voyages := sailing(t, noProbation+"[tunnels]\non_reload = \"move\"\n")
 	i := s.service
 	before := i.status().Generations[0]
@@ -116,11 +115,9 @@ func TestAReloadMovesTunnels(t *testing.T) {
 }
 
 // What a reload does to tunnels whose route is gone is for the configuration to say.
-func TestTunnelsWhoseRouteIsGone(t *testing.T) {
-	t.Parallel()
+func TestTunnelsWhoseRouteIsGone(t *testing.T) { // not parallel: see sailing
 	for _, then := range []string{"keep", "close"} {
 		t.Run(then, func(t *testing.T) {
-			t.Parallel()
 			more := noProbation + "[drain]\nclose_spread = \"0s\"\n[tunnels]\non_reload = \"move\"\non_route_removed = \"" + then + "\"\n"
 			s, voyages := sailing(t, more)
 			i := s.service

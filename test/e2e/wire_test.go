@@ -32,9 +32,10 @@ func newWire(t *testing.T, conn net.Conn) *wire {
 	return &wire{t: t, conn: conn, r: bufio.NewReader(conn)}
 }
 
-// send sends everything in one write.
+// send sends everything in one write. What is wanted afterwards has patience from now on.
 func (w *wire) send(parts ...string) {
 	w.t.Helper()
+	w.conn.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(w.conn, strings.Join(parts, "")); err != nil {
 		w.t.Fatalf("send: %v", err)
 	}

@@ -116,8 +116,8 @@ Prometheus:
     curl --unix-socket /run/holdfast/admin.sock http://localhost/metrics
 
 Each generation counts in a memory file that the supervisor has made and reads. So what it had counted is not lost when one crashes, and **no counter ever
-decreases**: what ended generations have counted stays in the sums. Bytes that tunnels have relayed in the last milliseconds before a death may be missing in
-the sums; the tunnels' records in the access log have them.
+decreases**: what ended generations have counted stays in the sums. What happened in the last milliseconds before a death may be missing in
+the sums, but requests and responses of listeners never are; bytes of tunnels are in their records in the access log.
 
 That holds over upgrades of the supervisor and when it is killed, too. It counts in a memory file itself, and what ended generations have counted, and
 the living ones by the last scrape, is in another one. The generations hold both, and so does systemd's descriptor store, so a successor goes on
