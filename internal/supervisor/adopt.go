@@ -394,11 +394,11 @@ func (s *Supervisor) takeIn(v *visitor) *generation {
 		g.release, v.release = v.release, nil
 	}
 	g.cutOff = nil // where it only had no channel
-	g.movesTo = 0
+	g.movesTo, g.givesTo = 0, 0
 	g.movesAll = g.movesAll || v.report.MovesAll
 	g.started, g.served, g.silent = v.report.Started, servedSince(v.report.Served), false
 	g.mu.Lock()
-	g.version, g.vaultVersion = v.version, v.report.Vault
+	g.version, g.vaultVersion, g.passageVersion = v.version, v.report.Vault, v.report.Passage
 	g.mu.Unlock()
 	if !known {
 		g.state = draining // it is placed in a moment

@@ -75,6 +75,10 @@ func fakeProxy(command string) int {
 		hello.Core, hello.CoreMin = 99, 90
 	case "keeps tunnels":
 		hello.Vault = control.VaultVersion
+	case "gives connections":
+		hello.Passage = control.PassageVersion
+	case "gives connections in its own way":
+		hello.Passage = control.PassageVersion + 1
 	case "escapes":
 		hello.Version = "1.0\x1b[2J"
 	}
@@ -124,6 +128,7 @@ func fakeGeneration(conn *control.Conn) int {
 	}
 	own := newBelongings(&b)
 	keeper := &fakeKeeper{b: &b, note: note}
+	giver := &fakeGiver{b: &b, note: note}
 	for {
 		m, fds, err := conn.Receive()
 		if err != nil {
@@ -132,7 +137,7 @@ func fakeGeneration(conn *control.Conn) int {
 			}
 			continue
 		}
-		if own.take(conn, m, &fds) || keeper.take(conn, m, fds) {
+		if own.take(conn, m, &fds) || keeper.take(conn, m, fds) || giver.take(conn, m, fds) {
 			continue
 		}
 		answer := func() {

@@ -56,10 +56,13 @@ type generation struct {
 	silent      bool      // did not answer the last question
 	movesTo     int       // the generation for which it was told to move tunnels last
 	movesAll    bool      // the operator wants all of them to go
+	givesTo     int       // the generation to which it was given a passage; 0: none
 	bequests    int       // times in a row that the tunnels that it resumes were left by one that had died soon
 	deaths      int       // of those, how many nobody had killed
 	lastSeen    control.Status
 	movedBefore int64 // tunnels that went elsewhere before this supervisor knew it
+
+	passageFailures int // in a row, to the same generation
 
 	counts *metrics.File // that it counts in, which belongs to the totals; nil: not known
 
@@ -69,7 +72,8 @@ type generation struct {
 	version string
 	lastID  uint64
 
-	vaultVersion int // as it says; 0: it knows no vault
+	vaultVersion   int // as it says; 0: it knows no vault
+	passageVersion int // the same of passages
 
 	waiting map[uint64]chan answer
 
@@ -156,7 +160,7 @@ func (g *generation) take(m *control.Message, fds []int) error {
 			return fmt.Errorf("%w: a hello without a version that can be shown", control.ErrProtocol)
 		}
 		g.mu.Lock()
-		g.version, g.vaultVersion = m.Hello.Version, m.Hello.Vault
+		g.version, g.vaultVersion, g.passageVersion = m.Hello.Version, m.Hello.Vault, m.Hello.Passage
 		g.mu.Unlock()
 		offer(g.hello, m.Hello)
 	case control.TypeReady:

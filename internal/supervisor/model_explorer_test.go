@@ -24,6 +24,7 @@ type scenario struct {
 	name       string
 	commands   []string // done in this order, each at any moment after the one before
 	tunnels    []string // generations whose tunnels never end
+	clients    bool     // each generation that serves gets one, which stays and sends nothing
 	supervised bool     // there is a service manager
 	depth      int      // how much goes wrong on one path
 }

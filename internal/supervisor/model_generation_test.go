@@ -42,6 +42,7 @@ type simGeneration struct {
 	accepts   map[string]int
 	kept      map[string]int
 	hold      time.Time // do not end before
+	passing             // the part that has clients
 	served    time.Time
 	counts    int // the memory file; -1: none
 	questions uint64
@@ -175,10 +176,15 @@ func (g *simGeneration) do(l *link, m *control.Message, fds []int, from sending)
 	case control.TypeKeep:
 		g.replace(g.kept, m.Keys, fds)
 		fds = nil
+	case control.TypeTake, control.TypeGive:
+		if err = g.connect(m.Type, fds[0]); err == nil {
+			fds = nil
+		}
 	case control.TypeServe:
 		err = g.serve()
 	case control.TypeDrain:
 		g.drain(m.Within)
+		g.keepClients(m.Passage)
 	case control.TypeStop:
 		g.stop()
 	case control.TypeAdopt:
@@ -209,6 +215,9 @@ func (g *simGeneration) serve() error {
 				g.accepts[key] = fd
 				delete(g.sockets, key)
 			}
+		}
+		if g.phase == simStandby {
+			g.accept()
 		}
 		g.phase, g.served = simServing, time.Now()
 	}
@@ -264,6 +273,7 @@ func (g *simGeneration) report() *control.Report {
 	phases := map[simPhase]control.Phase{simServing: control.PhaseServing, simDraining: control.PhaseDraining, simStopping: control.PhaseStopping}
 	return &control.Report{
 		Generation: g.bundle.Generation, Epoch: g.fence.Epoch(), Phase: phases[g.phase], Started: g.w.began, Served: g.served,
+		Passage: g.w.passageVersion(),
 	}
 }
 
@@ -317,7 +327,7 @@ func (g *simGeneration) find(p *simSupervisor) {
 	l := g.w.connect(p, g, id)
 	hello := &control.Hello{
 		Core: control.Core, CoreMin: control.CoreMin, Version: "model", PID: g.pid,
-		Generation: g.bundle.Generation, Epoch: g.fence.Epoch(),
+		Generation: g.bundle.Generation, Epoch: g.fence.Epoch(), Passage: g.w.passageVersion(),
 	}
 	go p.s.arrive(l, hello)
 }
@@ -363,7 +373,7 @@ func (g *simGeneration) mayEnd() bool {
 	case g.dead:
 		return false
 	case g.phase == simDraining:
-		return !now.Before(g.hold) && !slices.Contains(g.w.scenario.tunnels, g.name) && (g.lost.IsZero() || now.Sub(g.lost) >= time.Minute)
+		return !now.Before(g.hold) && !g.waitsWithClients(now) && !slices.Contains(g.w.scenario.tunnels, g.name) && (g.lost.IsZero() || now.Sub(g.lost) >= time.Minute)
 	}
 	return g.phase == simStopping
 }
@@ -391,6 +401,7 @@ func (g *simGeneration) die(how string) {
 	if g.counts >= 0 {
 		control.CloseAll([]int{g.counts})
 	}
+	g.dropClients(how != "exit status 0" || g.phase == simStopping)
 	for _, l := range g.links {
 		l.closeG()
 	}

@@ -192,6 +192,7 @@ func (w *simWorld) check(last string, again bool) {
 	}
 	if !again {
 		w.checkSockets(views, p)
+		w.checkClients()
 	}
 }
 
@@ -311,6 +312,7 @@ func (w *simWorld) checkEnd() {
 			w.fail("6: %d supervisors live: %v", len(alive), alive)
 		}
 		w.checkServing(p, views)
+		w.checkPassed()
 		w.checkCounters(p)
 		if shown := w.facts.shown[fakeQuestions.Name]; shown != float64(w.facts.questions) && !w.facts.lossy {
 			w.fail("7: %v questions are shown, and there were %d", shown, w.facts.questions)

@@ -20,6 +20,10 @@ var scenarios = []*scenario{
 	{name: "upgrade while one drains", commands: []string{"reload B", "upgrade"}, tunnels: []string{"g1"}, depth: 1},
 	{name: "reload after upgrade", commands: []string{"upgrade", "reload B"}},
 	{name: "two upgrades", commands: []string{"upgrade", "upgrade"}},
+	{name: "reload with a client", commands: []string{"reload B"}, clients: true, depth: 1},
+	{name: "two reloads with clients", commands: []string{"reload B", "reload A"}, clients: true},
+	{name: "two reloads with clients that stay", commands: []string{"reload B", "reload A"}, clients: true, tunnels: []string{"g1", "g2"}},
+	{name: "reload and upgrade with clients", commands: []string{"reload B", "upgrade"}, clients: true},
 	{name: "reload and stop", commands: []string{"reload B", "stop"}},
 	{name: "upgrade and stop", commands: []string{"upgrade", "stop"}, depth: 1},
 }

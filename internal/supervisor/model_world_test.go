@@ -45,6 +45,7 @@ type simWorld struct {
 	pending     []*pending // in the order in which it is sent
 	commands    []string   // of the scenario that are still to come
 	saved       *runtimedir.State
+	clients     []*simClient
 	over        bool // the run has ended: nothing works any more
 	telling     bool
 	story       []string // what happened, if it is to be told
@@ -234,10 +235,14 @@ func (t *travelling) close() {
 	}
 }
 
-// sweep finds the ends of channels that are closed by now. Called with mu held.
+// sweep finds the ends of channels that are closed by now, and clients that are in a
+// passage. Called with mu held.
 func (w *simWorld) sweep() {
 	for _, l := range w.travellers {
 		l.settle()
+	}
+	for _, g := range w.generations {
+		g.takeClients()
 	}
 }
 
@@ -439,6 +444,9 @@ func (w *simWorld) finish() {
 	for _, l := range w.travellers {
 		l.endS.close()
 		l.endG.close()
+	}
+	for _, c := range w.clients {
+		c.end.close()
 	}
 	w.giveUp(func(*pending) bool { return true })
 	for _, p := range w.alive() {

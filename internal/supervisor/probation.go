@@ -45,8 +45,10 @@ func (s *Supervisor) beginProbation() *probation {
 	length := g.release.config.Reload.Probation
 	p := &probation{generation: g, fallback: s.passed, until: time.Now().Add(length), over: make(chan struct{})}
 	s.probation = p
-	if p.fallback != nil && p.fallback.state == draining {
-		s.workers.Go(func() { _ = s.drain(p.fallback, nil) }) // logs what goes wrong
+	for _, o := range s.living {
+		if o.state == draining && (o == p.fallback || o.hasPassage()) { // it has more time
+			s.workers.Go(func() { _ = s.drain(o, nil) }) // logs what goes wrong
+		}
 	}
 	s.workers.Go(func() {
 		select {
@@ -75,6 +77,7 @@ func (s *Supervisor) beginProbation() *probation {
 func (s *Supervisor) pass(g *generation) {
 	s.passed = g
 	s.pin(g.release)
+	s.retarget()
 }
 
 // endProbation tells everybody who waits. Called in the loop.

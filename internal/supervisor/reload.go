@@ -314,12 +314,12 @@ func (s *Supervisor) install(p *plan, restored bool) {
 
 // drain tells g to stop accepting and to empty the queues of the removed
 // listeners, of which it then has the last copies. One that drains already learns
-// how long it must stay at hand. What goes wrong is logged too.
+// how long it must stay at hand, and wait for a passage. What goes wrong is logged too.
 func (s *Supervisor) drain(g *generation, removed []string) error {
 	m := control.Message{Type: control.TypeDrain, Keys: removed}
 	alive := false
 	s.do(func() {
-		m.Within = s.holdOf(g)
+		m.Within, m.Passage = s.holdOf(g), s.passageWithin(g)
 		// One that serves has been reinstated since somebody wanted it to drain.
 		alive = g != s.serving && (g.state == serving || g.state == draining) && s.move(g, evDrain)
 	})

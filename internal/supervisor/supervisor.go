@@ -129,6 +129,7 @@ type Supervisor struct {
 	patience time.Duration    // resumePatience
 	resuming map[int]*bequest // of dead ones, by number, whose tunnels wait for another one
 	target   int              // where tunnels move to; 0: nowhere
+	taker    int              // whom idle connections are given to; 0: nobody
 	passed   *generation      // passed probation last; nil when it is gone
 	pinned   *release         // its release; what a crash is mended with
 	oom      oomRanks

@@ -257,13 +257,19 @@ func (s *Supervisor) bequeath(ctx context.Context, dead, heir *generation) error
 // moveAgainAfter is how long a generation is left alone that could not be told to move.
 const moveAgainAfter = time.Second
 
-// retarget has the tunnels that draining generations release go to the generation that
-// serves, once it has passed probation. A supervisor that may still be discarded has none
-// move: its predecessor would not know where they are. Called in the loop.
+// retarget has the tunnels that draining generations release, and their idle connections,
+// go to the generation that serves, once it has passed probation. A supervisor that may
+// still be discarded has none move: its predecessor would not know where they are. Called
+// in the loop.
 func (s *Supervisor) retarget() {
+	to := s.serving
+	if to != s.passed || !s.hasBegun() || s.upgrading != nil || s.stopping {
+		to = nil
+	}
+	s.layPassages(to)
 	target := 0
-	if g := s.serving; g != nil && s.hasBegun() && s.probation == nil && s.upgrading == nil && !s.stopping && g.keepsTunnels() {
-		target = g.number
+	if to != nil && to.keepsTunnels() {
+		target = to.number
 	}
 	if target != s.target {
 		s.target = target

@@ -481,6 +481,21 @@ func TestAGenerationIsToldAgainToMove(t *testing.T) {
 	})
 }
 
+// Not even for the moment in which it begins.
+func TestNothingMovesToWhatIsOnProbation(t *testing.T) {
+	w := startKeeping(t, base+"#! holds tunnels\n")
+	w.mustReload("")
+	w.pass()
+	w.wait("the draining one to hear of it", func(*Status) bool { return slices.Equal(w.noted("moves"), []string{"1 all false"}) })
+	w.mustReload("")
+	w.wantStates("3 serving, 2 draining, 1 draining")
+	w.s.do(func() {
+		if g := w.s.living[1]; w.s.target != 0 || g.movesTo != 2 {
+			t.Errorf("tunnels move to %d, and those of generation 1 were told to go to %d", w.s.target, g.movesTo)
+		}
+	})
+}
+
 // witness is a successor in whose commit a generation dies.
 type witness struct {
 	failing
@@ -545,6 +560,7 @@ func TestNothingMovesBeforeItIsCertainWhoCommands(t *testing.T) {
 	s := New(Options{Log: slog.New(slog.DiscardHandler)}) // which nobody runs
 	defer s.vault.Close()
 	s.serving = &generation{number: 1, vaultVersion: control.VaultVersion}
+	s.passed = s.serving
 	if s.retarget(); s.target != 0 {
 		t.Errorf("before, the target is %d", s.target)
 	}
