@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -16,18 +17,9 @@ import (
 // socketsOf returns a process's TCP connections over IPv4, each as its address and that
 // of the other end. Left out are those that both ends have closed already.
 func socketsOf(pid int) ([]string, error) {
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
 	inodes := make(map[string]bool)
-	for _, e := range entries {
-		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
-			if inode, ok := strings.CutPrefix(to, "socket:["); ok {
-				inodes[strings.TrimSuffix(inode, "]")] = true
-			}
-		}
+	if err := addSockets(inodes, pid); err != nil {
+		return nil, err
 	}
 	// The table is shown in pieces, between which it changes, so that a line may be
 	// left out; hardly twice.
@@ -37,17 +29,46 @@ func socketsOf(pid int) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		sockets = append(sockets, socketsIn(table, inodes)...)
+		sockets = append(sockets, socketsIn(table, inodes, true)...)
 	}
 	return sockets, nil
 }
 
+// socketsOfNobody returns the accepted connections at an address that none of the processes
+// has, in the form of socketsOf: they are on their way from one to another. One that is
+// passed on just then may be among them.
+func socketsOfNobody(address string, pids []int) []string {
+	table, _ := os.ReadFile("/proc/net/tcp") // it is there; and before what is compared with it
+	inodes := map[string]bool{"0": true}     // nobody has accepted them
+	for _, pid := range pids {
+		_ = addSockets(inodes, pid) // it may have ended
+	}
+	return slices.DeleteFunc(socketsIn(table, inodes, false), func(s string) bool {
+		return !strings.HasPrefix(s, address+" ")
+	})
+}
+
+// addSockets adds the inodes of a process's sockets.
+func addSockets(inodes map[string]bool, pid int) error {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			if inode, ok := strings.CutPrefix(to, "socket:["); ok {
+				inodes[strings.TrimSuffix(inode, "]")] = true
+			}
+		}
+	}
+	return err
+}
+
 // socketsIn reads a table like /proc/net/tcp: the number of the line, our address, the
-// other's, the state, five fields more, and in the tenth the inode of the socket.
-func socketsIn(table []byte, inodes map[string]bool) (sockets []string) {
+// other's, the state, five fields more, and in the tenth the inode of the socket. It returns
+// those that are among the inodes, or those that are not.
+func socketsIn(table []byte, inodes map[string]bool, among bool) (sockets []string) {
 	for lines := bufio.NewScanner(bytes.NewReader(table)); lines.Scan(); {
 		fields := strings.Fields(lines.Text())
-		if len(fields) < 10 || !inodes[fields[9]] {
+		if len(fields) < 10 || inodes[fields[9]] != among {
 			continue
 		}
 		ours, err := parseAddress(fields[1])

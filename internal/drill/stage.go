@@ -488,6 +488,8 @@ func (s *stage) killGeneration(ctx context.Context, g supervisor.GenerationStatu
 	if err != nil {
 		return err
 	}
+	// What is on its way to it from another generation ends with it, too.
+	sockets = append(sockets, socketsOfNobody(s.address, s.living())...)
 	if _, err := s.canary.Do(canary.Command{Do: "killed", Sockets: sockets}); err != nil {
 		return err
 	}

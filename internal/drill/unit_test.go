@@ -3,6 +3,7 @@ package drill
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
 	"holdfast/internal/drill/canary"
@@ -213,6 +216,50 @@ func TestSocketsOfAProcess(t *testing.T) {
 		if strings.HasPrefix(s, listener.Addr().String()+" 0.0.0.0:") {
 			t.Error("the listening socket is among them")
 		}
+	}
+}
+
+func TestSocketsOnTheirWayAreOfNobody(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	address := listener.Addr().String()
+	var sent [2]string
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	for i := range sent {
+		ours, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ours.Close()
+		theirs, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer theirs.Close()
+		sent[i] = address + " " + ours.LocalAddr().String()
+		if i > 0 {
+			break // we keep it
+		}
+		f, err := theirs.(*net.TCPConn).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = errors.Join(unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(int(f.Fd())), nil, 0), f.Close(), theirs.Close())
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := socketsOfNobody(address, []int{os.Getpid()}); !slices.Equal(got, sent[:1]) {
+		t.Errorf("%q, not %q", got, sent[:1])
 	}
 }
 

@@ -197,6 +197,7 @@ func (c *canary) storm(rages bool) {
 		c.requests.Lock()
 		c.tally.storm(true)
 	} else {
+		c.conns.killAll() // what became of them may be noticed later
 		c.tally.storm(false)
 		c.requests.Unlock()
 	}

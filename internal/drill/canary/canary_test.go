@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -221,6 +222,7 @@ func TestWrongAnswersAreNoticed(t *testing.T) {
 type forwarder struct {
 	listener net.Listener
 	work     sync.WaitGroup
+	resets   atomic.Bool
 
 	mu    sync.Mutex // held while nothing new is accepted
 	conns map[net.Conn]bool
@@ -259,8 +261,8 @@ func (f *forwarder) relay(client net.Conn, to string) {
 	f.conns[client], f.conns[server] = true, true
 	f.work.Go(func() {
 		var back sync.WaitGroup
-		back.Go(func() { copyHalf(client, server) })
-		copyHalf(server, client)
+		back.Go(func() { f.copyHalf(client, server) })
+		f.copyHalf(server, client)
 		back.Wait()
 		client.Close()
 		server.Close()
@@ -271,9 +273,11 @@ func (f *forwarder) relay(client net.Conn, to string) {
 	})
 }
 
-func copyHalf(to, from net.Conn) {
+func (f *forwarder) copyHalf(to, from net.Conn) {
 	io.Copy(to, from)
-	to.(*net.TCPConn).CloseWrite()
+	if !f.resets.Load() {
+		to.(*net.TCPConn).CloseWrite()
+	}
 }
 
 // pause has nothing come or go until cut, and returns what there is.
@@ -285,11 +289,15 @@ func (f *forwarder) pause() (sockets []string) {
 	return sockets
 }
 
-// cut resets everything.
+// cut resets everything, and nothing ends in order because another end was cut before.
 func (f *forwarder) cut() {
+	f.resets.Store(true)
 	for c := range f.conns {
 		c.(*net.TCPConn).SetLinger(0)
+	}
+	for c := range f.conns {
 		c.Close()
 	}
+	f.resets.Store(false)
 	f.mu.Unlock()
 }

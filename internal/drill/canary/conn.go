@@ -64,6 +64,15 @@ func (cs *conns) forget(c *conn) {
 	delete(cs.open, seenByPeer(c))
 }
 
+// killAll marks those that are open: their processes may have been killed.
+func (cs *conns) killAll() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for _, c := range cs.open {
+		c.killed.Store(true)
+	}
+}
+
 // kill marks the connections with a process that is killed next; its sockets are named
 // by its own addresses and those of the other ends.
 func (cs *conns) kill(sockets []string) {
