@@ -9,7 +9,7 @@ STATICCHECK = $(GO) tool -modfile=tools.mod staticcheck
 # A test that misses a tool of the machine skips by default; here it fails.
 export HOLDFAST_TEST_REQUIRE_TOOLS ?= 1
 
-.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-vault bench-smoke soak soak-vault drill drill-long fuzz mutations clean
+.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-http bench-vault bench-smoke soak soak-vault drill drill-long fuzz mutations clean
 
 build:
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/supervisor
@@ -47,7 +47,14 @@ e2e:
 bench:
 	$(GO) run ./bench -docs docs
 
-# Measures what the vault costs and does, for the other table of docs/performance.md.
+# Measures requests beside other proxies, for another table of docs/performance.md. Wants
+# the same for some six minutes. A look at a part of it, that writes nothing, is
+#	make bench-http BENCH_HTTP='-rounds 1 -proxies holdfast,haproxy,nginx -modes small'
+BENCH_HTTP ?= -docs docs
+bench-http:
+	$(GO) run ./bench -http $(BENCH_HTTP)
+
+# Measures what the vault costs and does, for its table of docs/performance.md.
 # Wants the same for some ten minutes.
 bench-vault:
 	$(GO) run ./bench -vault -docs docs
@@ -55,6 +62,8 @@ bench-vault:
 # Shows that the tool still works. Its figures mean nothing.
 bench-smoke:
 	$(GO) run ./bench -smoke -proxies holdfast,httputil
+	$(GO) run ./bench -smoke -http -proxies holdfast,httputil,iocopy
+	$(GO) run ./bench -smoke -http -proxies holdfast -modes httpconns -profile bin/profiles
 	$(GO) run ./bench -smoke -vault
 
 # Some thousand reloads, and nothing may be left of them. Takes some minutes.
