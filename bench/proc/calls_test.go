@@ -3,6 +3,7 @@ package proc
 import (
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,11 +48,14 @@ func TestCountCalls(t *testing.T) {
 		busy.Process.Kill()
 		busy.Wait()
 	})
+	named := slices.Contains(countable(), "syscalls:sys_enter_read") // not before somebody mounts tracefs, as perf does
 	calls, err := CountCalls([]int{busy.Process.Pid, busy.Process.Pid}, 100*time.Millisecond)
 	if err != nil {
 		t.Skip(err)
 	}
-	if calls[AllCalls] <= 0 || calls["read"] <= 0 || calls["write"] <= 0 {
-		t.Errorf("it reads and writes without end, and %v were counted", calls)
+	for _, name := range []string{AllCalls, "read", "write"} {
+		if calls[name] <= 0 && (name == AllCalls || named) {
+			t.Errorf("it reads and writes without end, and %v were counted", calls)
+		}
 	}
 }

@@ -87,6 +87,7 @@ func TestATunnelIsNotTakenForAnotherOneThatHadItsSlot(t *testing.T) {
 			write(t, pair[1], []byte(word))
 			wantBytes(t, pair[0], word)
 		}
+		eventually(t, "the first ones ended", func() bool { return len(e.all()) >= (2*round+1)*n })
 		if got := len(e.all()); got != (2*round+1)*n {
 			t.Fatalf("%d tunnels have ended, want %d", got, (2*round+1)*n)
 		}
