@@ -298,10 +298,19 @@ func (c *commander) status() *control.Status {
 }
 
 // wantCounted compares a figure.
+// wantCounted waits for a figure: what a loop counts is added at the end of its turn, of
+// which nobody tells.
 func (c *commander) wantCounted(name string, want int64) {
 	c.t.Helper()
-	if got := c.figures()[name]; got != want {
-		c.t.Errorf("%s is %d, want %d", name, got, want)
+	for end := time.Now().Add(bound); ; time.Sleep(time.Millisecond) {
+		got := c.figures()[name]
+		if got == want {
+			return
+		}
+		if time.Now().After(end) {
+			c.t.Errorf("%s is %d, want %d", name, got, want)
+			return
+		}
 	}
 }
 

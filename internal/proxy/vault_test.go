@@ -362,9 +362,7 @@ func (c *commander) wantTunnelsOf(route string, n int64) {
 	for _, name := range []string{"route_tunnels_active{" + route + "}", "endpoint_tunnels_active{web," + endpoint + "}", "cluster_tunnels_active{web}", "tunnels_active"} {
 		c.wantCounted(name, n)
 	}
-	if got := c.status().Tunnels; got != int(n) {
-		c.t.Errorf("generation %d: the status has %d tunnels, want %d", c.number, got, n)
-	}
+	eventually(c.t, fmt.Sprintf("generation %d: the status has %d tunnels", c.number, n), func() bool { return c.status().Tunnels == int(n) })
 }
 
 const moves = "[tunnels]\non_reload = \"move\"\n"
