@@ -466,6 +466,7 @@ func TestAClientThatTakesWhatTheKernelHasIsNotIdle(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, idleAfter(5*time.Second))
+			clock := streamtest.NewClock(s.loop)
 			c := s.client()
 			c.Conn.(*net.TCPConn).SetReadBuffer(32 << 10)
 			c.say("GET / HTTP/1.1\nHost: a.example\n\n")
@@ -475,7 +476,6 @@ func TestAClientThatTakesWhatTheKernelHasIsNotIdle(t *testing.T) {
 			c.wantHead("HTTP/1.1 200 OK\n")
 			sending := u.pour()
 			before := s.stuck()
-			clock := streamtest.NewClock(s.loop)
 			for range 4 {
 				clock.Advance(4 * time.Second)
 				c.takeSome()
