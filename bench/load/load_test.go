@@ -63,14 +63,15 @@ func TestAPartOfAPaceIsLookedAt(t *testing.T) {
 	t.Parallel()
 	address, _ := startUpstream(t)
 	c := startClient(t)
-	do(t, c, Command{Do: "open", Address: address, Path: EchoPath, Tunnels: 7})
+	const tunnels = 7
+	do(t, c, Command{Do: "open", Address: address, Path: EchoPath, Tunnels: tunnels})
 	began := time.Now()
 	whole := do(t, c, Command{Do: "paced", Size: 64, Rate: 500, For: 200 * time.Millisecond})
 	middle := began.Add(100 * time.Millisecond)
 	all := do(t, c, Command{Do: "between", From: began, To: began.Add(time.Hour)})
 	first := do(t, c, Command{Do: "between", From: began, To: middle})
 	second := do(t, c, Command{Do: "between", From: middle, To: began.Add(time.Hour)})
-	if all.Latencies != whole.Latencies || all.Count < whole.Count {
+	if all.Latencies != whole.Latencies || all.Count+tunnels < whole.Count { // which has those answered that were on their way
 		t.Errorf("all of it is %+v, of %+v", all, whole)
 	}
 	if first.Count == 0 || second.Count == 0 || first.Count+second.Count != all.Count {
@@ -233,7 +234,7 @@ func TestTunnelsThatAreLostMeanwhileAreCounted(t *testing.T) {
 	t.Parallel()
 	c := startClient(t)
 	do(t, c, Command{Do: "open", Address: babbling(t), Path: EchoPath, Tunnels: 4})
-	if a := do(t, c, Command{Do: "echo", Size: 64, For: 10 * time.Millisecond}); a.Failed != 4 {
+	if a := do(t, c, Command{Do: "echo", Size: 64, For: 500 * time.Millisecond}); a.Failed != 4 {
 		t.Errorf("round trips: %+v", a)
 	}
 	do(t, c, Command{Do: "close"})
@@ -306,7 +307,7 @@ func TestWatchTellsWhatFails(t *testing.T) {
 		began := time.Now()
 		do(t, c, Command{Do: "watch", Address: address, Rate: 100})
 		heads := ""
-		for range 2 * tunnelEach {
+		for range 3 * tunnelEach { // the last ones are not counted if they are unwatched before their end
 			heads += <-asked
 		}
 		a := do(t, c, Command{Do: "unwatch"})

@@ -160,7 +160,7 @@ func tcpPair(t testing.TB, small bool) (far, near *net.TCPConn) {
 		}
 	}
 	t.Cleanup(func() { far.Close() })
-	far.SetDeadline(time.Now().Add(2 * patience))
+	far.SetDeadline(time.Now().Add(6 * patience))
 	return far, near
 }
 

@@ -91,7 +91,7 @@ type crowd struct {
 func openCrowd(t testing.TB, set *tunnel.Set, l *net.TCPListener, n int) *crowd {
 	t.Helper()
 	c := &crowd{t: t}
-	deadline := time.Now().Add(2 * patience)
+	deadline := time.Now().Add(6 * patience)
 	connect := func() (far, near *net.TCPConn) {
 		far, err := net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr))
 		if err != nil {

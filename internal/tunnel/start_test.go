@@ -42,7 +42,7 @@ func raw(t testing.TB, network string) (far net.Conn, near int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { far.Close() })
-	far.SetDeadline(time.Now().Add(2 * patience))
+	far.SetDeadline(time.Now().Add(6 * patience))
 	if near, _, err = unix.Accept4(l, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
