@@ -98,6 +98,8 @@ type Loop struct {
 	again     []registration // asked to be called again, in order
 	queue     []registration // memory for those of a turn
 	timers    []*Timer
+	alarm     *Timer // the first of alarms; nil: there was none
+	alarms    alarmHeap
 	wheel     *wheel // nil: nobody has had a deadline
 	afterTurn []func()
 	now       time.Time

@@ -4,7 +4,7 @@ import "time"
 
 // A Timer calls a function on the loop's goroutine at a time, not before it and some
 // milliseconds late. Every turn looks at all timers of the loop, so there is one for a
-// package, and not one for each connection.
+// package, and not one for each connection: that may have an [Alarm].
 type Timer struct {
 	fn func()
 	at time.Time // zero: never
