@@ -64,8 +64,15 @@ type Request struct {
 	// Upgrade is the protocol that the client asks to change to, in lower case,
 	// or "" for an ordinary request. It is "websocket" only for GET over
 	// HTTP/1.1 with the Connection token "upgrade" and exactly the one Upgrade
-	// token "websocket". Every other Upgrade is dropped by the codec.
+	// token "websocket". Every other Upgrade is dropped by the codec, but for what is
+	// in Offer.
 	Upgrade string
+
+	// Offer is another protocol that the client offers to change to, in lower case, or
+	// "". It is there under the conditions of Upgrade, and the request is an ordinary
+	// one: only who knows the protocol moves it to Upgrade, and then no body may be
+	// there.
+	Offer string
 
 	// UpgradeBody says that an upgrade request announced a body, which none may.
 	UpgradeBody bool
@@ -76,6 +83,11 @@ type Request struct {
 
 	// Trailers says that a Trailer field announced trailers.
 	Trailers bool
+
+	// TakesTrailers says that the client does something with trailers of the response
+	// ("TE: trailers", RFC 9110 §10.1.4). The upstream is told so. It is not set with
+	// Upgrade, of which the answer is no ordinary one.
+	TakesTrailers bool
 }
 
 // Response is a response head.

@@ -23,6 +23,12 @@ func (f Fields) Get(name string) (value string, ok bool) {
 	return "", false
 }
 
+// Len returns how many lines there are.
+func (f Fields) Len() int { return len(f) }
+
+// Line returns one of them.
+func (f Fields) Line(i int) (name, value string) { return f[i].Name, f[i].Value }
+
 // Has says whether a field of that name is there.
 func (f Fields) Has(name string) bool {
 	_, ok := f.Get(name)

@@ -15,13 +15,26 @@ func (t *Texts) Join(parts ...string) string {
 	for _, p := range parts {
 		n += len(p)
 	}
-	if n > cap(t.free)-len(t.free) {
-		t.free = make([]byte, 0, max(n, 512)) // what was made before stays where it is
-	}
+	t.make(n)
 	begin := len(t.free)
 	for _, p := range parts {
 		t.free = append(t.free, p...)
 	}
 	made := t.free[begin:]
 	return unsafe.String(unsafe.SliceData(made), len(made))
+}
+
+// Make returns memory for a text of up to n bytes, which is empty.
+func (t *Texts) Make(n int) []byte {
+	t.make(n)
+	begin := len(t.free)
+	t.free = t.free[:begin+n]
+	return t.free[begin : begin : begin+n]
+}
+
+// make has n bytes be free.
+func (t *Texts) make(n int) {
+	if n > cap(t.free)-len(t.free) {
+		t.free = make([]byte, 0, max(n, 512)) // what was made before stays where it is
+	}
 }

@@ -252,7 +252,7 @@ type clientExchange struct {
 	// The request.
 	out     bodyWriter
 	method  string     // what matters of it for the response; "" before Send
-	upgrade bool       // the request asks for one
+	upgrade string     // that the request asks for, in lower case
 	sending bool       // a task sends, and may wait
 	next    *task.Task // waits for that one; nil: none does
 	sentAll bool
@@ -280,7 +280,7 @@ func (e *clientExchange) Send(t *task.Task, r *exchange.Request) error {
 		return errSent
 	}
 	e.method = methodFor(r)
-	e.upgrade = r.Upgrade != ""
+	e.upgrade = r.Upgrade
 	b, err := appendRequest(e.out.take(), r)
 	if err != nil {
 		e.c.loop.Release(b)
@@ -442,11 +442,22 @@ func (e *clientExchange) readHead(t *task.Task) error {
 			}
 			return nil
 		}
+		if !mayBeStatusLine(in.Buffered()) {
+			return badGateway(errStatusLine)
+		}
 		if err := in.FillUpTo(t, headAndSome); err != nil {
 			return e.receiveError(err)
 		}
 		e.answered = true
 	}
+}
+
+// mayBeStatusLine says whether a response can begin like this. That of HTTP/0.9 has no head
+// at all (RFC 1945 §6.1), and its end may never come.
+func mayBeStatusLine(b []byte) bool {
+	const begin = "HTTP/"
+	n := min(len(b), len(begin))
+	return string(b[:n]) == begin[:n]
 }
 
 // forgetHead gives the memory of the last head back.
@@ -460,22 +471,25 @@ func (e *clientExchange) forgetHead() {
 // settle notes what a final head, or a 101, means for the connection.
 func (e *clientExchange) settle() error {
 	c, head := e.c, &e.c.head
-	if head.Status == 101 && !e.upgrade {
+	if head.Status == 101 && e.upgrade == "" {
 		return badGateway(errUnasked)
 	}
 	e.final = true
 	c.body.begin(&c.conn, head.body, 0)
 	c.body.readOn(mostRead)
-	e.agreed = head.Status == 101 && head.Upgrade == "websocket"
-	e.lastOne = head.close || e.upgrade
+	e.agreed = head.Status == 101 && head.Upgrade == e.upgrade
+	e.lastOne = head.close || e.upgrade != ""
 	return nil
 }
 
 // cutShort is a response that did not end because its connection did. It is
 // io.ErrUnexpectedEOF for [errors.Is].
-type cutShort struct{ error }
+type cutShort struct {
+	error       // for the receiver
+	cause error // of the connection's end
+}
 
-func (e cutShort) Unwrap() error      { return e.error }
+func (e cutShort) Unwrap() []error    { return []error{e.error, e.cause} }
 func (cutShort) Is(target error) bool { return target == io.ErrUnexpectedEOF }
 
 // receiveError explains why the connection gave no more bytes.
@@ -487,9 +501,9 @@ func (e *clientExchange) receiveError(err error) error {
 	case !e.answered:
 		return fmt.Errorf("%w: %w", exchange.ErrNoAnswer, err)
 	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		return cutShort{badGateway(errTruncated)}
+		return cutShort{badGateway(errTruncated), err}
 	}
-	return cutShort{badGateway(err)}
+	return cutShort{badGateway(err), err}
 }
 
 // Read implements [exchange.Upstream].
@@ -544,7 +558,7 @@ func (e *clientExchange) bodyError(err error) error {
 }
 
 // Switch implements [exchange.Upstream]. It fails unless the upstream has answered
-// an upgrade request with a 101 to WebSocket.
+// an upgrade request with a 101 to the same protocol.
 func (e *clientExchange) Switch() (stream.Passed, error) {
 	c := e.c
 	switch {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -64,6 +65,9 @@ func TestRequestsAsTheyAreSent(t *testing.T) {
 		{"OPTIONS *", exchange.Request{Method: "OPTIONS", Target: "*"}, nil, lines("OPTIONS * HTTP/1.1", "Host: a.test", "")},
 		{"a length", exchange.Request{Method: "POST", Target: "/", ContentLength: 5}, []string{"he", "llo"}, lines("POST / HTTP/1.1", "Host: a.test", "Content-Length: 5", "") + "hello"},
 		{"chunked", exchange.Request{Method: "POST", Target: "/", ContentLength: -1}, []string{"he", "", "llo"}, lines("POST / HTTP/1.1", "Host: a.test", "Transfer-Encoding: chunked", "", "2", "he", "3", "llo", "0", "ETag: v", "")},
+		{"an upgrade to something else", exchange.Request{Method: "GET", Target: "/", Upgrade: "my-proto/2"}, nil, lines("GET / HTTP/1.1", "Host: a.test", "Connection: Upgrade", "Upgrade: my-proto/2", "")},
+		{"a client that takes trailers", exchange.Request{Method: "POST", Target: "/", ContentLength: 5, TakesTrailers: true, Fields: fields}, []string{"hello"}, lines("POST / HTTP/1.1", "Host: a.test", "Connection: TE", "TE: trailers", "Content-Length: 5", "b: 1", "A: 2", "") + "hello"},
+		{"an upgrade of one that takes trailers", exchange.Request{Method: "GET", Target: "/", Upgrade: "websocket", TakesTrailers: true}, nil, lines("GET / HTTP/1.1", "Host: a.test", "Connection: Upgrade", "Upgrade: websocket", "")},
 		{"an upgrade", exchange.Request{Method: "GET", Target: "/", Upgrade: "websocket", HeadTail: []byte("12345678"), Fields: keys76}, nil, lines("GET / HTTP/1.1", "Host: a.test", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key1: 1", "Sec-WebSocket-Key2: 2", "") + "12345678"},
 	}
 	for _, tt := range tests {
@@ -254,9 +258,30 @@ func TestResponseThatIsResetWithin(t *testing.T) {
 	c.conn().SetLinger(0)
 	c.conn().Close()
 	for range 2 {
-		if _, err := e.Read(body[:]); exchange.StatusOf(err, 0) != 502 || !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, exchange.ErrNoAnswer) {
+		if _, err := e.Read(body[:]); exchange.StatusOf(err, 0) != 502 || !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, exchange.ErrNoAnswer) ||
+			!errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("error %v", err)
 		}
+	}
+}
+
+// What is no response is refused as soon as that is seen: there may be no end to wait for.
+func TestWhatIsNoResponseIsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, raw := range []string{"<", "<html>hello", "HTTQ", "\r", "220 mail.test ESMTP"} {
+		t.Run(raw, func(t *testing.T) {
+			t.Parallel()
+			c := dialClient(t)
+			e, _, _, err := c.exchangeThen(getRequest(), func() {
+				c.send(raw)
+				c.closeWrite() // which comes too late to be what is wrong
+			})
+			if exchange.StatusOf(err, 0) != 502 || errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Errorf("error %v", err)
+			}
+			e.Close()
+			c.wantCut()
+		})
 	}
 }
 
@@ -521,6 +546,29 @@ func TestUpstreamSwitch(t *testing.T) {
 			e.Close()
 			c.wantCut()
 		})
+	}
+}
+
+// An upgrade to a protocol is answered by a 101 to the same one, or not at all.
+func TestUpstreamSwitchToAnotherProtocol(t *testing.T) {
+	t.Parallel()
+	for token, agrees := range map[string]bool{"my-proto/2": true, "My-Proto/2": true, "websocket": false, "my-proto": false, "h2c": false} {
+		upgrade := getRequest()
+		upgrade.Upgrade = "my-proto/2"
+		c := dialClient(t)
+		e, head, sent, err := c.exchangeOf(upgrade, "HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: "+token+"\r\n\r\n")
+		if err != nil || head.Status != 101 {
+			t.Fatalf("head %+v, error %v, sent %v", head, err, sent)
+		}
+		conn, _, err := e.Switch()
+		if (err == nil) != agrees {
+			t.Errorf("%s: switched %v, want %v", token, err == nil, agrees)
+		}
+		if err == nil {
+			conn.Close()
+		}
+		e.Close()
+		c.Close()
 	}
 }
 

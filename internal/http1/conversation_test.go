@@ -34,8 +34,14 @@ func (r *reading) String() string {
 		if q.Upgrade != "" {
 			s += fmt.Sprintf(" upgrade to %s, body %v, tail %q", q.Upgrade, q.UpgradeBody, q.HeadTail)
 		}
+		if q.Offer != "" {
+			s += " offers " + q.Offer
+		}
 		if q.Trailers {
 			s += " announces trailers"
+		}
+		if q.TakesTrailers {
+			s += " takes trailers"
 		}
 	} else {
 		s = fmt.Sprintf("%d %s length %d fields %q upgrade %q", r.response.Status, r.response.Reason, r.response.ContentLength, r.response.Fields, r.response.Upgrade)
@@ -203,7 +209,8 @@ var conversations = map[string]string{
 		"POST /2 HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: CHUNKED\r\n\r\n0\r\n\r\nGET /3 HTTP/1.1\r\nHost: a.test\r\n\r\n",
 	"an expectation": "POST /1 HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello" +
 		"POST /2 HTTP/1.1\r\nHost: a.test\r\nExpect: 100-Continue\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\nGET /3 HTTP/1.1\r\nHost: a.test\r\n\r\n",
-	"fields of one hop": "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: keep-alive, x-hop\r\nKeep-Alive: 5\r\nX-Hop: 1\r\nTE: trailers\r\nA:\tb \r\nA:\r\n\r\n",
+	"fields of one hop":  "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: keep-alive, x-hop\r\nKeep-Alive: 5\r\nX-Hop: 1\r\nTE: trailers\r\nA:\tb \r\nA:\r\n\r\n",
+	"trailers are taken": "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: TE\r\nTE: trailers\r\n\r\n",
 }
 
 // lastRequests are valid, and such that nothing may follow them.

@@ -160,7 +160,7 @@ func (e *serverExchange) fillHead(t *task.Task, deadline time.Time) error {
 // begin prepares for the handler.
 func (e *serverExchange) begin() {
 	h, limits := &e.head, &e.c.on.server.options.Limits
-	e.method, e.minor, e.upgrade = h.Method, h.Minor, h.Upgrade != "" && !h.UpgradeBody
+	e.method, e.minor, e.upgrade = h.Method, h.Minor, h.Upgrade != "" && !h.UpgradeBody || h.Offer != "" && h.ContentLength == 0
 	// Behind an upgrade request stand bytes of the new protocol or of the old one,
 	// as the answer may be: after a refusal nobody can tell which.
 	e.mustClose = h.close || h.Upgrade != ""

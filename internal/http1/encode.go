@@ -31,15 +31,19 @@ func appendRequest(b []byte, r *exchange.Request) ([]byte, error) {
 		return b, errors.New("request with a tail that its head does not announce, or without one that it does")
 	case len(r.Fields) > maxFields+maxAdded:
 		return b, fmt.Errorf("request with %d fields", len(r.Fields))
-	case r.UpgradeBody || r.Upgrade != "" && (r.Upgrade != "websocket" || r.ContentLength != 0 || r.Method != "GET"):
-		return b, errors.New("upgrade request with a body, or to something else than WebSocket")
+	case r.UpgradeBody || r.Upgrade != "" && (!isProtocol(r.Upgrade) || r.ContentLength != 0 || r.Method != "GET"):
+		return b, errors.New("upgrade request with a body, or to no protocol")
 	}
 	b = append(append(b, r.Method...), ' ')
 	b = append(append(b, r.Target...), " HTTP/1.1\r\nHost: "...)
 	b = append(append(b, r.Authority...), "\r\n"...)
+	if r.TakesTrailers && r.Upgrade == "" {
+		b = append(b, "Connection: TE\r\nTE: trailers\r\n"...) // RFC 9110 §10.1.4 wants both
+	}
 	switch {
 	case r.Upgrade != "":
-		b = append(b, "Connection: Upgrade\r\nUpgrade: websocket\r\n"...)
+		b = append(b, "Connection: Upgrade\r\nUpgrade: "...)
+		b = append(append(b, r.Upgrade...), "\r\n"...)
 	case r.ContentLength == -1:
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)
 	case r.ContentLength > 0 || takesContent(r.Method):
@@ -74,7 +78,7 @@ func appendResponse(b []byte, r *exchange.Response, f framing) ([]byte, error) {
 	b = append(append(b, r.Reason...), "\r\n"...)
 	switch {
 	case r.Status == 101:
-		if !isToken(r.Upgrade) {
+		if !isToken(r.Upgrade) && !isProtocol(r.Upgrade) {
 			return b, fmt.Errorf("101 that changes to %q", r.Upgrade)
 		}
 		b = append(b, "Connection: Upgrade\r\nUpgrade: "...)

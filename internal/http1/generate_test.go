@@ -48,7 +48,7 @@ var (
 	fieldLines = []string{
 		"A: b", "A:b", "a: B", "A:\tb \t", "A:", "Cookie: x=1; y=2", "User-Agent: x", "X-A: \xe4", "Sec-WebSocket-Key1: 1", "Sec-WebSocket-Key2: 2",
 		"Connection: keep-alive", "Connection: close", "Connection: Upgrade", "Upgrade: websocket", "Expect: 100-continue", "Trailer: ETag", "Pragma: no-cache", "Cache-Control: no-cache",
-		"Connection: a", "Connection: close, a", "Connection: ,,", "Connection: a b", "Connection: content-length", "Connection: host", "Upgrade: h2c", "HTTP2-Settings: x", "Keep-Alive: 5", "TE: trailers", "Proxy-Connection: close",
+		"Connection: a", "Connection: close, a", "Connection: ,,", "Connection: a b", "Connection: content-length", "Connection: host", "Upgrade: h2c", "HTTP2-Settings: x", "Keep-Alive: 5", "TE: trailers", "TE: trailers, gzip", "Connection: TE", "Connection: te, a", "Proxy-Connection: close",
 		"Expect: x", "Content_Length: 5", "Transfer_Encoding: chunked", "A : b", " A: b", "A: b\r\n c", "A", ": b", "A b: c", "A\x00: b", "A: \x00", "A: b\x7f", "A: b\rC: d", "A: b\nC: d", "A: b\r", "\xe4: b", "A(: b", "Trailer: Content-Length", "Trailer: a b",
 		"Content-Length: 3", "Transfer-Encoding: chunked", "Date: x", "Pragma: x",
 	}

@@ -63,9 +63,19 @@ func isValue(s string) bool {
 
 func isToken(s string) bool { return s != "" && consistsOf(s, tokenChar) }
 
+// isProtocol says whether s is one protocol as an Upgrade field names it, and none that
+// changes how the connection itself works (RFC 9110 §7.8).
+func isProtocol(s string) bool {
+	name, version, versioned := strings.Cut(s, "/")
+	return isToken(name) && (!versioned || isToken(version)) && !isWord(name, "h2c") && !isWord(name, "http") && !isWord(name, "tls")
+}
+
 // isWord says whether s is the word, of ASCII letters and in lower case, in whatever
 // case. strings.EqualFold alone would take the Kelvin sign for a k.
 func isWord(s, word string) bool { return len(s) == len(word) && strings.EqualFold(s, word) }
+
+// IsAuthority says whether s is a host with or without a port, as a request may name it.
+func IsAuthority(s string) bool { return isAuthority(s) }
 
 // isAuthority says whether s is host or host:port. User information and an empty
 // port are refused (RFC 9110 §4.2.4).

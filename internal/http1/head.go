@@ -10,7 +10,7 @@ import (
 
 const (
 	maxFields  = 200     // field lines of a head or of a trailer section
-	maxAdded   = 32      // fields that we may add to those
+	maxAdded   = 64      // fields that we may add to those
 	maxTarget  = 8 << 10 // bytes
 	maxOptions = 64      // of Connection; each is compared with each field
 	maxLength  = 1 << 62 // bytes of a body or of a chunk: leaves room for arithmetic
@@ -106,6 +106,7 @@ const (
 	upgradeField
 	expectField
 	trailerField
+	teField
 	hopField       // meant for one hop, without use to us
 	lookalikeField // read as framing by those who fold "_" and "-" into one
 )
@@ -119,7 +120,7 @@ func kindOf(name string) fieldKind {
 	var kind fieldKind
 	switch int(name[0]|0x20)<<8 | len(name) {
 	case 't'<<8 | 2:
-		known, kind = "TE", hopField
+		known, kind = "TE", teField
 	case 'h'<<8 | 4:
 		known, kind = "Host", hostField
 	case 'e'<<8 | 6:
@@ -168,11 +169,13 @@ func (s *single) add(value string) {
 type control struct {
 	host, length, coding, upgrade, expect single
 
-	trailer bool // a Trailer field was there
+	trailer  bool // a Trailer field was there
+	trailers bool // TE has the word "trailers"
 
 	// Of Connection:
 	close       bool
 	upgradeHere bool     // the token "upgrade"
+	teHere      bool     // the token "te"
 	named       []string // every other option that could be a field to remove
 }
 
@@ -219,6 +222,8 @@ func (ctl *control) add(kind fieldKind, name, value string) error {
 		ctl.expect.add(value)
 	case trailerField:
 		ctl.trailer = true
+	case teField:
+		ctl.addTE(value)
 	case connectionField:
 		return ctl.addOptions(value)
 	case lookalikeField:
@@ -246,6 +251,16 @@ func parseField(line string) (name, value string, err error) {
 	return line[:end], trimSpace(line[end+1:]), nil
 }
 
+// addTE reads one TE value. Of all that may stand there, only one word is of use to us
+// (RFC 9110 §10.1.4).
+func (ctl *control) addTE(value string) {
+	for more := true; more && !ctl.trailers; {
+		var coding string
+		coding, value, more = strings.Cut(value, ",")
+		ctl.trailers = isWord(trimSpace(coding), "trailers")
+	}
+}
+
 // addOptions reads one Connection value.
 func (ctl *control) addOptions(value string) error {
 	for more := true; more; {
@@ -268,6 +283,8 @@ func (ctl *control) addOption(option string) error {
 		ctl.close = true
 	case isWord(option, "upgrade"):
 		ctl.upgradeHere = true
+	case isWord(option, "te"): // a field that is removed in any case
+		ctl.teHere = true
 	case !isToken(option):
 		return malformed("a Connection option that is no token")
 	case len(ctl.named) == maxOptions:

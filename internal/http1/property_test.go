@@ -54,7 +54,9 @@ func (g generator) exchangeRequest() *exchange.Request {
 	if g.IntN(10) == 0 {
 		r.Method = g.one([]string{"CONNECT", "", "get"})
 	}
+	r.TakesTrailers = g.IntN(4) == 0
 	if g.IntN(6) == 0 {
+		r.TakesTrailers = false
 		r.Upgrade = g.one([]string{"websocket", "websocket", "websocket", "h2c"})
 		if g.IntN(8) > 0 {
 			r.Method, r.ContentLength = "GET", 0

@@ -55,6 +55,7 @@ func (h *requestHead) parse(head, scheme string) error {
 	r.Trailers = ctl.trailer
 	h.close = ctl.close || r.Minor == 0
 	h.readUpgrade()
+	r.TakesTrailers = ctl.trailers && ctl.teHere && r.Minor == 1 && r.Upgrade == ""
 	return nil
 }
 
@@ -154,8 +155,13 @@ func (ctl *control) expectation(r *exchange.Request) (bool, error) {
 // readUpgrade applies the rule of [exchange.Request.Upgrade].
 func (h *requestHead) readUpgrade() {
 	r, ctl := &h.Request, &h.ctl
-	if r.Method != "GET" || r.Minor != 1 || !ctl.upgradeHere ||
-		ctl.upgrade.count != 1 || !isWord(ctl.upgrade.value, "websocket") {
+	if r.Method != "GET" || r.Minor != 1 || !ctl.upgradeHere || ctl.upgrade.count != 1 {
+		return
+	}
+	if !isWord(ctl.upgrade.value, "websocket") {
+		if isProtocol(ctl.upgrade.value) {
+			r.Offer = strings.ToLower(ctl.upgrade.value)
+		}
 		return
 	}
 	r.Upgrade = "websocket"
@@ -170,5 +176,5 @@ func (h *requestHead) readUpgrade() {
 
 // takesTail says whether draft76Tail bytes belong to the head of a request.
 func takesTail(r *exchange.Request) bool {
-	return r.Upgrade != "" && r.Fields.Has("Sec-WebSocket-Key1") && r.Fields.Has("Sec-WebSocket-Key2") && !r.Fields.Has("Sec-WebSocket-Key")
+	return r.Upgrade == "websocket" && r.Fields.Has("Sec-WebSocket-Key1") && r.Fields.Has("Sec-WebSocket-Key2") && !r.Fields.Has("Sec-WebSocket-Key")
 }

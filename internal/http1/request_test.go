@@ -170,6 +170,13 @@ func TestRequestHeadsThatAreUnderstood(t *testing.T) {
 		{"an expectation without a body", "POST / HTTP/1.1\r\n" + h + "Expect: 100-continue\r\n\r\n", "POST a.test / 1.1 0 []"},
 		{"an expectation in HTTP/1.0", "POST / HTTP/1.0\r\n" + h + "Content-Length: 5\r\nExpect: 100-continue\r\n\r\n", "POST a.test / 1.0 5 [] close"},
 		{"fields of one hop are removed", "GET / HTTP/1.1\r\n" + h + "Keep-Alive: 1\r\nProxy-Connection: x\r\nTE: trailers\r\nHTTP2-Settings: x\r\nA: b\r\n\r\n", "GET a.test / 1.1 0 [A=b]"},
+		{"a client that takes trailers", "GET / HTTP/1.1\r\n" + h + "TE: gzip;q=0.5 ,\tTrailers\r\nConnection: keep-alive, te\r\nA: b\r\n\r\n", "GET a.test / 1.1 0 [A=b] takes trailers"},
+		{"a client that takes trailers, in lines", "GET / HTTP/1.1\r\n" + h + "Connection: TE\r\nTE: gzip\r\nTE: trailers, deflate\r\n\r\n", "GET a.test / 1.1 0 [] takes trailers"},
+		{"TE without its word", "GET / HTTP/1.1\r\n" + h + "Connection: TE\r\nTE: gzip, trailers;q=1, xtrailers\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"TE of a hop before", "GET / HTTP/1.1\r\n" + h + "Connection: keep-alive\r\nTE: trailers\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"TE that is named and not there", "GET / HTTP/1.1\r\n" + h + "Connection: TE\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"TE in HTTP/1.0", "GET / HTTP/1.0\r\n" + h + "Connection: TE\r\nTE: trailers\r\n\r\n", "GET a.test / 1.0 0 [] close"},
+		{"TE in an upgrade", ws + "Connection: TE\r\nTE: trailers\r\n\r\n", "GET a.test / 1.1 0 [] upgrade"},
 		{"fields that Connection names are removed", "GET / HTTP/1.1\r\n" + h + "x-forwarded-for: 1\r\nA: b\r\nConnection: X-Forwarded-For,, keep-alive\r\nConnection: c\r\nC: d\r\n\r\n", "GET a.test / 1.1 0 [A=b]"},
 		{"a field that stands before Connection and one behind it", "GET / HTTP/1.1\r\n" + h + "Cookie: 1\r\nConnection: cookie, X-A, x-a\r\nX-A: 1\r\nx-a: 2\r\nX-B: 3\r\n\r\n", "GET a.test / 1.1 0 [X-B=3]"},
 		{"an option that is not there", "GET / HTTP/1.1\r\n" + h + "Connection: X-C\r\nX-B: 3\r\n\r\n", "GET a.test / 1.1 0 [X-B=3]"},
@@ -190,6 +197,14 @@ func TestRequestHeadsThatAreUnderstood(t *testing.T) {
 		{"an upgrade to h2c", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A\r\n\r\n", "GET a.test / 1.1 0 []"},
 		{"an upgrade list", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n\r\n", "GET a.test / 1.1 0 []"},
 		{"an upgrade with a Kelvin sign", "GET / HTTP/1.1\r\n" + h + "Connection: Upgrade\r\nUpgrade: websoc\u212aet\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"an upgrade to something else", "GET / HTTP/1.1\r\n" + h + "Connection: upgrade\r\nUpgrade: My-Proto/2\r\n\r\n", "GET a.test / 1.1 0 [] offers my-proto/2"},
+		{"an upgrade to something else, with a body", "GET / HTTP/1.1\r\n" + h + "Connection: upgrade\r\nUpgrade: my-proto\r\nContent-Length: 1\r\n\r\n", "GET a.test / 1.1 1 [] offers my-proto"},
+		{"something else that Connection does not name", "GET / HTTP/1.1\r\n" + h + "Upgrade: my-proto\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"something else by POST", "POST / HTTP/1.1\r\n" + h + "Connection: upgrade\r\nUpgrade: my-proto\r\n\r\n", "POST a.test / 1.1 0 []"},
+		{"a list of something else", "GET / HTTP/1.1\r\n" + h + "Connection: upgrade\r\nUpgrade: my-proto, other\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"an upgrade to TLS", "GET / HTTP/1.1\r\n" + h + "Connection: upgrade\r\nUpgrade: TLS/1.0\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"an upgrade to HTTP", "GET / HTTP/1.1\r\n" + h + "Connection: upgrade\r\nUpgrade: HTTP/2.0\r\n\r\n", "GET a.test / 1.1 0 []"},
+		{"an upgrade to no protocol", "GET / HTTP/1.1\r\n" + h + "Connection: upgrade\r\nUpgrade: my/proto/2\r\n\r\n", "GET a.test / 1.1 0 []"},
 		{"two Upgrade lines", ws + "Upgrade: websocket\r\n\r\n", "GET a.test / 1.1 0 []"},
 	}
 	for _, tt := range tests {
@@ -216,10 +231,13 @@ func describe(h requestHead) string {
 	for _, flag := range []struct {
 		on   bool
 		name string
-	}{{h.Upgrade == "websocket", "upgrade"}, {h.UpgradeBody, "body"}, {h.hasTail, "tail"}, {h.Trailers, "trailers"}, {h.expect, "expect"}, {h.close, "close"}} {
+	}{{h.Upgrade == "websocket", "upgrade"}, {h.UpgradeBody, "body"}, {h.hasTail, "tail"}, {h.Trailers, "trailers"}, {h.TakesTrailers, "takes trailers"}, {h.expect, "expect"}, {h.close, "close"}} {
 		if flag.on {
 			s += " " + flag.name
 		}
+	}
+	if h.Offer != "" {
+		s += " offers " + h.Offer
 	}
 	return s
 }

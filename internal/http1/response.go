@@ -36,7 +36,7 @@ func (h *responseHead) parse(head, method string) error {
 		return err
 	}
 	h.close = ctl.close || minor == 0 || h.body.kind == untilClose
-	if r.Status == 101 && ctl.upgradeHere && ctl.upgrade.count == 1 && isToken(ctl.upgrade.value) {
+	if r.Status == 101 && ctl.upgradeHere && ctl.upgrade.count == 1 && (isToken(ctl.upgrade.value) || isProtocol(ctl.upgrade.value)) {
 		r.Upgrade = lowerToken(ctl.upgrade.value)
 	}
 	return nil
@@ -50,6 +50,8 @@ func lowerToken(s string) string {
 	return strings.ToLower(s)
 }
 
+var errStatusLine = malformed("a malformed status line")
+
 // parseStatusLine reads the status line. The space before an absent reason phrase
 // may be missing, as it is in much that is deployed.
 func parseStatusLine(r *exchange.Response, line string) (minor int, err error) {
@@ -59,7 +61,7 @@ func parseStatusLine(r *exchange.Response, line string) (minor int, err error) {
 		return 0, err
 	}
 	if !ok || len(code) != 3 || !consistsOf(code, digitChar) || code[0] < '1' || code[0] > '5' || !consistsOf(reason, valueChar) {
-		return 0, malformed("a malformed status line")
+		return 0, errStatusLine
 	}
 	r.Reason = reason
 	r.Status, err = strconv.Atoi(code)

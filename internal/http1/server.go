@@ -40,6 +40,7 @@ type ServerOptions struct {
 	Limits   config.ListenerLimits // Connections is the acceptor's business; a HeadSize of 0 is 64 KiB
 	Scheme   string                // "http" or "https": what requests report
 	Listener string                // its name: what requests report
+	Server   string                // how refusals name their server; "": not at all
 	Handler  exchange.Handler
 	Log      *slog.Logger
 	Metrics  ServerMetrics

@@ -79,6 +79,19 @@ func status(t *testing.T, text string) handlerFunc {
 	}
 }
 
+func TestRefusalsNameTheirServer(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"", "edge/1"} {
+		s := serve(t, config.ListenerLimits{}, status(t, "ok"))
+		s.Server.options.Server = name
+		p := s.dial()
+		p.send("GET / HTTP/1.1\r\nHost : a\r\n\r\n")
+		if r := p.want(400, "", true); r.Header.Get("Server") != name {
+			t.Errorf("Server is %q, want %q", r.Header.Get("Server"), name)
+		}
+	}
+}
+
 func TestRefusalsReachAClientThatIsStillSending(t *testing.T) {
 	t.Parallel()
 	s := serve(t, config.ListenerLimits{BodySize: 1000}, status(t, "refused"))
@@ -999,6 +1012,38 @@ func TestSwitch(t *testing.T) {
 	p.wantBytes("pong")
 }
 
+// A protocol that the codec does not know is the handler's to agree to, and is named in the
+// 101.
+func TestSwitchToAnotherProtocol(t *testing.T) {
+	t.Parallel()
+	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		if e.Request().Upgrade != "" || e.Request().Offer != "my-proto/2" {
+			t.Errorf("got %+v", e.Request())
+		}
+		c, head, err := e.Switch(&exchange.Response{Status: 101, Reason: "Switching Protocols", Upgrade: e.Request().Offer})
+		if err != nil || string(c.Early) != "early" {
+			t.Errorf("early %q, error %v", c.Early, err)
+			return
+		}
+		c.Leave(e.Loop())
+		conn := connOf(t, c.FD)
+		streamtest.Block(e.Loop(), tk, func() { conn.Write(head); conn.Close() })
+	}))
+	p := s.dial()
+	p.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: My-Proto/2\r\n\r\nearly")
+	p.wantBytes(lines("HTTP/1.1 101 Switching Protocols", "Connection: Upgrade", "Upgrade: my-proto/2", ""))
+	p.wantEOF()
+}
+
+// Where nobody agrees, such a request is an ordinary one, and its connection goes on.
+func TestAnOfferThatNobodyTakes(t *testing.T) {
+	t.Parallel()
+	p := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) { respond(t, tk, e, 200, e.Request().Target) })).dial()
+	p.send("GET /1 HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: my-proto\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n")
+	p.want(200, "/1", false)
+	p.want(200, "/2", false)
+}
+
 func TestSwitchWithManyEarlyBytes(t *testing.T) {
 	t.Parallel()
 	const n = 1 << 20
@@ -1060,6 +1105,7 @@ func TestSwitchIsOnlyForUpgrades(t *testing.T) {
 	for _, request := range []string{
 		"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: my-proto\r\nContent-Length: 1\r\n\r\nx",
 		upgradeRequest + "Content-Length: 1\r\n\r\nx",
 	} {
 		p := s.dial()

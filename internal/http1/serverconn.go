@@ -354,6 +354,9 @@ func (e *serverExchange) sendRefusal(t *task.Task, status int) (sent uint64, err
 	text := strconv.Itoa(status) + " " + reasons[status] + "\n"
 	r := &exchange.Response{Status: status, Reason: reasons[status], ContentLength: int64(len(text))}
 	r.Fields.Add("Content-Type", "text/plain; charset=utf-8")
+	if name := e.c.on.server.options.Server; name != "" {
+		r.Fields.Add("Server", name)
+	}
 	b := l.Buffer(1)[:0]
 	defer func() { l.Release(b) }()
 	if b, err = appendResponse(b, r, framing{length: true, close: true, date: l.Date()}); err != nil {
