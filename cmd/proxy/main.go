@@ -7,6 +7,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -20,6 +22,7 @@ import (
 	"holdfast/internal/control"
 	"holdfast/internal/logs"
 	"holdfast/internal/proxy"
+	"holdfast/internal/routecheck"
 	"holdfast/internal/version"
 )
 
@@ -49,7 +52,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case "check":
 		return check(stdout, stderr)
 	case "config":
-		return consult(stdout, stderr, config.Effective)
+		return consult(stdout, stderr, func(b *control.Bundle) ([]byte, error) { return config.Effective(b.Path, b.Config) })
+	case "route":
+		return answer(stdout, stderr)
 	case "run":
 		return serve(stderr)
 	}
@@ -59,21 +64,38 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // check validates the bundle.
 func check(stdout, stderr io.Writer) int {
-	return consult(stdout, stderr, func(name string, data []byte) ([]byte, error) {
-		_, err := config.Parse(name, data)
+	return consult(stdout, stderr, func(b *control.Bundle) ([]byte, error) {
+		cfg, err := config.Parse(b.Path, b.Config)
+		if err == nil {
+			err = cfg.ReadBodies()
+		}
 		return nil, err
+	})
+}
+
+// answer answers the bundle's question about its routes.
+func answer(stdout, stderr io.Writer) int {
+	return consult(stdout, stderr, func(b *control.Bundle) ([]byte, error) {
+		cfg, err := config.Parse(b.Path, b.Config)
+		if err != nil {
+			return nil, err
+		}
+		if b.Question == nil {
+			return nil, errors.New("the bundle has no question")
+		}
+		return json.Marshal(routecheck.Answer(cfg, b.Question))
 	})
 }
 
 // consult prints what of says of the bundle on the standard input, a sealed memory
 // file; or the mistakes in it, one a line.
-func consult(stdout, stderr io.Writer, of func(name string, data []byte) ([]byte, error)) int {
+func consult(stdout, stderr io.Writer, of func(*control.Bundle) ([]byte, error)) int {
 	bundle := new(control.Bundle)
 	if err := control.ReadPayload(0, bundle); err != nil {
 		fmt.Fprintln(stderr, err)
 		return exitFailed
 	}
-	text, err := of(bundle.Path, bundle.Config)
+	text, err := of(bundle)
 	if err != nil {
 		fmt.Fprintln(stdout, err)
 		return exitConfig

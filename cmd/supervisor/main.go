@@ -18,6 +18,7 @@ func main() {
 			return service.Run(service.Options{ConfigPath: configPath, RuntimeDir: runtimeDir, Log: log})
 		},
 		Check: service.Check,
+		Route: service.Route,
 		Tools: append(demo.Commands(), drill.Commands()...),
 	}
 	os.Exit(program.Main(os.Args[1:], os.Stdout, os.Stderr))

@@ -10,6 +10,8 @@
 // may share a file and a pipe. Records that find no room because the output is slow,
 // and those that could not be written, are dropped and counted.
 //
+// An output may leave out records by its [Filter], and have a format of package format.
+//
 // # Fields
 //
 // The JSON format is an object a line with all of these keys, the text format their
@@ -23,13 +25,15 @@
 //	sent_bytes        to the client: of the response's body; of the tunnel, what the client took
 //	reason            why Holdfast answered by itself or cut the response, or that the client has gone;
 //	                  why the tunnel ended
+//	flags             what went wrong, as package flags has it; "": nothing
 //	status            of the response; 0: none was begun
 //	upstream_seconds  until the head of the upstream's response; null, in text -: there was none
 //	method, target, protocol
 //	                  as the client sent them; in text one string with a space between two
 //	scheme            that the client used
 //	authority         host and port that the client asked for
-//	client            its address and port, or unix
+//	client            address and port of who has connected, or unix
+//	client_address    the client's, behind proxies that are trusted; empty: not known
 //	listener, virtual_host, route, cluster, endpoint
 //	                  by their names in the configuration; empty as far as none was chosen
 //	generation        that did it; a tunnel may end in another one than it was opened in
@@ -51,6 +55,8 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/internal/accesslog/flags"
+	"holdfast/internal/accesslog/format"
 	"holdfast/internal/logs"
 	"holdfast/internal/metrics"
 )
@@ -60,6 +66,10 @@ type Output struct {
 	Path   string // as configured; no two have the same
 	Format string // "text"; anything else means JSON
 	File   *os.File
+
+	Custom *format.Format // in place of Format; nil: none
+	Events Events         // that are recorded; 0: all
+	Filter *Filter        // of these; nil: all
 
 	// Log hears when records begin to be dropped, and why, and when they are written
 	// again how many are missing. nil: nobody.
@@ -71,26 +81,41 @@ type Output struct {
 type Log struct {
 	generation int
 	outputs    []output
-	used       [numFormats]bool // by an output
+
+	// The fields of heads that outputs want, in lower case. kept are those of which a
+	// tunnel's end knows.
+	request, response         names
+	keptRequest, keptResponse names
 }
 
 type output struct {
 	path   string
-	format format
+	form   *form // one of its kind, or custom
+	events Events
+	filter *filter // nil: none
 	writer *logs.Writer
 	log    *slog.Logger
+}
+
+// form is how an output has its lines.
+type form struct {
+	kind   kind
+	custom *custom
 }
 
 // New returns a Log that writes to all outputs. It owns their files. It starts a
 // goroutine for each; [Log.Close] ends them.
 func New(outputs []Output, generation int, m *metrics.Registry) *Log {
 	l := &Log{generation: generation}
+	standard := [...]form{jsonFormat: {kind: jsonFormat}, textFormat: {kind: textFormat}}
 	for _, o := range outputs {
-		f := jsonFormat
-		if o.Format == "text" {
-			f = textFormat
+		f := &standard[jsonFormat]
+		switch {
+		case o.Custom != nil:
+			f = &form{customFormat, newCustom(o.Custom, &l.request, &l.response)}
+		case o.Format == "text":
+			f = &standard[textFormat]
 		}
-		l.used[f] = true
 		log := cmp.Or(o.Log, slog.New(slog.DiscardHandler)).With("path", o.Path)
 		options := counting(m, o.Path)
 		options.Notice = func(records uint64, err error) {
@@ -100,9 +125,31 @@ func New(outputs []Output, generation int, m *metrics.Registry) *Log {
 				log.Warn("access log records were dropped", "records", records)
 			}
 		}
-		l.outputs = append(l.outputs, output{o.Path, f, logs.NewWriter(o.File, options), log})
+		l.outputs = append(l.outputs, output{
+			o.Path, f, cmp.Or(o.Events, AllEvents), newFilter(o.Filter, &l.request), logs.NewWriter(o.File, options), log,
+		})
+		if cmp.Or(o.Events, AllEvents)&TunnelsClosed != 0 {
+			l.keep(f.custom, o.Filter)
+		}
 	}
 	return l
+}
+
+// RequestFields returns the names of those fields of a request's head of which a [Record]
+// is to have the values.
+func (l *Log) RequestFields() []string {
+	if l == nil {
+		return nil
+	}
+	return l.request
+}
+
+// ResponseFields is the same for the response's head.
+func (l *Log) ResponseFields() []string {
+	if l == nil {
+		return nil
+	}
+	return l.response
 }
 
 // Record is what is known about a request, or about a tunnel that has opened. What
@@ -119,7 +166,7 @@ type Record struct {
 	Cluster     string
 	Endpoint    string
 
-	Client    netip.AddrPort // zero for a unix socket
+	Client    netip.AddrPort // that has connected; zero for a unix socket
 	Method    string
 	Scheme    string
 	Authority string
@@ -129,10 +176,25 @@ type Record struct {
 	Status         int    // 0: no response was begun
 	Received, Sent uint64 // bytes of the bodies, from and to the client
 	Reason         string // why we answered or cut it ourselves; "" if we did neither
+	Flags          flags.Set
 
 	UserAgent    string
 	Referer      string
 	ForwardedFor string // as the client sent it
+
+	// ClientAddress is the client's behind proxies that are trusted, without a zone. Zero: not known.
+	ClientAddress netip.Addr
+
+	HealthCheck bool // a health check was answered by ourselves
+
+	// The values of [Log.RequestFields] and [Log.ResponseFields], in their order.
+	RequestFields, ResponseFields []Value
+}
+
+// Value is that of a field.
+type Value struct {
+	Text    string // of the first of its lines
+	Present bool
 }
 
 // End is how a tunnel ended.
@@ -142,13 +204,14 @@ type End struct {
 	ToUpstream   uint64 // bytes that the upstream took
 	ToDownstream uint64 // bytes that the client took
 	Reason       string
+	Flags        flags.Set // beside those of the opening
 }
 
 // buffers hold lines while they are put together.
 var buffers = sync.Pool{New: func() any { return new([maxLine]byte) }}
 
 // Request records a request that is over.
-func (l *Log) Request(r *Record) { l.record("request", r) }
+func (l *Log) Request(r *Record) { l.record(request, r) }
 
 // TunnelOpened records a tunnel that has opened. What it returns is for
 // [Log.TunnelClosed]; nil if nobody wants to know.
@@ -156,15 +219,15 @@ func (l *Log) TunnelOpened(r *Record) *Tunnel {
 	if l == nil || len(l.outputs) == 0 {
 		return nil
 	}
-	l.record("tunnel_open", r)
-	return &Tunnel{appendOpening(nil, r)}
+	l.record(tunnelOpen, r)
+	return &Tunnel{l.appendOpening(nil, r)}
 }
 
-func (l *Log) record(event string, r *Record) {
+func (l *Log) record(e event, r *Record) {
 	if l == nil {
 		return
 	}
-	l.render(func(e encoder) encoder { e.record(event, r, l.generation); return e })
+	l.write(&occasion{r, e, r.Start, r.Duration, r.Received, r.Sent, r.Reason, r.Flags})
 }
 
 // TunnelClosed records the end of a tunnel that this Log, or one of another process, has
@@ -173,30 +236,34 @@ func (l *Log) TunnelClosed(t *Tunnel, end End) {
 	if l == nil || t == nil {
 		return
 	}
-	opening, err := parseOpening(t.opening)
+	opening, fields, err := parseOpening(t.opening)
 	if err != nil {
 		return // a Tunnel that nobody has opened
 	}
-	l.render(func(e encoder) encoder { e.end(opening, end, l.generation); return e })
+	opening.RequestFields, opening.ResponseFields = fields.of(requestHead, l.request), fields.of(responseHead, l.response)
+	l.write(&occasion{
+		opening, tunnelClose, end.At.Add(-end.Duration), end.Duration, end.ToUpstream, end.ToDownstream, end.Reason, opening.Flags | end.Flags,
+	})
 }
 
-// render has a line made in each format that outputs have, and writes it.
-func (l *Log) render(line func(encoder) encoder) {
+// write queues a line for every output that is to have one. Outputs in a format of our own
+// share it.
+func (l *Log) write(o *occasion) {
 	buffer := buffers.Get().(*[maxLine]byte)
 	defer buffers.Put(buffer)
-	for f, used := range l.used {
-		if used {
-			l.write(line(encoder{format(f), buffer[:0]}))
+	var made *form // of line
+	var line []byte
+	for i := range l.outputs {
+		out := &l.outputs[i]
+		if out.events&(1<<o.event) == 0 || !out.filter.passes(o) {
+			continue
 		}
-	}
-}
-
-// write queues a line for every output of its format.
-func (l *Log) write(e encoder) {
-	for _, o := range l.outputs {
-		if o.format == e.format {
-			_, _ = o.writer.Write(e.line) // it never fails
+		if out.form != made {
+			e := encoder{out.form.kind, buffer[:0]}
+			e.occasion(out.form.custom, o, l.generation)
+			made, line = out.form, e.line
 		}
+		_, _ = out.writer.Write(line) // it never fails
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"holdfast/internal/accesslog"
+	"holdfast/internal/accesslog/flags"
 	"holdfast/internal/metrics"
 )
 
@@ -131,6 +132,7 @@ func upgrade() *accesslog.Record {
 		RequestID: "9f2c", Listener: "public", VirtualHost: "chat", Route: `prefix "/socket"`, Cluster: "chat", Endpoint: "10.0.0.1:8080",
 		Client: netip.MustParseAddrPort("[2001:db8::1]:40000"), Method: "GET", Scheme: "https", Authority: "chat.example", Target: "/socket?room=1", Protocol: "HTTP/1.1",
 		Status: 101, UserAgent: "Mozilla/5.0 (X11)", Referer: "https://chat.example/", ForwardedFor: "203.0.113.9",
+		ClientAddress: netip.MustParseAddr("203.0.113.9"),
 	}
 }
 
@@ -142,32 +144,33 @@ func TestWhatLinesLookLike(t *testing.T) {
 	t.Parallel()
 	request := upgrade()
 	request.Status, request.Received, request.Sent, request.Reason = 200, 3, 1<<40, "no byte moved"
+	request.Flags = flags.UpstreamTimeout | flags.StreamIdle
 	for format, want := range map[string][]string{
 		"json": {
-			`{"time":"2026-07-27T18:04:06.012345Z","event":"request","duration_seconds":0.012345,"received_bytes":3,"sent_bytes":1099511627776,"reason":"no byte moved",` +
-				`"status":200,"upstream_seconds":0.001500,"method":"GET","target":"/socket?room=1","protocol":"HTTP/1.1","scheme":"https","authority":"chat.example","client":"[2001:db8::1]:40000",` +
+			`{"time":"2026-07-27T18:04:06.012345Z","event":"request","duration_seconds":0.012345,"received_bytes":3,"sent_bytes":1099511627776,"reason":"no byte moved","flags":"UT,SI",` +
+				`"status":200,"upstream_seconds":0.001500,"method":"GET","target":"/socket?room=1","protocol":"HTTP/1.1","scheme":"https","authority":"chat.example","client":"[2001:db8::1]:40000","client_address":"203.0.113.9",` +
 				`"listener":"public","virtual_host":"chat","route":"prefix \"/socket\"","cluster":"chat","endpoint":"10.0.0.1:8080","generation":7,"request_id":"9f2c",` +
 				`"user_agent":"Mozilla/5.0 (X11)","referer":"https://chat.example/","forwarded_for":"203.0.113.9"}`,
-			`{"time":"2026-07-27T18:04:06.012345Z","event":"tunnel_open","duration_seconds":0.012345,"received_bytes":0,"sent_bytes":0,"reason":"",` +
-				`"status":101,"upstream_seconds":0.001500,"method":"GET","target":"/socket?room=1","protocol":"HTTP/1.1","scheme":"https","authority":"chat.example","client":"[2001:db8::1]:40000",` +
+			`{"time":"2026-07-27T18:04:06.012345Z","event":"tunnel_open","duration_seconds":0.012345,"received_bytes":0,"sent_bytes":0,"reason":"","flags":"",` +
+				`"status":101,"upstream_seconds":0.001500,"method":"GET","target":"/socket?room=1","protocol":"HTTP/1.1","scheme":"https","authority":"chat.example","client":"[2001:db8::1]:40000","client_address":"203.0.113.9",` +
 				`"listener":"public","virtual_host":"chat","route":"prefix \"/socket\"","cluster":"chat","endpoint":"10.0.0.1:8080","generation":7,"request_id":"9f2c",` +
 				`"user_agent":"Mozilla/5.0 (X11)","referer":"https://chat.example/","forwarded_for":"203.0.113.9"}`,
-			`{"time":"2026-07-27T19:04:05.999999Z","event":"tunnel_close","duration_seconds":3600.000001,"received_bytes":120,"sent_bytes":21474836480,"reason":"upstream closed",` +
-				`"status":101,"upstream_seconds":0.001500,"method":"GET","target":"/socket?room=1","protocol":"HTTP/1.1","scheme":"https","authority":"chat.example","client":"[2001:db8::1]:40000",` +
+			`{"time":"2026-07-27T19:04:05.999999Z","event":"tunnel_close","duration_seconds":3600.000001,"received_bytes":120,"sent_bytes":21474836480,"reason":"upstream closed","flags":"",` +
+				`"status":101,"upstream_seconds":0.001500,"method":"GET","target":"/socket?room=1","protocol":"HTTP/1.1","scheme":"https","authority":"chat.example","client":"[2001:db8::1]:40000","client_address":"203.0.113.9",` +
 				`"listener":"public","virtual_host":"chat","route":"prefix \"/socket\"","cluster":"chat","endpoint":"10.0.0.1:8080","generation":7,"request_id":"9f2c"}`,
-			`{"time":"0000-12-31T23:59:59.998500Z","event":"request","duration_seconds":0.000000,"received_bytes":0,"sent_bytes":0,"reason":"",` +
-				`"status":0,"upstream_seconds":null,"method":"","target":"","protocol":"","scheme":"","authority":"","client":"unix",` +
+			`{"time":"0000-12-31T23:59:59.998500Z","event":"request","duration_seconds":0.000000,"received_bytes":0,"sent_bytes":0,"reason":"","flags":"",` +
+				`"status":0,"upstream_seconds":null,"method":"","target":"","protocol":"","scheme":"","authority":"","client":"unix","client_address":"",` +
 				`"listener":"","virtual_host":"","route":"","cluster":"","endpoint":"","generation":7,"request_id":"",` +
 				`"user_agent":"","referer":"","forwarded_for":""}`,
 		},
 		"text": {
-			`2026-07-27T18:04:06.012345Z request 0.012345 3 1099511627776 "no byte moved" 200 0.001500 "GET /socket?room=1 HTTP/1.1" "https" "chat.example" "[2001:db8::1]:40000" ` +
+			`2026-07-27T18:04:06.012345Z request 0.012345 3 1099511627776 "no byte moved" "UT,SI" 200 0.001500 "GET /socket?room=1 HTTP/1.1" "https" "chat.example" "[2001:db8::1]:40000" "203.0.113.9" ` +
 				`"public" "chat" "prefix \"/socket\"" "chat" "10.0.0.1:8080" 7 "9f2c" "Mozilla/5.0 (X11)" "https://chat.example/" "203.0.113.9"`,
-			`2026-07-27T18:04:06.012345Z tunnel_open 0.012345 0 0 "" 101 0.001500 "GET /socket?room=1 HTTP/1.1" "https" "chat.example" "[2001:db8::1]:40000" ` +
+			`2026-07-27T18:04:06.012345Z tunnel_open 0.012345 0 0 "" "" 101 0.001500 "GET /socket?room=1 HTTP/1.1" "https" "chat.example" "[2001:db8::1]:40000" "203.0.113.9" ` +
 				`"public" "chat" "prefix \"/socket\"" "chat" "10.0.0.1:8080" 7 "9f2c" "Mozilla/5.0 (X11)" "https://chat.example/" "203.0.113.9"`,
-			`2026-07-27T19:04:05.999999Z tunnel_close 3600.000001 120 21474836480 "upstream closed" 101 0.001500 "GET /socket?room=1 HTTP/1.1" "https" "chat.example" "[2001:db8::1]:40000" ` +
+			`2026-07-27T19:04:05.999999Z tunnel_close 3600.000001 120 21474836480 "upstream closed" "" 101 0.001500 "GET /socket?room=1 HTTP/1.1" "https" "chat.example" "[2001:db8::1]:40000" "203.0.113.9" ` +
 				`"public" "chat" "prefix \"/socket\"" "chat" "10.0.0.1:8080" 7 "9f2c" "" "" ""`,
-			`0000-12-31T23:59:59.998500Z request 0.000000 0 0 "" 0 - "  " "" "" "unix" "" "" "" "" "" 7 "" "" "" ""`,
+			`0000-12-31T23:59:59.998500Z request 0.000000 0 0 "" "" 0 - "  " "" "" "unix" "" "" "" "" "" "" 7 "" "" "" ""`,
 		},
 	} {
 		t.Run(format, func(t *testing.T) {
@@ -221,6 +224,7 @@ func everywhere(s string) *accesslog.Record {
 		}
 	}
 	r.Client = netip.AddrPortFrom(netip.MustParseAddr("fe80::1").WithZone(s), 65535)
+	r.ClientAddress = netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
 	return r
 }
 
@@ -230,7 +234,7 @@ func TestALineIsNeverLongerThanAPipeKeepsTogether(t *testing.T) {
 	huge := uint64(1<<64 - 1)
 	for _, c := range []string{"x", `"`, "\\", " ", "\x00", "\x1b", "\xff", "é", "\u2028", "…", "\U0001f600", "\U000e0001"} {
 		r := everywhere(strings.Repeat(c, 1<<13))
-		r.Received, r.Sent, r.Duration, r.Upstream, r.Status = huge, huge, 1<<63-1, 1<<63-1, 1<<31
+		r.Received, r.Sent, r.Duration, r.Upstream, r.Status, r.Flags = huge, huge, 1<<63-1, 1<<63-1, 1<<31, flags.Known
 		for _, format := range formats {
 			lines := written(t, format, func(l *accesslog.Log) {
 				l.Request(r)
@@ -302,10 +306,10 @@ func checkLine(t testing.TB, format, line string) {
 		all = append(all, field)
 		rest = after
 	}
-	if len(all) != 22 {
+	if len(all) != 24 {
 		t.Fatalf("%d fields in %q", len(all), line)
 	}
-	if requestLine := all[8]; strings.Count(requestLine, " ") != 2 {
+	if requestLine := all[9]; strings.Count(requestLine, " ") != 2 {
 		t.Fatalf("request line is %s", requestLine)
 	}
 }
@@ -319,7 +323,7 @@ func checkObject(t testing.TB, line string) {
 		token, err := d.Token()
 		switch {
 		case err == io.EOF:
-			if n := len(keys); n != 24 && n != 21 {
+			if n := len(keys); n != 26 && n != 23 {
 				t.Fatalf("%d keys in %q", n, line)
 			}
 			return

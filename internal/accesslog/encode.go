@@ -1,29 +1,38 @@
 package accesslog
 
 import (
+	"net/netip"
 	"strconv"
 	"time"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"holdfast/internal/accesslog/format"
 )
 
 // maxLine is the most bytes of a line with its line break: what one write to a pipe
 // keeps together, PIPE_BUF (pipe(7)). The limits of the strings add up to less.
 const maxLine = 4096
 
-type format uint8
+type kind uint8
 
 const (
-	jsonFormat format = iota
+	jsonFormat kind = iota
 	textFormat
-	numFormats
+	customFormat
 )
 
 // encoder makes one line, in one of the formats.
 type encoder struct {
-	format format
+	format kind
 	line   []byte
 }
+
+// What is escaped in strings between quotes, and in those of which a space is the end, too.
+var (
+	quoted = format.Escaping("")
+	spaced = format.Escaping(" ")
+)
 
 // The most bytes that strings take in a line, between their quotes.
 const (
@@ -40,41 +49,41 @@ const (
 	maxRequestID = 128
 )
 
-// record makes the line of a request or of a tunnel's opening.
-func (e *encoder) record(event string, r *Record, generation int) {
-	e.begin(r.Start.Add(r.Duration), event, r.Duration, r.Received, r.Sent, r.Reason)
-	e.common(r, generation)
-	e.string("user_agent", r.UserAgent, 256)
-	e.string("referer", r.Referer, 384)
-	e.string("forwarded_for", r.ForwardedFor, 256)
-	e.finish()
-}
-
-// end makes the line of a tunnel's end. opening is what is known of its opening.
-func (e *encoder) end(opening *Record, end End, generation int) {
-	e.begin(end.At, "tunnel_close", end.Duration, end.ToUpstream, end.ToDownstream, end.Reason)
-	e.common(opening, generation)
-	if e.format == textFormat {
+// standard makes a line in a format of our own.
+func (e *encoder) standard(o *occasion, generation int) {
+	e.begin(o)
+	e.common(o.Record, generation)
+	switch {
+	case o.event != tunnelClose:
+		e.string("user_agent", o.UserAgent, 256)
+		e.string("referer", o.Referer, 320)
+		e.string("forwarded_for", o.ForwardedFor, 256)
+	case e.format == textFormat:
 		e.line = append(e.line, ` "" "" ""`...) // each line has the same number of fields
 	}
 	e.finish()
 }
 
 // begin appends what differs between a tunnel's opening and its end.
-func (e *encoder) begin(at time.Time, event string, took time.Duration, received, sent uint64, reason string) {
+func (e *encoder) begin(o *occasion) {
 	const layout = "2006-01-02T15:04:05.000000Z"
+	at, name := o.start.Add(o.took).UTC(), events[o.event]
 	if e.format == textFormat {
-		e.line = at.UTC().AppendFormat(e.line, layout)
-		e.line = append(append(e.line, ' '), event...)
+		e.line = at.AppendFormat(e.line, layout)
+		e.line = append(append(e.line, ' '), name...)
 	} else {
 		e.line = append(e.line, `{"time":"`...)
-		e.line = at.UTC().AppendFormat(e.line, layout)
-		e.line = append(append(append(e.line, `","event":"`...), event...), '"')
+		e.line = at.AppendFormat(e.line, layout)
+		e.line = append(append(append(e.line, `","event":"`...), name...), '"')
 	}
-	e.seconds("duration_seconds", took)
-	e.number("received_bytes", received)
-	e.number("sent_bytes", sent)
-	e.string("reason", reason, maxReason)
+	e.seconds("duration_seconds", o.took)
+	e.number("received_bytes", o.received)
+	e.number("sent_bytes", o.sent)
+	e.string("reason", o.reason, maxReason)
+	e.key("flags")
+	e.line = append(e.line, '"')
+	e.line = o.flags.Append(e.line)
+	e.line = append(e.line, '"')
 }
 
 // common appends what stays over the life of a tunnel.
@@ -91,6 +100,7 @@ func (e *encoder) common(r *Record, generation int) {
 	e.string("scheme", r.Scheme, maxScheme)
 	e.string("authority", r.Authority, maxAuthority)
 	e.client(r)
+	e.clientAddress(r.ClientAddress)
 	e.string("listener", r.Listener, maxName)
 	e.string("virtual_host", r.VirtualHost, maxName)
 	e.string("route", r.Route, maxRoute)
@@ -110,11 +120,11 @@ func (e *encoder) requestLine(r *Record) {
 	// The request's grammar allows a space in none of them, so that they can be told
 	// apart; should one be there all the same, it is escaped.
 	e.line = append(e.line, ` "`...)
-	e.content(r.Method, maxMethod, ' ')
+	e.content(r.Method, maxMethod, spaced)
 	e.line = append(e.line, ' ')
-	e.content(r.Target, maxTarget, ' ')
+	e.content(r.Target, maxTarget, spaced)
 	e.line = append(e.line, ' ')
-	e.content(r.Protocol, maxProtocol, ' ')
+	e.content(r.Protocol, maxProtocol, spaced)
 	e.line = append(e.line, '"')
 }
 
@@ -130,6 +140,15 @@ func (e *encoder) client(r *Record) {
 		e.line = r.Client.AppendTo(e.line)
 		e.line = append(e.line, '"')
 	}
+}
+
+func (e *encoder) clientAddress(a netip.Addr) {
+	e.key("client_address")
+	e.line = append(e.line, '"')
+	if a.IsValid() {
+		e.line = a.AppendTo(e.line)
+	}
+	e.line = append(e.line, '"')
 }
 
 func (e *encoder) finish() {
@@ -169,19 +188,22 @@ func (e *encoder) seconds(key string, d time.Duration) {
 func (e *encoder) string(key, s string, limit int) {
 	e.key(key)
 	e.line = append(e.line, '"')
-	e.content(s, limit, '"')
+	e.content(s, limit, quoted)
 	e.line = append(e.line, '"')
 }
 
 // content appends s as it stands in a JSON string, with everything escaped that cannot
-// be printed, and also the character that escaped is. If that takes more than limit
-// bytes, it is cut between two characters; the mark of that takes part of the limit.
-func (e *encoder) content(s string, limit int, escaped byte) {
+// be printed, and also what escaped says. If that takes more than limit bytes, it is cut
+// between two characters; the mark of that takes part of the limit, if there is room.
+func (e *encoder) content(s string, limit int, escaped *format.Escaped) {
 	if len(s) <= limit && plain(s, escaped) == len(s) { // as nearly all are
 		e.line = append(e.line, s...)
 		return
 	}
-	const cut = "…"
+	cut := "…"
+	if limit <= len(cut) {
+		cut = ""
+	}
 	begin := len(e.line)
 	fits := begin // how far the line is kept if it has to be cut
 	for s != "" {
@@ -192,7 +214,7 @@ func (e *encoder) content(s string, limit int, escaped byte) {
 		case s[0] == '"' || s[0] == '\\':
 			e.line = append(e.line, '\\', s[0])
 		default:
-			size = e.rune(s)
+			size = e.rune(s, escaped.Wide)
 		}
 		s = s[size:]
 		switch n := len(e.line) - begin; {
@@ -206,9 +228,9 @@ func (e *encoder) content(s string, limit int, escaped byte) {
 }
 
 // plain returns how many bytes at the beginning of s stand for themselves.
-func plain(s string, escaped byte) int {
+func plain(s string, escaped *format.Escaped) int {
 	for i := range len(s) {
-		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' || c == escaped {
+		if c := s[i]; c >= utf8.RuneSelf || escaped.ASCII[c] {
 			return i
 		}
 	}
@@ -216,12 +238,12 @@ func plain(s string, escaped byte) int {
 }
 
 // rune appends the character that s begins with and returns how many bytes it takes in s.
-func (e *encoder) rune(s string) (size int) {
+func (e *encoder) rune(s string, wide bool) (size int) {
 	c, size := utf8.DecodeRuneInString(s)
 	switch {
 	case c == utf8.RuneError && size == 1: // no character
 		e.line = append(e.line, `\ufffd`...)
-	case c >= utf8.RuneSelf && strconv.IsPrint(c):
+	case c >= utf8.RuneSelf && !wide && strconv.IsPrint(c):
 		e.line = utf8.AppendRune(e.line, c)
 	case c > 0xffff:
 		high, low := utf16.EncodeRune(c)

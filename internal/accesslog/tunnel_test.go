@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"holdfast/internal/accesslog"
+	"holdfast/internal/accesslog/flags"
 )
 
 // passedOn is the tunnel as another process gets it.
@@ -144,6 +145,12 @@ func FuzzTunnel(f *testing.F) {
 		}
 		f.Add(data)
 	}
+	named, _ := output(f, accesslog.Output{Custom: textFormat(f, "%REQ(X-A)% %REQ(X-LONG)% %RESP(Content-Type)%")})
+	defer named.Close(time.Second)
+	r := sent.fill(named, upgrade())
+	r.Flags = flags.DelayInjected
+	data, _ := named.TunnelOpened(r).AppendBinary(nil)
+	f.Add(data)
 	f.Add([]byte(nil))
 	f.Add(bytes.Repeat([]byte{0xff}, 40))
 	f.Fuzz(func(t *testing.T, data []byte) {

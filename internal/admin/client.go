@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -139,6 +141,33 @@ func (c *Client) Config(ctx context.Context, file bool) (string, error) {
 func (c *Client) SetLogLevel(ctx context.Context, level string) error {
 	_, err := c.do(ctx, "POST", "/log-level", url.Values{"level": {level}})
 	return err
+}
+
+// Runtime is [supervisor.Commands.Runtime].
+func (c *Client) Runtime(ctx context.Context) (*supervisor.Runtime, error) {
+	values := new(supervisor.Runtime)
+	return values, c.into(ctx, values, "GET", "/runtime", nil)
+}
+
+// Override is [supervisor.Commands.Override].
+func (c *Client) Override(ctx context.Context, values map[string]float64) (*supervisor.OverrideResult, error) {
+	query := make(url.Values)
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		query.Add("key", key)
+		query.Add("value", strconv.FormatFloat(values[key], 'g', -1, 64))
+	}
+	result := new(supervisor.OverrideResult)
+	return result, c.into(ctx, result, "POST", "/runtime/set", query)
+}
+
+// ResetOverrides is [supervisor.Commands.ResetOverrides].
+func (c *Client) ResetOverrides(ctx context.Context, key string) (*supervisor.OverrideResult, error) {
+	query := make(url.Values)
+	if key != "" {
+		query.Set("key", key)
+	}
+	result := new(supervisor.OverrideResult)
+	return result, c.into(ctx, result, "POST", "/runtime/reset", query)
 }
 
 // ReopenLogs is [supervisor.Commands.ReopenLogs].

@@ -44,6 +44,9 @@ func (s *Server) resources() []resource {
 		{"POST", "/kill", "?generation=N ends a generation at once", s.kill},
 		{"POST", "/move", "?generation=N has one that drains pass its tunnels to the one that serves", s.move},
 		{"POST", "/log-level", "?level=debug, info, warn or error sets it, ?level=config takes that back", s.setLogLevel},
+		{"GET", "/runtime", "runtime values: what is configured, what overrides it, and what holds, as JSON", s.runtime},
+		{"POST", "/runtime/set", "?key=KEY&value=NUMBER overrides a runtime value; both may be there several times", s.setRuntime},
+		{"POST", "/runtime/reset", "?key=KEY takes back what was set by command, of every key if none is given", s.resetRuntime},
 		{"POST", "/reopen-logs", "write access logs to what their paths name now", s.reopenLogs},
 	}
 }
@@ -97,7 +100,7 @@ func find(all []resource, r *http.Request) (*resource, error) {
 	var list strings.Builder
 	for i, res := range all {
 		if !res.covers(r.URL.Path) {
-			fmt.Fprintf(&list, "%-4s %-13s  %s\n", res.method, res.path, res.about)
+			fmt.Fprintf(&list, "%-4s %-14s  %s\n", res.method, res.path, res.about)
 			continue
 		}
 		if r.Method == res.method || r.Method == "HEAD" && res.method == "GET" {

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/admin"
+	"holdfast/internal/control"
 	"holdfast/internal/supervisor"
 	"holdfast/internal/version"
 )
@@ -42,6 +43,10 @@ type Program struct {
 
 	// Check validates a configuration file. A *supervisor.Refusal says what is wrong.
 	Check func(ctx context.Context, configPath string) error
+
+	// Route answers a question about the routes of a configuration file. A
+	// *supervisor.Refusal says what is wrong with that.
+	Route func(ctx context.Context, configPath string, q *control.RouteQuestion) (*control.RouteAnswer, error)
 
 	// Tools are commands beside these.
 	Tools []*cobra.Command
@@ -99,7 +104,7 @@ func (c *commands) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&c.runtimeDir, "runtime-dir", "",
 		"where the supervisor is found (default $HOLDFAST_RUNTIME_DIR, $RUNTIME_DIRECTORY, "+systemRuntimeDir+" or $XDG_RUNTIME_DIR/holdfast)")
 	root.AddCommand(c.run(), c.check(), c.reload(), c.upgrade(), c.status(), c.stop(), c.ready(), c.kill(), c.move(),
-		c.config(), c.diff(), c.metrics(), c.logLevel(), c.reopenLogs(), c.profile(), versionCommand())
+		c.config(), c.diff(), c.route(), c.metrics(), c.runtime(), c.logLevel(), c.reopenLogs(), c.profile(), versionCommand())
 	root.AddCommand(c.program.Tools...)
 	return root
 }
@@ -223,7 +228,7 @@ func (c *commands) ready() *cobra.Command {
 	return &cobra.Command{
 		Use:   "ready on|off",
 		Short: "Say to load balancers whether new connections are welcome",
-		Long: "After `ready off`, /readyz answers 503 until `ready on`. Connections are accepted all the same.\n" +
+		Long: "After `ready off`, /readyz and the health checks of listeners answer 503 until `ready on`. Connections are accepted all the same.\n" +
 			"It outlives reloads, not the service.",
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		ValidArgs: []string{"on", "off"},

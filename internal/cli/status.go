@@ -65,6 +65,13 @@ func showStatus(w io.Writer, s *supervisor.Status, now time.Time) {
 		}
 		heading = append(heading, []string{label, note})
 	}
+	for i, note := range overriddenNotes(&s.Overridden) {
+		label := ""
+		if i == 0 {
+			label = "runtime"
+		}
+		heading = append(heading, []string{label, note})
+	}
 	if s.LogLevel != "" {
 		heading = append(heading, []string{"log level", s.LogLevel + ", set by command; `holdfast log-level config` takes that back"})
 	}

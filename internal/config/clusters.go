@@ -16,6 +16,8 @@ func readClusters(tables []*table) []Cluster {
 		t.only("load_balancing", "round_robin", "least_connections", "random", "maglev")
 		read(t, "connect_timeout", &c.ConnectTimeout, duration)
 		read(t, "idle_timeout", &c.IdleTimeout, duration)
+		c.RetryBudget = readRetryBudget(t.table("retry_budget"))
+		c.Edits = readEdits(t)
 		t.strict()
 		clusters = append(clusters, c)
 	}

@@ -23,6 +23,7 @@ type Config struct {
 	Supervisor    // what the supervisor reads
 	Drain         Drain
 	Tunnels       Tunnels
+	Recordings    []Recording   // aligned with Supervisor.AccessLogs
 	HTTPListeners []Listener    // in the order of the file, aligned with Supervisor.Listeners
 	VirtualHosts  []VirtualHost // in the order of the file
 	Clusters      []Cluster     // in the order of the file
@@ -33,6 +34,7 @@ type Supervisor struct {
 	Process   Process
 	Admin     Admin
 	Log       Log
+	Runtime   Runtime
 	Reload    Reload
 	Stop      Stop
 	Listeners []Socket
@@ -44,10 +46,9 @@ type Supervisor struct {
 const Stdout = "stdout"
 
 // AccessLog is a file, or the standard output, that requests and tunnels are
-// recorded in.
+// recorded in. What is recorded is in a [Recording].
 type AccessLog struct {
-	Path   string // absolute, or Stdout
-	Format string // "json" or "text"
+	Path string // absolute, or Stdout
 }
 
 // Process is read at start only; a reload that changes it is refused.
@@ -67,6 +68,11 @@ type Admin struct {
 type Log struct {
 	Level  slog.Level
 	Format string // "text" or "json"
+}
+
+// Runtime is about numbers that are overridden while generations run.
+type Runtime struct {
+	File string // absolute path of the file with overrides; "" means there is none
 }
 
 // Reload bounds what a reload may take.
@@ -133,6 +139,9 @@ type Listener struct {
 	Name           string
 	Limits         ListenerLimits
 	TrustedProxies []netip.Prefix // whose forwarding fields are believed
+	Edge
+	HealthCheck *HealthCheck // nil: none
+	Filters     *Filters     // of all of its requests
 }
 
 // ListenerLimits bound what a client can take.
@@ -151,42 +160,49 @@ type VirtualHost struct {
 	Name      string
 	Listeners []string // names; never empty: a file that names none means all
 	Domains   []string // lower case: exact, "*.suffix", or "*"
+	Filters   *Filters // of all of its requests
 	Routes    []Route  // the first that matches wins
+	Edits
 }
 
 // Route says what happens to the requests that it matches. Exactly one of
-// Clusters and Redirect is set.
+// Clusters, ClusterHeader, Redirect and Direct is set.
 type Route struct {
+	Name              string // unique in its virtual host; "" means none
 	Match             Match
 	WebSocket         bool
-	Clusters          []WeightedCluster // weights are positive in sum
+	Clusters          []WeightedCluster // weights are positive in sum; routes may share them
 	Redirect          *Redirect
 	PrefixRewrite     string // "" means none
 	HostRewrite       string // "" means none
 	AutoHostRewrite   bool
 	Timeout           time.Duration // from the request's end to the response's head; 0: never
 	StreamIdleTimeout time.Duration // no byte of request or response moved; 0: never
+	RequestBuffer     int64         // bytes of a body that is read whole before an endpoint is chosen; 0: off
+	Retry             *Retry        // nil: none
+	Mirror            *Mirror       // nil: none
 	Tunnels           Tunnels       // the defaults with the route's own keys laid over
-}
-
-// Match holds exactly one of Prefix and Path.
-type Match struct {
-	Prefix string // of the path
-	Path   string // the whole path, without the query
+	Filters           *Filters
+	Actions
 }
 
 // WeightedCluster is a share of a route's requests.
 type WeightedCluster struct {
 	Cluster string
-	Weight  uint32
+	Weight  Dynamic // from 0 to MaxWeight
 }
 
 // Redirect answers with a Location; empty parts stay as the request had them.
 type Redirect struct {
 	Scheme string // "http" or "https"
 	Host   string // with or without a port
+	Port   int    // 0 means as requested
 	Path   string // replaces path and query
 	Status int    // 301, 302, 303, 307 or 308
+
+	PrefixRewrite string        // replaces the matched prefix
+	RegexRewrite  *RegexRewrite // replaces matches in the path
+	StripQuery    bool
 }
 
 // Cluster is a named group of endpoints.
@@ -195,6 +211,8 @@ type Cluster struct {
 	Endpoints      []Endpoint
 	ConnectTimeout time.Duration
 	IdleTimeout    time.Duration // of a pooled connection
+	RetryBudget    RetryBudget
+	Edits
 }
 
 // Endpoint is an address as configured: "host:port" with an IP address or a name

@@ -7,11 +7,16 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"holdfast/internal/accesslog/flags"
+	"holdfast/internal/accesslog/format"
 	"holdfast/internal/config"
+	"holdfast/internal/dynamic"
+	"holdfast/internal/urlpath"
 )
 
 func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
@@ -31,25 +36,50 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 	}
 	slow := limits
 	slow.BodyRate = 0
+	budget := config.RetryBudget{Percent: config.Dynamic{Value: 200_000}, MinConcurrency: 3}
 	want := &config.Config{
 		Supervisor: config.Supervisor{
 			Process: config.Process{Proxy: "/opt/holdfast/bin/holdfast-proxy"},
 			Admin: config.Admin{
 				HTTP: netip.MustParseAddrPort("127.0.0.1:9901"), AllowActions: true, Hosts: []string{"metrics.internal", "holdfast"},
 			},
-			Log:    config.Log{Level: slog.LevelDebug, Format: "json"},
-			Reload: config.Reload{ReadyTimeout: 20 * time.Second, Probation: 15 * time.Second, MaxGenerations: 12},
-			Stop:   config.Stop{Delay: 5 * time.Second, Timeout: time.Minute},
+			Log:     config.Log{Level: slog.LevelDebug, Format: "json"},
+			Runtime: config.Runtime{File: "/etc/holdfast/runtime.toml"},
+			Reload:  config.Reload{ReadyTimeout: 20 * time.Second, Probation: 15 * time.Second, MaxGenerations: 12},
+			Stop:    config.Stop{Delay: 5 * time.Second, Timeout: time.Minute},
 			Listeners: []config.Socket{
 				{Name: "public", Address: tcp("[::]:8080"), IPv6Only: true},
 				{Name: "local", Address: config.Address{Network: "unix", Path: "/run/holdfast/http.sock"}, Mode: 0o600},
 				{Name: "public-v4", Address: tcp("0.0.0.0:8081")},
 				{Name: "activated", Address: config.Address{Network: "systemd", Name: "web.http"}},
 			},
-			AccessLogs: []config.AccessLog{{Path: "/var/log/holdfast/access.log", Format: "text"}, {Path: config.Stdout, Format: "json"}},
+			AccessLogs: []config.AccessLog{
+				{Path: "/var/log/holdfast/access.log"}, {Path: config.Stdout}, {Path: "/var/log/holdfast/errors.log"}, {Path: "/var/log/holdfast/tunnels.json"},
+			},
 		},
 		Drain:   config.Drain{IdleGrace: 2 * time.Second, StreamTimeout: time.Hour, CloseSpread: 10 * time.Minute},
 		Tunnels: tunnels,
+		Recordings: []config.Recording{
+			{Format: "text", Events: config.LogEvents, Filter: config.RecordingFilter{HealthChecks: true}},
+			{Format: "json", Events: config.LogEvents, Filter: config.RecordingFilter{HealthChecks: true}},
+			{
+				Format: "json", Custom: made(format.Text(`[%START_TIME(%F %T.%3f)%] "%REQ(:METHOD)% %REQ(:PATH)%" %RESPONSE_CODE% %RESPONSE_FLAGS% %REQ(User-Agent):80%`)),
+				Events: []string{"request"},
+				Filter: config.RecordingFilter{
+					Any: true, Statuses: []config.StatusRange{{From: 500, To: 599}, {From: 404, To: 404}, {From: 410, To: 420}, {}}, MinDuration: 2 * time.Second,
+					Flags: flags.UpstreamTimeout | flags.NoRoute, Sample: &config.Dynamic{Value: 25_000, Key: "errors.sample"},
+					Headers: []config.HeaderCondition{
+						{Name: "X-Debug", How: "present"}, {Name: "User-Agent", How: "contains", Text: "probe", Invert: true},
+						{Name: "X-A", How: "exact", Text: "1"}, {Name: "X-B", How: "prefix", Text: "b"}, {Name: "X-C", How: "suffix", Text: "c"},
+						{Name: "X-D", How: "present", Invert: true},
+					},
+				},
+			},
+			{
+				Format: "json", Custom: made(format.JSON(map[string]string{"status": "%RESPONSE_CODE%", "a b": `x "%EVENT%"`})),
+				Events: []string{"tunnel_open", "tunnel_close"}, Filter: config.RecordingFilter{Flags: flags.Known, HealthChecks: true},
+			},
+		},
 		HTTPListeners: []config.Listener{
 			{
 				Name: "public",
@@ -60,10 +90,29 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 				TrustedProxies: []netip.Prefix{
 					netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("::1/128"),
 				},
+				Edge: config.Edge{
+					InternalHeaders: []string{"X-Internal-*", "X-Auth-User"}, Forwarded: true, RequestIDInResponse: true,
+					Server: config.ServerHeader{Action: config.OverwriteServer, Name: "edge/1 (own)"},
+					Path:   urlpath.Policy{KeepSlashes: true, Encoded: urlpath.Keep, RefuseParams: true},
+				},
 			},
 			{Name: "local", Limits: slow},
-			{Name: "public-v4", Limits: limits},
-			{Name: "activated", Limits: limits},
+			{Name: "public-v4", Limits: limits, Edge: config.Edge{
+				TrustedHops: 2, Server: config.ServerHeader{Action: config.AppendServer, Name: "edge"}, Path: urlpath.Policy{Off: true},
+			}},
+			{
+				Name: "activated", Limits: limits,
+				HealthCheck: &config.HealthCheck{Path: "/healthz"},
+				Filters: &config.Filters{
+					Allow: networks("0.0.0.0/0", "::/0"), Deny: networks("192.0.2.0/24", "2001:db8:bad::/48", "198.51.100.7/32"),
+					RateLimit: &config.RateLimit{
+						Requests: config.Dynamic{Value: 10_000, Key: "activated.rate"}, Per: 2 * time.Second, Burst: 20_000, ByClient: true,
+					},
+					TunnelRateLimit: &config.RateLimit{
+						Requests: config.Dynamic{Value: 50, Key: "activated.tunnels"}, Per: time.Minute, Burst: 60, ByClient: true,
+					},
+				},
+			},
 		},
 		VirtualHosts: []config.VirtualHost{
 			{
@@ -74,7 +123,7 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 						Match:         config.Match{Prefix: "/socket"},
 						WebSocket:     true,
 						PrefixRewrite: "/ws", AutoHostRewrite: true,
-						Clusters: []config.WeightedCluster{{Cluster: "chat-v1", Weight: 90}, {Cluster: "chat-v2", Weight: 10}},
+						Clusters: []config.WeightedCluster{{Cluster: "chat-v1", Weight: config.Dynamic{Value: 90}}, {Cluster: "chat-v2", Weight: config.Dynamic{Value: 10, Key: "chat.v2.weight"}}},
 						Timeout:  30 * time.Second,
 						Tunnels: config.Tunnels{
 							DrainTimeout: time.Hour, MaxAge: 48 * time.Hour, HandshakeTimeout: 10 * time.Second, Buffer: 64 << 10,
@@ -90,18 +139,69 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 					{
 						Match:             config.Match{Prefix: "/"},
 						HostRewrite:       "web.internal:8080",
-						Clusters:          []config.WeightedCluster{{Cluster: "web", Weight: 1}},
+						Clusters:          []config.WeightedCluster{{Cluster: "web", Weight: config.Dynamic{Value: 1}}},
 						StreamIdleTimeout: 10 * time.Minute, Tunnels: tunnels,
+						RequestBuffer: 1 << 20,
+						Retry: &config.Retry{
+							On: config.RetryConnectFailure | config.RetryRefusedStream | config.RetryReset | config.Retry5xx |
+								config.RetryGatewayError | config.Retry4xx | config.RetryStatusCodes,
+							StatusCodes: []int{429, 503}, Attempts: config.Dynamic{Value: 3, Key: "web.retries"}, PerTryTimeout: 3 * time.Second,
+							BackoffBase: 50 * time.Millisecond, BackoffMax: time.Second, Buffer: 128 << 10,
+						},
+						Mirror: &config.Mirror{Cluster: "chat-v2", Percent: config.Dynamic{Value: 125_000, Key: "web.mirror"}, Buffer: 32 << 10},
 					},
 				},
 			},
+			guarded(tunnels),
 			{
 				Name: "rest", Listeners: []string{"public", "local", "public-v4", "activated"}, Domains: []string{"*"},
 				Routes: []config.Route{
 					{
+						Name: "canary",
+						Match: config.Match{
+							Prefix: "/API", Segments: true, IgnoreCase: true, Methods: []string{"GET", "HEAD"},
+							Sources:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")},
+							Fraction: &config.Dynamic{Value: 2 * dynamic.Whole / 100, Key: "canary.percent"},
+						},
+						Clusters: []config.WeightedCluster{{Cluster: "web", Weight: config.Dynamic{Value: 1}}},
+						Timeout:  15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: tunnels,
+					},
+					{
+						Match: config.Match{
+							Regex: regexp.MustCompile("^(?:/v[0-9]+/.*)$"),
+							Headers: []config.Condition{
+								{Name: "x-version", Test: config.Exact, Text: "2"},
+								{Name: "x-shard", Test: config.Range, From: 0, To: 16},
+								{Name: "x-debug", Test: config.Present, Invert: true},
+							},
+							Query: []config.Condition{
+								{Name: "lang", Test: config.Prefix, Text: "de"},
+								{Name: "lang", Test: config.Regex, Regex: regexp.MustCompile("^(?:.*-AT)$"), Invert: true},
+								{Name: "size", Test: config.Suffix, Text: "px"},
+								{Name: "n", Test: config.Range, From: -1, To: 10},
+								{Name: "flag", Test: config.Present},
+								{Name: "empty", Test: config.Exact},
+							},
+						},
+						Clusters: []config.WeightedCluster{{Cluster: "web", Weight: config.Dynamic{Value: 1}}},
+						Timeout:  15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: tunnels,
+					},
+					{
+						Match: config.Match{
+							Path: "/version",
+							Headers: []config.Condition{
+								{Name: "user-agent", Test: config.Prefix, Text: "curl/"},
+								{Name: "accept", Test: config.Suffix, Text: "json"},
+								{Name: "accept", Test: config.Regex, Regex: regexp.MustCompile("^(?:application/.*)$")},
+							},
+						},
+						Clusters: []config.WeightedCluster{{Cluster: "web", Weight: config.Dynamic{Value: 1}}},
+						Timeout:  15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: tunnels,
+					},
+					{
 						Match:     config.Match{Path: "/echo"},
 						WebSocket: true,
-						Clusters:  []config.WeightedCluster{{Cluster: "chat-v2", Weight: 1}},
+						Clusters:  []config.WeightedCluster{{Cluster: "chat-v2", Weight: config.Dynamic{Value: 1}}},
 						Timeout:   15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: tunnels,
 					},
 					{
@@ -111,24 +211,130 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 					},
 				},
 			},
+			actionsHost(tunnels),
 		},
 		Clusters: []config.Cluster{
 			{
+				Edits: config.Edits{
+					RequestHeaders: &config.Headers{Remove: []string{"Cookie"}, Set: []config.Header{{Name: "X-Cluster", Value: "%UPSTREAM_CLUSTER%"}},
+						Add: []config.Header{{Name: "X-Start", Value: "%START_TIME%"}}},
+					ResponseHeaders: &config.Headers{Remove: []string{"X-Powered-By"}, Set: []config.Header{{Name: "X-Served-By", Value: "%HOSTNAME%"}},
+						Add: []config.Header{{Name: "X-Protocol", Value: "%PROTOCOL%"}}},
+				},
 				Name:           "chat-v1",
 				Endpoints:      []config.Endpoint{{Address: "10.0.0.1:9000"}, {Address: "[2001:db8::2]:9000"}, {Address: "chat.internal:9000"}},
-				ConnectTimeout: 2 * time.Second, IdleTimeout: 30 * time.Second,
+				ConnectTimeout: 2 * time.Second, IdleTimeout: 30 * time.Second, RetryBudget: budget,
 			},
 			{
 				Name: "chat-v2", Endpoints: []config.Endpoint{{Address: "10.0.1.1:9000"}},
-				ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute,
+				ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute, RetryBudget: budget,
 			},
 			{
 				Name: "web", Endpoints: []config.Endpoint{{Address: "unix:/run/web/http.sock"}},
 				ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute,
+				RetryBudget: config.RetryBudget{Percent: config.Dynamic{Value: 100_000, Key: "web.budget"}, MinConcurrency: 5},
 			},
 		},
 	}
 	wantEqual(t, got, want)
+}
+
+// actionsHost is the virtual host "actions" of good.toml.
+func actionsHost(tunnels config.Tunnels) config.VirtualHost {
+	via := []config.Header{{Name: "Via", Value: "1.1 holdfast"}}
+	route := func(match config.Match, actions config.Actions) config.Route {
+		return config.Route{Match: match, Timeout: 15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: tunnels, Actions: actions}
+	}
+	docs := route(config.Match{Prefix: "/docs/"}, config.Actions{})
+	docs.Redirect = &config.Redirect{Scheme: "https", Port: 8443, PrefixRewrite: "/manual/", StripQuery: true, Status: 302}
+	item := route(config.Match{Prefix: "/item/"}, config.Actions{})
+	item.Redirect = &config.Redirect{Host: "shop.example.com", Status: 301,
+		RegexRewrite: &config.RegexRewrite{Pattern: "^/item/([0-9]+)$", Substitution: `/i/\1`}}
+	robots := route(config.Match{Path: "/robots.txt"}, config.Actions{
+		Direct: &config.DirectResponse{Status: 200, Body: "User-agent: *", ContentType: "text/plain"},
+		Edits:  config.Edits{ResponseHeaders: &config.Headers{Set: []config.Header{{Name: "Cache-Control", Value: "max-age=3600"}}}},
+	})
+	live := route(config.Match{Prefix: "/live"}, config.Actions{
+		SplitByHash: true, Upgrades: []string{"my-proto"},
+		Origins: []string{"https://app.example.com", "https://*.example.com"}, RefuseWithoutOrigin: true,
+		RegexRewrite: &config.RegexRewrite{Pattern: "^/live/([^/]+)", Substitution: `/\1/ws`},
+		MaxBodySize:  1 << 20, MaxHeadSize: 16 << 10,
+		Edits: config.Edits{
+			RequestHeaders: &config.Headers{Set: []config.Header{{Name: "X-Route", Value: "%ROUTE_NAME% of 100%%"}},
+				Add: []config.Header{{Name: "X-Agent", Value: "%REQ(User-Agent)%"}}},
+			ResponseHeaders: &config.Headers{Remove: []string{"X-Debug"}, Add: []config.Header{{Name: "X-Upstream", Value: "%UPSTREAM_HOST%"}}},
+		},
+		CORS: &config.CORS{AllowOrigins: []string{"https://*.example.com"}, AllowMethods: []string{"GET", "PUT"},
+			AllowHeaders: []string{"Content-Type"}, ExposeHeaders: []string{"X-Upstream"}, MaxAge: 10 * time.Minute, AllowCredentials: true},
+		HashPolicy: []config.HashPolicy{{Header: "X-User", Terminal: true},
+			{Cookie: &config.HashCookie{Name: "sticky", Make: true, TTL: time.Hour, Path: "/live"}}, {SourceAddress: true}},
+	})
+	live.WebSocket = true
+	live.Clusters = []config.WeightedCluster{{Cluster: "chat-v1", Weight: config.Dynamic{Value: 90, Key: "live.v1"}}, {Cluster: "chat-v2", Weight: config.Dynamic{Value: 10}}}
+	return config.VirtualHost{
+		Name: "actions", Listeners: []string{"public", "local", "public-v4", "activated"}, Domains: []string{"actions.example.com"},
+		Edits: config.Edits{
+			RequestHeaders: &config.Headers{Remove: []string{"X-Internal"}, Add: via,
+				Set: []config.Header{{Name: "X-Real-IP", Value: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}}},
+			ResponseHeaders: &config.Headers{Remove: []string{"Server"}, Add: via,
+				Set: []config.Header{{Name: "X-Frame-Options", Value: "DENY"}, {Name: "X-Request-Id", Value: "%REQUEST_ID%"}}},
+		},
+		Routes: []config.Route{
+			docs, item, robots,
+			route(config.Match{Path: "/sorry"}, config.Actions{Direct: &config.DirectResponse{
+				Status: 503, File: "/etc/holdfast/sorry.html", ContentType: "text/html; charset=utf-8"}}),
+			route(config.Match{Path: "/nothing"}, config.Actions{Direct: &config.DirectResponse{Status: 204}}),
+			route(config.Match{Prefix: "/by-name/"}, config.Actions{ClusterHeader: "X-Cluster", HostRewriteHeader: "X-Host",
+				Edits: config.Edits{RequestHeaders: &config.Headers{Remove: []string{"X-Cluster", "X-Host"}}}}),
+			live,
+		},
+	}
+}
+
+// guarded is the virtual host of good.toml that has filters.
+func guarded(tunnels config.Tunnels) config.VirtualHost {
+	web := []config.WeightedCluster{{Cluster: "web", Weight: config.Dynamic{Value: 1}}}
+	return config.VirtualHost{
+		Name: "guarded", Listeners: []string{"activated"}, Domains: []string{"guarded.example.com"},
+		Filters: &config.Filters{Allow: networks("10.0.0.0/8", "::1/128"), Deny: networks("10.6.6.6/32")},
+		Routes: []config.Route{
+			{
+				Match: config.Match{Prefix: "/open"}, Clusters: web,
+				Timeout: 15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: tunnels,
+			},
+			{
+				Match: config.Match{Prefix: "/"}, WebSocket: true, Clusters: web,
+				Timeout: 15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: tunnels,
+				Filters: &config.Filters{
+					Allow: networks("10.0.0.0/16"), Deny: networks("10.0.6.6/32"),
+					RateLimit: &config.RateLimit{
+						Requests: config.Dynamic{Value: 100, Key: "guarded.rate"}, Per: time.Minute, Burst: 5, ByClient: true,
+					},
+					TunnelRateLimit: &config.RateLimit{
+						Requests: config.Dynamic{Value: 5, Key: "guarded.tunnels"}, Per: 10 * time.Second, Burst: 9, ByClient: true,
+					},
+					Fault: &config.Fault{
+						Headers:   []config.FaultHeader{{Name: "X-Fault", Value: "yes"}},
+						Delay:     config.FaultDelay{Percent: config.Dynamic{Value: 125_000, Key: "guarded.delay"}, Duration: 2 * time.Second},
+						Abort:     config.FaultAbort{Percent: config.Dynamic{Value: 5_000, Key: "guarded.abort"}, Status: 500},
+						MaxActive: config.Dynamic{Value: 10, Key: "guarded.active"},
+					},
+					Authorize: &config.Authorize{
+						Cluster: "web", PathPrefix: "/check", Timeout: 2 * time.Second, FailOpen: true,
+						RequestHeaders: []string{"Cookie", "Authorization"}, UpstreamHeaders: []string{"X-User", "X-Groups"},
+						ClientHeaders: []string{"Location", "Set-Cookie"},
+					},
+				},
+			},
+		},
+	}
+}
+
+func networks(all ...string) (prefixes []netip.Prefix) {
+	for _, p := range all {
+		prefixes = append(prefixes, netip.MustParsePrefix(p))
+	}
+	return prefixes
 }
 
 func TestOneListenerIsEnoughAndTheRestHasDefaults(t *testing.T) {
@@ -254,6 +460,9 @@ address = "127.0.0.1:8080"
 protocol = "quic"
 limits = "none"
 new_key = 1
+[[access_logs]]
+path = "stdout"
+new_key = 1
 `
 	if _, err := config.ParseSupervisor("f.toml", []byte(file)); err != nil {
 		t.Error(err)
@@ -265,7 +474,7 @@ new_key = 1
 
 func TestTheSupervisorIsStrictAboutItsOwn(t *testing.T) {
 	t.Parallel()
-	own := []string{"process-", "admin-", "log-", "access-log", "reload-", "stop-", "no-listener", "syntax", "shape-",
+	own := []string{"process-", "admin-", "log-", "access-log-path", "access-log-stdout", "access-logs-is", "runtime-", "reload-", "stop-", "no-listener", "syntax", "shape-",
 		"listener-name", "listener-address", "listener-overlap", "listener-mode", "listener-ipv6", "unknown-key-like"}
 	files, err := filepath.Glob("testdata/bad/*.toml")
 	if err != nil {
@@ -419,6 +628,13 @@ func testdata(t testing.TB, name string) []byte {
 		t.Fatal(err)
 	}
 	return data
+}
+
+func made(f *format.Format, err error) *format.Format {
+	if err != nil {
+		panic(err)
+	}
+	return f
 }
 
 func tcp(s string) config.Address {

@@ -49,7 +49,8 @@ func openSettled(name string, data []byte) (*table, error) {
 // settle makes a setting of each key, in the order of the document's lines.
 func (t *table) settle() {
 	byLine := func(a, b string) int {
-		return cmp.Or(cmp.Compare(t.at(a).line, t.at(b).line), cmp.Compare(a, b))
+		first, second := t.at(a), t.at(b)
+		return cmp.Or(cmp.Compare(first.line(), second.line()), cmp.Compare(a, b))
 	}
 	for _, key := range slices.SortedFunc(maps.Keys(t.keys), byLine) {
 		t.set(key, t.at(key).settled())
@@ -85,30 +86,47 @@ func (n node) settled() any {
 	return texts
 }
 
-// A kind is what the elements of an array of tables are called and told apart by.
+// A kind is what the elements of an array of tables are called and told apart by: a key, or
+// "" where it takes all of them.
 type kind struct {
 	name, key string
 	ordered   bool // whether their order means something
+	several   bool // whether several may be called the same, so that nothing tells what has become of which
 }
 
 // kinds has every array of tables, by section.
 var kinds = map[string]kind{
-	"access_logs":                            {"access log", "path", false},
-	"listeners":                              {"listener", "name", false},
-	"virtual_hosts":                          {"virtual host", "name", false},
-	"virtual_hosts.routes":                   {"route", "match", true},
-	"virtual_hosts.routes.weighted_clusters": {"share of cluster", "cluster", false},
-	"clusters":                               {"cluster", "name", false},
-	"clusters.endpoints":                     {"endpoint", "address", false},
+	"access_logs":                            {"access log", "path", false, false},
+	"access_logs.filter.headers":             {"condition", "name", false, false},
+	"listeners":                              {"listener", "name", false, false},
+	"virtual_hosts":                          {"virtual host", "name", false, false},
+	"virtual_hosts.routes":                   {"route", "match", true, false},
+	"virtual_hosts.routes.match.headers":     {"header", "name", false, true},
+	"virtual_hosts.routes.match.query":       {"query parameter", "name", false, true},
+	"virtual_hosts.routes.fault.headers":     {"fault header", "name", false, false},
+	"virtual_hosts.routes.weighted_clusters": {"share of cluster", "cluster", false, false},
+	"virtual_hosts.routes.hash_policy":       {"hash policy", "", true, false},
+	"clusters":                               {"cluster", "name", false, false},
+	"clusters.endpoints":                     {"endpoint", "address", false, false},
 }
 
-// call returns what sentences call an element: `listener "public"`, `route prefix "/"`.
+// call returns what sentences call an element: `listener "public"`, `route prefix "/"`. What
+// has a name although its kind needs none goes by that.
 func (k kind) call(t *table) string {
-	switch id := t.at(k.key).settled().(type) {
+	key := k.key
+	switch {
+	case key == "":
+		return k.name + " " + literal(t)
+	case t.has("name"):
+		key = "name"
+	}
+	switch id := t.at(key).settled().(type) {
 	case *table:
 		conditions := make([]string, len(id.settings))
 		for i, s := range id.settings {
-			conditions[i] = keyPath("", s.key) + " " + literal(s.value)
+			if conditions[i] = keyPath("", s.key) + " " + literal(s.value); s.key == "fraction" {
+				conditions[i] = "a fraction" // which may change, and it is the same route
+			}
 		}
 		return k.name + " " + strings.Join(conditions, " and ")
 	default:
@@ -204,13 +222,20 @@ func missing(others, words []string) []string {
 // kindOf returns the kind of the elements of an array, of which one may be empty or
 // missing.
 func kindOf(before, after any) (kind, bool) {
+	var k kind
 	for _, v := range []any{before, after} {
-		if array, ok := v.([]*table); ok {
-			k, ok := kinds[array[0].section()]
-			return k, ok
+		array, ok := v.([]*table)
+		if !ok {
+			continue
+		}
+		if k, ok = kinds[array[0].section()]; !ok {
+			return kind{}, false
+		}
+		if names, _ := k.byName(v); k.several && len(names) < len(array) {
+			return kind{}, false
 		}
 	}
-	return kind{}, false
+	return k, k.name != ""
 }
 
 // elements compares arrays of tables, each element with the one that is called the

@@ -153,7 +153,7 @@ func TestKeysAreDocumentedInTheOrderInWhichTheyAreShown(t *testing.T) {
 		for _, s := range table.settings {
 			i := slices.IndexFunc(rows[section], func(r row) bool { return r.key == s.key })
 			if i <= last {
-				t.Errorf("%s: %s is documented before what is shown before it", table.path, s.key)
+				t.Errorf("%s: %s is documented before what is shown before it", table.path(), s.key)
 			}
 			last = i
 		}
@@ -184,7 +184,7 @@ func eachTable(t *table, f func(*table)) {
 // may refer to what stands elsewhere, but make no other mistake.
 func TestSamplesInTheDocumentationLoad(t *testing.T) {
 	t.Parallel()
-	samples := regexp.MustCompile("(?s)\n```toml\n(.*?)\n```\n").FindAllStringSubmatch(string(readFile(t, docs)), -1)
+	samples := regexp.MustCompile("(?s)\n```toml\n(.*?)\n```\n").FindAllStringSubmatch(string(readFile(t, docs))+string(readFile(t, "../../docs/filters.md")), -1)
 	complete := 0
 	for _, m := range samples {
 		sample := m[1]

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -22,13 +21,24 @@ const maxFileSize = 16 << 20
 // one notes it and goes on.
 type document struct {
 	file     string
-	lines    map[string]int // of every key path
+	text     string
+	lines    map[string]int // of every key path; nil until somebody asks
 	problems []*Problem
+
+	// terse says that nobody asks for the settings of tables, nor for the vocabulary: to
+	// write them down takes more time than to read the file. A key that is not there costs
+	// a look into a map then, and nothing else.
+	terse   bool
+	unknown bool // a key is that nobody asked for, of which a terse reader cannot say more
 
 	// vocabulary holds the keys that each section was asked for. It is what the
 	// documentation has to describe, by name of the section without indices:
 	// "virtual_hosts.routes.match".
 	vocabulary map[string][]string
+
+	runtimeKeys map[string][]string // the paths of the tables that each stands in
+
+	spare [][]string // memory for what tables know
 }
 
 // open parses the file's syntax.
@@ -41,23 +51,25 @@ func open(file string, data []byte) (*document, *table, error) {
 
 // openUnbounded is open for a document that may be longer than any file.
 func openUnbounded(file string, data []byte) (*document, *table, error) {
-	d := &document{file: file, vocabulary: map[string][]string{}}
+	d := newDocument(file, string(data))
 	var keys map[string]any
-	if p := d.parse(string(data), &keys); p != nil {
+	if p := parse(d.text, &keys); p != nil {
 		p.File = file
 		return nil, nil, p
 	}
 	return d, newTable(node{doc: d, raw: keys}), nil
 }
 
-func (d *document) parse(text string, keys *map[string]any) *Problem {
-	var err error
-	if d.lines, err = keyLines(text); err != nil {
-		if p, ok := errors.AsType[*Problem](err); ok {
-			return p
-		}
+func newDocument(file, text string) *document {
+	return &document{file: file, text: text, vocabulary: map[string][]string{}, runtimeKeys: map[string][]string{}}
+}
+
+func parse(text string, keys *map[string]any) *Problem {
+	if p, ok := errors.AsType[*Problem](checkShape(text)); ok {
+		return p
 	}
-	if _, err = toml.Decode(text, keys); err == nil {
+	_, err := toml.Decode(text, keys)
+	if err == nil {
 		return nil
 	}
 	p := &Problem{Text: "not valid TOML: " + printable(err.Error())}
@@ -82,42 +94,63 @@ func (d *document) err() error {
 	return errors.Join(errs...)
 }
 
-// node is a value and the place where it stands.
+// node is a value and the place where it stands. What messages call the place is found out
+// when there is one.
 type node struct {
-	doc  *document
-	path string
-	line int
-	raw  any // what the TOML library made of it; nil for a key that is missing
-}
-
-// at returns the value under path, which is part of this one.
-func (n node) at(path string, raw any) node {
-	line, ok := n.doc.lines[path]
-	if !ok {
-		line = n.line
-	}
-	return node{n.doc, path, line, raw}
+	doc   *document
+	up    *node  // what it is part of; nil: it is the file
+	key   string // of it there, unless it is an element
+	index int    // of the element, if key is ""
+	bare  bool   // key is "" although it is one
+	raw   any    // what the TOML library made of it; nil for a key that is missing
 }
 
 // fail notes a problem with the value.
 func (n node) fail(format string, args ...any) {
 	n.doc.problems = append(n.doc.problems, &Problem{
-		File: n.doc.file, Line: n.line, Key: n.path, Text: fmt.Sprintf(format, args...),
+		File: n.doc.file, Line: n.line(), Key: n.path(), Text: fmt.Sprintf(format, args...),
 	})
+}
+
+// path returns what messages call the place: "virtual_hosts[0].routes[1].cluster".
+func (n *node) path() string {
+	switch {
+	case n.up == nil:
+		return ""
+	case n.isElement():
+		return fmt.Sprintf("%s[%d]", n.up.path(), n.index)
+	}
+	return keyPath(n.up.path(), n.key)
+}
+
+func (n *node) isElement() bool { return n.key == "" && !n.bare }
+
+// line returns the place's line: of a key that is missing, that of the table.
+func (n *node) line() int {
+	if n.doc.lines == nil {
+		n.doc.lines, _ = keyLines(n.doc.text) // of a document that the library accepts it misses none
+	}
+	for ; n.up != nil; n = n.up {
+		if line, ok := n.doc.lines[n.path()]; ok {
+			return line
+		}
+	}
+	return 0
 }
 
 // elements returns those of an array.
 func (n node) elements() (elements []node, ok bool) {
-	add := func(i int, raw any) { elements = append(elements, n.at(fmt.Sprintf("%s[%d]", n.path, i), raw)) }
 	switch array := n.raw.(type) {
 	case []any:
+		elements = make([]node, len(array))
 		for i, raw := range array {
-			add(i, raw)
+			elements[i] = node{doc: n.doc, up: &n, index: i, raw: raw}
 		}
 		return elements, true
 	case []map[string]any: // written as [[key]]
+		elements = make([]node, len(array))
 		for i, raw := range array {
-			add(i, raw)
+			elements[i] = node{doc: n.doc, up: &n, index: i, raw: raw}
 		}
 		return elements, true
 	}
@@ -126,17 +159,25 @@ func (n node) elements() (elements []node, ok bool) {
 
 // section names the part of a file that the value belongs to, without indices:
 // "virtual_hosts.routes".
-func (n node) section() string { return indices.ReplaceAllString(n.path, "") }
+func (n *node) section() string {
+	switch {
+	case n.up == nil:
+		return ""
+	case n.isElement():
+		return n.up.section()
+	}
+	return keyPath(n.up.section(), n.key)
+}
 
 // String says where the value stands, for messages about another one.
-func (n node) String() string { return fmt.Sprintf("%s, line %d", n.path, n.line) }
+func (n node) String() string { return fmt.Sprintf("%s, line %d", n.path(), n.line()) }
 
 // table is a node that holds keys. It remembers which ones it was asked for:
 // the others are unknown.
 type table struct {
 	node
 	keys     map[string]any
-	known    []string
+	known    []string  // of a terse document: those that are there
 	settings []setting // what the known keys come to, in the order in which they were read
 }
 
@@ -150,12 +191,23 @@ type setting struct {
 
 // newTable returns n as a table, an empty one if it is missing or something else.
 func newTable(n node) *table {
+	t := new(table)
+	t.init(n)
+	return t
+}
+
+func (t *table) init(n node) {
 	keys, _ := n.raw.(map[string]any)
-	return &table{node: n, keys: keys}
+	*t = table{node: n, keys: keys}
+	if last := len(n.doc.spare) - 1; last >= 0 {
+		t.known, n.doc.spare = n.doc.spare[last], n.doc.spare[:last]
+	}
 }
 
 // at returns the value of a key, or the place where it is missing.
-func (t *table) at(key string) node { return t.node.at(keyPath(t.path, key), t.keys[key]) }
+func (t *table) at(key string) node {
+	return node{doc: t.doc, up: &t.node, key: key, bare: key == "", raw: t.keys[key]}
+}
 
 func (t *table) has(key string) bool {
 	_, ok := t.keys[key]
@@ -164,14 +216,30 @@ func (t *table) has(key string) bool {
 
 // get returns the value of a key and makes the key a known one.
 func (t *table) get(key string) (n node, ok bool) {
-	if !slices.Contains(t.known, key) {
+	raw, ok := t.keys[key]
+	if (ok || !t.doc.terse) && !slices.Contains(t.known, key) {
 		t.known = append(t.known, key)
 	}
-	return t.at(key), t.has(key)
+	return node{doc: t.doc, up: &t.node, key: key, bare: key == "", raw: raw}, ok
 }
 
-// set notes what a key comes to. A key without a value is not noted.
-func (t *table) set(key string, value any) { t.settings = append(t.settings, setting{key, value}) }
+// asked makes a key a known one and tells whether it is there.
+func (t *table) asked(key string) bool {
+	_, ok := t.get(key)
+	return ok
+}
+
+// given returns those of some keys that are there.
+func (t *table) given(keys ...string) []string {
+	return slices.DeleteFunc(keys, func(key string) bool { return !t.has(key) })
+}
+
+// set notes what a key comes to, if anybody asks. A key without a value is not noted.
+func (t *table) set(key string, value any) {
+	if !t.doc.terse {
+		t.settings = append(t.settings, setting{key, value})
+	}
+}
 
 // inapplicable refuses a key that has no meaning beside others, and forgets what it
 // would come to.
@@ -179,6 +247,11 @@ func (t *table) inapplicable(key, format string, args ...any) {
 	if t.has(key) {
 		t.at(key).fail(format, args...)
 	}
+	t.unset(key)
+}
+
+// unset forgets what a key comes to.
+func (t *table) unset(key string) {
 	t.settings = slices.DeleteFunc(t.settings, func(s setting) bool { return s.key == key })
 }
 
@@ -187,7 +260,7 @@ func (t *table) table(key string) *table {
 	n, ok := t.get(key)
 	if _, isTable := n.raw.(map[string]any); ok && !isTable {
 		hint := ""
-		if _, array := n.raw.([]map[string]any); array && t.path == "" {
+		if _, array := n.raw.([]map[string]any); array && t.up == nil {
 			hint = fmt.Sprintf(": write [%s] in place of [[%s]]", key, key)
 		}
 		n.fail("must be a table, found %s%s", describe(n.raw), hint)
@@ -201,17 +274,20 @@ func (t *table) table(key string) *table {
 func (t *table) tables(key string) []*table {
 	n, _ := t.get(key)
 	if _, single := n.raw.(map[string]any); single {
-		if t.path == "" {
+		if t.up == nil {
 			n.fail("must be an array of tables: write [[%s]] in place of [%s]", key, key)
 		} else {
 			n.fail("must be an array of tables, found a single one")
 		}
 		return nil
 	}
-	var tables []*table
-	for _, e := range t.array(key) {
+	array := t.array(key)
+	tables := make([]*table, 0, len(array))
+	side := make([]table, len(array)) // by side
+	for i, e := range array {
 		if _, ok := e.raw.(map[string]any); ok {
-			tables = append(tables, newTable(e))
+			side[i].init(e)
+			tables = append(tables, &side[i])
 		} else {
 			e.fail("must be a table, found %s", describe(e.raw))
 		}
@@ -239,8 +315,15 @@ func (t *table) array(key string) []node {
 	return elements
 }
 
-// strict notes every key that nobody asked for. It belongs behind the last get.
+// strict notes every key that nobody asked for. It belongs behind the last get, and the last
+// look at what is known.
 func (t *table) strict() {
+	if t.doc.terse {
+		t.doc.unknown = t.doc.unknown || t.hasUnknown()
+		t.doc.spare = append(t.doc.spare, t.known[:0])
+		t.known = nil
+		return
+	}
 	section := t.section()
 	t.doc.vocabulary[section] = t.known
 	for _, key := range slices.Sorted(maps.Keys(t.keys)) {
@@ -255,8 +338,18 @@ func (t *table) strict() {
 	}
 }
 
-// indices are the parts of a key path that differ between elements of an array.
-var indices = regexp.MustCompile(`\[[0-9]+\]`)
+// hasUnknown tells whether there is a key that nobody asked for.
+func (t *table) hasUnknown() bool {
+	if t.doc.terse {
+		return len(t.known) < len(t.keys)
+	}
+	for key := range t.keys {
+		if !slices.Contains(t.known, key) {
+			return true
+		}
+	}
+	return false
+}
 
 // suggest names the likely one of some words, or all of them.
 func suggest(word string, words []string) string {

@@ -38,7 +38,7 @@ func Effective(name string, data []byte) ([]byte, error) {
 
 // sections are those of the file, in the order of the documentation.
 var sections = []string{
-	"process", "admin", "log", "access_logs", "reload", "drain", "stop", "tunnels", "listeners", "virtual_hosts", "clusters",
+	"process", "admin", "log", "access_logs", "runtime", "reload", "drain", "stop", "tunnels", "listeners", "virtual_hosts", "clusters",
 }
 
 // maxLine is how long a line gets before an array is written with an element a line.
@@ -96,9 +96,9 @@ func (t *table) printBelow(opening, closing string, b *bytes.Buffer, depth int) 
 func (t *table) hasHeader(s setting) bool {
 	switch inner := s.value.(type) {
 	case *table:
-		return t.path == "" || inner.isLarge()
+		return t.up == nil || inner.isLarge()
 	case []*table:
-		return t.path == "" || slices.ContainsFunc(inner, (*table).isLarge)
+		return t.up == nil || slices.ContainsFunc(inner, (*table).isLarge)
 	}
 	return false
 }

@@ -4,24 +4,45 @@ import (
 	"errors"
 	"slices"
 	"strings"
+
+	"holdfast/internal/urlpath"
 )
 
 // references is what the rest of a file offers to virtual hosts.
 type references struct {
-	listeners    []string
-	clusterNames []string
+	listeners    declared
+	clusterNames declared
 	clusters     map[string]Cluster
-	tunnels      Tunnels // what routes start from
+	alone        map[string][]WeightedCluster // each cluster by itself, as almost all routes have one
+	tunnels      Tunnels                      // what routes start from
+	authorize    *Authorize                   // as the virtual host has it
+	paths        map[string]urlpath.Policy    // of listeners
+}
+
+// declared are the names of a kind of thing. Many thousand routes may refer to one of many.
+type declared struct {
+	names []string // in the order of the file
+	has   map[string]bool
+}
+
+func (d *declared) add(name string) {
+	if d.has == nil {
+		d.has = map[string]bool{}
+	}
+	d.names = append(d.names, name)
+	d.has[name] = true
 }
 
 func referencesTo(c *Config) references {
-	refs := references{clusters: map[string]Cluster{}, tunnels: c.Tunnels}
+	refs := references{clusters: map[string]Cluster{}, alone: map[string][]WeightedCluster{}, tunnels: c.Tunnels, paths: map[string]urlpath.Policy{}}
 	for _, l := range c.HTTPListeners {
-		refs.listeners = append(refs.listeners, l.Name)
+		refs.listeners.add(l.Name)
+		refs.paths[l.Name] = l.Path
 	}
 	for _, cl := range c.Clusters {
-		refs.clusterNames = append(refs.clusterNames, cl.Name)
+		refs.clusterNames.add(cl.Name)
 		refs.clusters[cl.Name] = cl
+		refs.alone[cl.Name] = []WeightedCluster{{Cluster: cl.Name, Weight: Dynamic{Value: 1}}}
 	}
 	return refs
 }
@@ -35,17 +56,28 @@ func readVirtualHosts(tables []*table, refs references) []VirtualHost {
 		needName(t, &h.Name, declared)
 		h.Listeners = readHostListeners(t, refs.listeners)
 		h.Domains = readDomains(t, h, claims)
+		h.Edits = readEdits(t)
+		h.Filters, refs.authorize = readHostFilters(t, &refs)
 		h.Routes = readRoutes(t, refs)
+		checkSpelling(t, h.Routes, refs.pathsOf(h.Listeners))
 		t.strict()
 		hosts = append(hosts, h)
 	}
 	return hosts
 }
 
-func readHostListeners(t *table, all []string) []string {
-	if _, ok := t.get("listeners"); !ok {
-		t.set("listeners", quoteAll(all))
-		return slices.Clone(all)
+// pathsOf returns how these listeners spell paths.
+func (r references) pathsOf(listeners []string) (policies []urlpath.Policy) {
+	for _, name := range listeners {
+		policies = append(policies, r.paths[name])
+	}
+	return policies
+}
+
+func readHostListeners(t *table, all declared) []string {
+	if !t.asked("listeners") {
+		t.set("listeners", quoteAll(all.names))
+		return slices.Clone(all.names)
 	}
 	var listeners []string
 	for _, n := range t.array("listeners") {
@@ -66,14 +98,14 @@ func readHostListeners(t *table, all []string) []string {
 }
 
 // refer reads a name that must be declared elsewhere.
-func refer(n node, kind string, declared []string) (string, bool) {
+func refer(n node, kind string, all declared) (string, bool) {
 	name, ok := n.raw.(string)
 	if !ok {
 		n.fail("must be the name of a %s, found %s", kind, describe(n.raw))
 		return "", false
 	}
-	if !slices.Contains(declared, name) {
-		n.fail("there is no %s named %s; %s", kind, quote(name), suggest(name, declared))
+	if !all.has[name] {
+		n.fail("there is no %s named %s; %s", kind, quote(name), suggest(name, all.names))
 		return "", false
 	}
 	return name, true
@@ -85,7 +117,7 @@ type claim struct{ listener, domain string }
 type owner struct {
 	host  *table
 	name  string
-	place node
+	place *node
 }
 
 func readDomains(t *table, h VirtualHost, claims map[claim]owner) []string {
@@ -104,7 +136,7 @@ func readDomains(t *table, h VirtualHost, claims map[claim]owner) []string {
 					first.name, first.place, h.Name, quote(e.value), l)
 				break
 			}
-			claims[c] = owner{t, h.Name, e.node}
+			claims[c] = owner{t, h.Name, &e.node}
 		}
 	}
 	if t.empty("domains") {

@@ -42,12 +42,18 @@ func keyLines(doc string) (map[string]int, error) {
 	return s.lines, s.document()
 }
 
+// checkShape returns the error of keyLines, and is quicker.
+func checkShape(doc string) error {
+	s := scanner{rest: doc, line: 1}
+	return s.document()
+}
+
 // scanner walks over a document. Its methods expect to stand on the first byte
 // of what they are named after, and leave it behind its last.
 type scanner struct {
 	rest   string
 	line   int            // of rest's first byte
-	lines  map[string]int // key path → line
+	lines  map[string]int // key path → line; nil: nobody asks, and paths are not made
 	tables map[string]int // path of an array of tables → how many [[headers]] it has had
 }
 
@@ -87,7 +93,7 @@ func (s *scanner) header() (string, error) {
 		return "", errSyntax
 	}
 	path := s.enter("", names, line)
-	if !array {
+	if !array || s.lines == nil {
 		return path, nil
 	}
 	s.tables[path]++
@@ -114,6 +120,9 @@ func (s *scanner) keyValue(path string, depth int) error {
 // of the tables on the way that nothing else has named. The way leads through
 // the newest element of an array of tables.
 func (s *scanner) enter(path string, names []string, line int) string {
+	if s.lines == nil {
+		return ""
+	}
 	for i, name := range names {
 		if n := s.tables[path]; n > 0 {
 			path = fmt.Sprintf("%s[%d]", path, n-1)
@@ -214,8 +223,11 @@ func (s *scanner) array(path string, depth int) error {
 		if s.skip("]") {
 			return nil
 		}
-		element := fmt.Sprintf("%s[%d]", path, i)
-		s.lines[element] = s.line
+		element := ""
+		if s.lines != nil {
+			element = fmt.Sprintf("%s[%d]", path, i)
+			s.lines[element] = s.line
+		}
 		if err := s.value(element, depth+1); err != nil {
 			return err
 		}

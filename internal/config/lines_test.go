@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -133,6 +134,9 @@ func FuzzKeyLines(f *testing.F) {
 
 // withoutIndices also drops what looks like an index in a quoted name.
 func withoutIndices(path string) string { return indices.ReplaceAllString(path, "") }
+
+// indices are the parts of a key path that differ between elements of an array.
+var indices = regexp.MustCompile(`\[[0-9]+\]`)
 
 func TestNearest(t *testing.T) {
 	t.Parallel()

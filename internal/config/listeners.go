@@ -111,7 +111,10 @@ func readListener(t *table) Listener {
 	for _, e := range list(t, "trusted_proxies", network) {
 		l.TrustedProxies = append(l.TrustedProxies, e.value)
 	}
+	readEdge(t, &l)
 	l.Limits = readListenerLimits(t.table("limits"))
+	l.HealthCheck = readHealthCheck(t, l.Path)
+	l.Filters = readListenerFilters(t)
 	t.strict()
 	return l
 }

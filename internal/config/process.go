@@ -95,31 +95,14 @@ var (
 	logFormat = oneOf("text", "json")
 )
 
-func readAccessLogs(tables []*table) []AccessLog {
-	var logs []AccessLog
-	seen := map[string]node{}
-	for _, t := range tables {
-		l := AccessLog{Format: "json"}
-		need(t, "path", &l.Path, accessLogPath)
-		if first, twice := seen[l.Path]; twice {
-			t.at("path").fail("%s is already the path of another one (%s)", quote(l.Path), first)
-		}
-		if l.Path != "" {
-			seen[l.Path] = t.at("path")
-		}
-		read(t, "format", &l.Format, logFormat)
-		t.strict()
-		logs = append(logs, l)
-	}
-	return logs
+func readRuntime(t *table) Runtime {
+	var r Runtime
+	read(t, "file", &r.File, overridesPath)
+	t.strict()
+	return r
 }
 
-var accessLogPath = form[string]{`"stdout", or an absolute path like "/var/log/holdfast/access.log"`, func(s string) (string, error) {
-	if s == Stdout {
-		return s, nil
-	}
-	return parseFilePath(s, maxPath)
-}, asIs}
+var overridesPath = form[string]{`an absolute path like "/etc/holdfast/runtime.toml"`, func(s string) (string, error) { return parseFilePath(s, maxPath) }, asIs}
 
 func readReload(t *table) Reload {
 	r := Reload{ReadyTimeout: 30 * time.Second, Probation: 10 * time.Second}

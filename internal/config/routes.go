@@ -10,12 +10,12 @@ import (
 )
 
 func readRoutes(host *table, refs references) []Route {
-	var routes []Route
-	earlier := taken{prefixes: map[string]node{}, paths: map[string]node{}}
-	for _, t := range host.tables("routes") {
-		r := readRoute(t, refs)
-		earlier.add(r.Match, t.at("match"))
-		routes = append(routes, r)
+	tables := host.tables("routes")
+	routes := make([]Route, len(tables)) // no larger than it is: many are kept
+	var earlier taken
+	var names places
+	for i, t := range tables {
+		readRoute(t, &routes[i], &refs, &names, &earlier)
 	}
 	if host.empty("routes") {
 		host.at("routes").fail("missing; a virtual host needs at least one [[virtual_hosts.routes]]")
@@ -23,42 +23,34 @@ func readRoutes(host *table, refs references) []Route {
 	return routes
 }
 
-func readRoute(t *table, refs references) Route {
-	r := Route{Timeout: 15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: refs.tunnels}
-	r.Match = readMatch(t)
-	readTarget(t, &r, refs)
-	t.boolean("websocket", &r.WebSocket)
-	readRewrites(t, &r, refs)
+func readRoute(t *table, r *Route, refs *references, names *places, earlier *taken) {
+	*r = Route{Timeout: 15 * time.Second, StreamIdleTimeout: 5 * time.Minute, Tunnels: refs.tunnels}
+	readRouteName(t, &r.Name, names)
+	r.Match = readMatch(t, earlier)
+	readTarget(t, r, refs)
+	readUpgrades(t, r)
+	readRewrites(t, r, refs)
 	read(t, "timeout", &r.Timeout, durationOrOff)
 	read(t, "stream_idle_timeout", &r.StreamIdleTimeout, durationOrOff)
-	tunnels := t.table("tunnels")
-	readTunnelKeys(tunnels, &r.Tunnels)
-	tunnels.strict()
-	if r.Redirect != nil {
-		checkRedirect(t, r)
-	} else if !r.WebSocket {
-		t.inapplicable("tunnels", "this route has no tunnels; they need websocket = true")
+	read(t, "request_buffer", &r.RequestBuffer, bufferedSize)
+	r.Retry = readRetry(t, r.Timeout)
+	r.Mirror = readMirror(t, refs)
+	readLimits(t, r)
+	r.Edits = readEdits(t)
+	r.CORS = readCORS(t)
+	r.HashPolicy = readHashPolicy(t)
+	if t.asked("tunnels") || !t.doc.terse {
+		tunnels := t.table("tunnels")
+		readTunnelKeys(tunnels, &r.Tunnels)
+		tunnels.strict()
 	}
-	t.strict()
-	return r
-}
-
-func readMatch(route *table) Match {
-	t := route.table("match")
-	var m Match
-	read(t, "prefix", &m.Prefix, matchPath)
-	read(t, "path", &m.Path, matchPath)
-	t.strict()
-	switch prefix, path := t.has("prefix"), t.has("path"); {
-	case prefix && path:
-		t.fail("has both prefix and path; one is needed")
-		return Match{}
-	case !route.has("match"):
-		t.fail(`missing; must be a table like { prefix = "/" } or { path = "/exact" }`)
-	case t.keys != nil && len(t.keys) == 0:
-		t.fail(`must have prefix or path, as in { prefix = "/" }`)
+	if key, itself := r.answersItself(); itself {
+		checkOwnAnswer(t, r, key)
+	} else if !r.MakesTunnels() {
+		t.inapplicable("tunnels", "this route has no tunnels; they need websocket = true or upgrades")
 	}
-	return m
+	r.Filters = readRouteFilters(t, r.MakesTunnels(), refs)
+	t.strict()
 }
 
 // matchPath is a path, or the beginning of one, as clients send it.
@@ -93,39 +85,41 @@ func checkTarget(s string) error {
 	return nil
 }
 
-// readTarget reads where the requests go: exactly one of three keys.
-func readTarget(t *table, r *Route, refs references) {
+// readTarget reads where the requests go: exactly one of a few keys.
+func readTarget(t *table, r *Route, refs *references) {
 	if n, ok := t.get("cluster"); ok {
 		if name, ok := refer(n, "cluster", refs.clusterNames); ok {
-			r.Clusters = []WeightedCluster{{Cluster: name, Weight: 1}}
-			t.set("cluster", strconv.Quote(name))
+			r.Clusters = refs.alone[name]
+			if !t.doc.terse {
+				t.set("cluster", strconv.Quote(name))
+			}
 		}
 	}
-	if _, ok := t.get("weighted_clusters"); ok {
+	if t.asked("weighted_clusters") {
 		r.Clusters = readWeightedClusters(t, refs)
 	}
-	if _, ok := t.get("redirect"); ok {
-		r.Redirect = readRedirect(t.table("redirect"))
+	readSplit(t, r)
+	read(t, "cluster_header", &r.ClusterHeader, askedField)
+	if t.asked("redirect") {
+		r.Redirect = readRedirect(t.table("redirect"), r.Match)
 	}
-	var given []string
-	for _, key := range []string{"cluster", "weighted_clusters", "redirect"} {
-		if t.has(key) {
-			given = append(given, key)
-		}
+	if t.asked("direct_response") {
+		r.Direct = readDirectResponse(t)
 	}
+	given := t.given("cluster", "weighted_clusters", "cluster_header", "redirect", "direct_response")
 	switch len(given) {
 	case 0:
-		t.fail("has no target; one of cluster, weighted_clusters and redirect is needed")
+		t.fail("has no target; one of cluster, weighted_clusters, cluster_header, redirect and direct_response is needed")
 	case 1:
 	default:
 		t.fail("has %s; only one of them can be the target", strings.Join(given, " and "))
 	}
 }
 
-// maxWeight keeps sums of weights far from any overflow.
-const maxWeight = 1_000_000
+// MaxWeight keeps sums of weights far from any overflow.
+const MaxWeight = 1_000_000
 
-func readWeightedClusters(route *table, refs references) []WeightedCluster {
+func readWeightedClusters(route *table, refs *references) []WeightedCluster {
 	var shares []WeightedCluster
 	var sum int64
 	whole := true // whether the sum is known
@@ -141,13 +135,14 @@ func readWeightedClusters(route *table, refs references) []WeightedCluster {
 			t.set("cluster", strconv.Quote(name))
 		}
 		weight := int64(-1)
-		if t.integer("weight", &weight, 0, maxWeight); !t.has("weight") {
-			t.at("weight").fail("missing; must be an integer from 0 to %d", maxWeight)
+		if t.integer("weight", &weight, 0, MaxWeight); !t.has("weight") {
+			t.at("weight").fail("missing; must be an integer from 0 to %d", MaxWeight)
 		}
+		t.runtimeKey("runtime_key", &w.Weight)
 		t.strict()
 		whole = whole && weight >= 0
-		sum += max(weight, 0)
-		w.Weight = uint32(max(weight, 0))
+		w.Weight.Value = max(weight, 0)
+		sum += w.Weight.Value
 		shares = append(shares, w)
 	}
 	switch {
@@ -159,44 +154,24 @@ func readWeightedClusters(route *table, refs references) []WeightedCluster {
 	return shares
 }
 
-func readRedirect(t *table) *Redirect {
-	r := Redirect{Status: 301}
-	read(t, "scheme", &r.Scheme, oneOf("http", "https"))
-	read(t, "host", &r.Host, authority)
-	read(t, "path", &r.Path, redirectPath)
-	if n, ok := t.get("status"); ok {
-		status, _ := n.raw.(int64)
-		if r.Status = int(status); !slices.Contains([]int64{301, 302, 303, 307, 308}, status) {
-			n.fail("must be 301, 302, 303, 307 or 308, found %s", describe(n.raw))
-		}
-	}
-	t.set("status", strconv.Itoa(r.Status))
-	t.strict()
-	if t.keys != nil && !t.has("scheme") && !t.has("host") && !t.has("path") {
-		t.fail("leads back to where it came from; at least one of scheme, host and path is needed")
-	}
-	return &r
-}
-
-// checkRedirect refuses keys that have no meaning where we answer ourselves.
-func checkRedirect(t *table, r Route) {
-	if r.WebSocket {
-		t.at("websocket").fail("a redirect answers every request, so no WebSocket can open; drop one of the two")
-	}
-	for _, key := range []string{"prefix_rewrite", "host_rewrite", "auto_host_rewrite", "timeout", "stream_idle_timeout", "tunnels"} {
-		t.inapplicable(key, "has no meaning beside redirect, which sends no request to a cluster; drop one of the two")
-	}
-}
-
-func readRewrites(t *table, r *Route, refs references) {
+func readRewrites(t *table, r *Route, refs *references) {
 	read(t, "prefix_rewrite", &r.PrefixRewrite, matchPath)
-	read(t, "host_rewrite", &r.HostRewrite, authority)
+	if r.RegexRewrite = readRegexRewrite(t, "regex_rewrite"); t.has("prefix_rewrite") && t.has("regex_rewrite") {
+		t.at("regex_rewrite").fail("excludes prefix_rewrite: both say what the upstream's path is; drop one of the two")
+	}
+	readHostRewrites(t, r)
 	t.boolean("auto_host_rewrite", &r.AutoHostRewrite)
 	if t.has("prefix_rewrite") && r.Match.Path != "" {
 		t.at("prefix_rewrite").fail("goes with match.prefix only; this route matches the whole path %q", r.Match.Path)
 	}
+	if t.has("prefix_rewrite") && r.Match.Regex != nil {
+		t.at("prefix_rewrite").fail("goes with match.prefix only; this route matches the whole path with a regex")
+	}
 	if !r.AutoHostRewrite {
 		return
+	}
+	if t.has("host_rewrite_header") {
+		t.at("auto_host_rewrite").fail("excludes host_rewrite_header: both say what the upstream's host is; drop one of the two")
 	}
 	if t.has("host_rewrite") {
 		t.at("auto_host_rewrite").fail("excludes host_rewrite: both say what the upstream's host is; drop one of the two")
@@ -207,29 +182,5 @@ func readRewrites(t *table, r *Route, refs references) {
 				t.at("auto_host_rewrite").fail("endpoint %q of cluster %q has no host to rewrite to; use host_rewrite", e.Address, w.Cluster)
 			}
 		}
-	}
-}
-
-// taken knows the matches of the routes so far.
-type taken struct{ prefixes, paths map[string]node }
-
-// add notes a route's match, or the problem that an earlier one leaves nothing
-// to it: the first route that matches wins.
-func (k taken) add(m Match, place node) {
-	const text = "can never match: the route with %s %q (%s) comes first; put this one before it or drop it"
-	whole := m.Prefix + m.Path // one of them is empty
-	for i := range len(whole) {
-		if first, ok := k.prefixes[whole[:i+1]]; ok {
-			place.fail(text, "prefix", whole[:i+1], first)
-			return
-		}
-	}
-	switch first, ok := k.paths[m.Path]; {
-	case ok:
-		place.fail(text, "path", m.Path, first)
-	case m.Path != "":
-		k.paths[m.Path] = place
-	case m.Prefix != "":
-		k.prefixes[m.Prefix] = place
 	}
 }

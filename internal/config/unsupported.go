@@ -5,7 +5,6 @@ package config
 // their reader looking for a spelling mistake.
 var unsupported = map[string][]string{
 	"listeners":                    {"tls", "cluster", "weighted_clusters", "tunnels"},
-	"virtual_hosts.routes.match":   {"regex", "methods", "headers", "query"},
 	"virtual_hosts.routes.tunnels": {"on_endpoint_removed", "on_endpoint_unhealthy"},
 	"clusters":                     {"health_check", "limits"},
 	"clusters.endpoints":           {"weight"},

@@ -55,6 +55,9 @@ func read[T any](t *table, key string, dst *T, f form[T]) {
 			*dst = v
 		}
 	}
+	if t.doc.terse {
+		return
+	}
 	if s := f.write(*dst); s != "" {
 		t.set(key, strconv.Quote(s))
 	}
@@ -83,7 +86,9 @@ func list[T any](t *table, key string, f form[T]) []entry[T] {
 			written = append(written, f.write(v))
 		}
 	}
-	t.set(key, quoteAll(written))
+	if !t.doc.terse {
+		t.set(key, quoteAll(written))
+	}
 	return entries
 }
 
@@ -104,7 +109,9 @@ func (t *table) boolean(key string, dst *bool) {
 		}
 		*dst = v
 	}
-	t.set(key, strconv.FormatBool(*dst))
+	if !t.doc.terse {
+		t.set(key, strconv.FormatBool(*dst))
+	}
 }
 
 func (t *table) integer(key string, dst *int64, least, most int64) {
@@ -116,7 +123,9 @@ func (t *table) integer(key string, dst *int64, least, most int64) {
 		}
 		*dst = v
 	}
-	t.set(key, strconv.FormatInt(*dst, 10))
+	if !t.doc.terse {
+		t.set(key, strconv.FormatInt(*dst, 10))
+	}
 }
 
 // limit reads a number of things, or the word for no limit, which becomes 0.
@@ -130,6 +139,9 @@ func (t *table) limit(key string, dst *int, least int64) {
 			return
 		}
 		*dst = int(v)
+	}
+	if t.doc.terse {
+		return
 	}
 	if *dst == 0 {
 		t.set(key, `"unlimited"`)

@@ -31,6 +31,7 @@ const (
 	TypeListeners Type = "listeners" // S→G before ready and before a reinstating serve: Keys, a descriptor each, all that there are
 	TypeLogs      Type = "logs"      // S→G before ready and whenever they were opened again: Keys, the paths of access logs, with a descriptor each
 	TypeLevel     Type = "level"     // S→G write log lines from Level on
+	TypeReadiness Type = "readiness" // S→G Unready, what health checks are answered with from now on; "" to begin with
 	TypeProfile   Type = "profile"   // S→G asks for the Profile, of the time Within for one that takes time; answered with one payload, its bytes
 	TypeReady     Type = "ready"     // G→S everything is built, with one payload: Learnt; or, with Error, cannot be
 	TypeServe     Type = "serve"     // S→G accept; answered when it does
@@ -60,6 +61,11 @@ const (
 	TypeTake Type = "take" // S→G while it serves: one end of a passage, from which connections are to be taken; answered
 	TypeGive Type = "give" // S→G while it drains: one end of a passage, into which idle connections are to be given, in place of the one before; answered
 
+	// Runtime values, which are no part of the core: see [Overrides]. Only a generation that
+	// says in Hello and Report to have the same RuntimeVersion hears of them.
+	TypeOverride Type = "override" // S→G from its bundle on: one payload, Overrides, all that hold, in place of those before
+	TypeValues   Type = "values"   // S→G asks for its runtime values; answered with one payload, RuntimeValues
+
 	// Between a generation that has lost its supervisor and one that it finds at the
 	// rendezvous: each proves to know the generation's key. TypeHello, with a Nonce,
 	// comes first.
@@ -88,9 +94,15 @@ const (
 
 // How many descriptors a message of a type may carry depends on who sends it.
 var (
-	filesOfSupervisor  = map[Type]int{TypeBundle: 2, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 2, TypeVault: 1, TypeTake: 1, TypeGive: 1}
+	filesOfSupervisor  = map[Type]int{TypeBundle: 2, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 2, TypeVault: 1, TypeTake: 1, TypeGive: 1, TypeOverride: 1}
 	filesOfGeneration  = map[Type]int{TypeReady: 1, TypeAnswer: 1, TypeListeners: FilesPerMessage, TypeKept: FilesPerMessage}
 	filesOfPredecessor = map[Type]int{TypeInherit: FilesPerMessage, TypeEstate: 1}
+)
+
+// Why new connections are not welcome, although they are accepted.
+const (
+	UnreadyOff      = "off"      // the operator says so
+	UnreadyStopping = "stopping" // the service is about to end
 )
 
 // Message is any message; only the fields of its type are set.
@@ -107,6 +119,7 @@ type Message struct {
 	Status *Status       `json:"status,omitempty"`
 
 	Level   string `json:"level,omitempty"`   // "debug", "info", "warn" or "error"
+	Unready string `json:"unready,omitempty"` // why new connections are not welcome: UnreadyOff or UnreadyStopping; "": they are
 	Profile string `json:"profile,omitempty"` // as runtime/pprof names it, or "cpu" or "trace"
 
 	All bool `json:"all,omitempty"` // tunnels, also those that are not to be moved by themselves
@@ -129,6 +142,7 @@ type Hello struct {
 	PID     int    `json:"pid"`
 	Vault   int    `json:"vault,omitempty"`   // its VaultVersion; 0: it knows no vault
 	Passage int    `json:"passage,omitempty"` // its PassageVersion; 0: it knows no passage
+	Runtime int    `json:"runtime,omitempty"` // its RuntimeVersion; 0: its numbers cannot be overridden
 
 	// At the rendezvous.
 	Generation int    `json:"generation,omitempty"`
@@ -145,6 +159,7 @@ type Report struct {
 	Vault      int       `json:"vault,omitempty"`     // as in Hello
 	MovesAll   bool      `json:"moves_all,omitempty"` // somebody wanted all of its tunnels to move
 	Passage    int       `json:"passage,omitempty"`   // as in Hello
+	Runtime    int       `json:"runtime,omitempty"`   // as in Hello
 }
 
 // Phase is what a generation is doing, as it sees it.

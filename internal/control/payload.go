@@ -111,6 +111,9 @@ type Bundle struct {
 	// generation is ready, for the loops of a dead one whose tunnels it is to resume; 0:
 	// it makes loops of its own.
 	Stores int `json:"stores,omitempty"`
+
+	// Question is for a proxy binary that is to answer it, and no generation.
+	Question *RouteQuestion `json:"question,omitempty"`
 }
 
 // Learnt is what a generation finds out while it is built, as it reports it when it

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"cmp"
 	"errors"
 	"net"
 	"os"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"holdfast/internal/accesslog"
+	"holdfast/internal/accesslog/flags"
 	"holdfast/internal/exchange"
 	"holdfast/internal/http1"
 	"holdfast/internal/tunnel"
@@ -27,11 +27,14 @@ type account struct {
 	received     uint64        // bytes of the body
 	sent         uint64        // bytes of the response's body
 
+	flags      flags.Set
 	reason     string // why we answered by ourselves, or did not complete the response
 	responded  bool   // the final response was begun
 	complete   bool   // it was sent to its end
 	clientLeft bool   // it was not, and that is the client's doing
 	switched   bool   // the request became a tunnel
+
+	healthCheck bool // it was one, which we have answered
 }
 
 // side returns what is known of a listener.
@@ -68,7 +71,10 @@ func (r *request) settle() {
 		counts.Inc(r.metrics.cutByClient)
 	default:
 		counts.Inc(r.metrics.cutByUs)
-		r.reason = cmp.Or(r.reason, errFault.Error())
+		if r.reason == "" { // a panic
+			r.reason = errFault.Error()
+			r.flag(flags.LocalReset)
+		}
 	}
 	if r.m.options.AccessLog != nil {
 		record := r.record(took)
@@ -100,12 +106,19 @@ func (r *request) record(took time.Duration) accesslog.Record {
 		Method:       r.head.Method,
 		Scheme:       r.scheme,
 		Authority:    r.authority,
-		Target:       r.target,
+		Target:       r.original,
 		Protocol:     protocol(r.head),
 		Received:     r.received,
 		Sent:         r.sent,
 		Reason:       r.reason,
+		Flags:        r.flags,
 		ForwardedFor: r.forwardedFor,
+		HealthCheck:  r.healthCheck,
+
+		ClientAddress: r.client,
+
+		RequestFields:  r.logged.ofRequest(r.m.options.AccessLog, r.head),
+		ResponseFields: r.logged.response,
 	}
 	if r.responded {
 		record.Status = r.status
@@ -150,6 +163,10 @@ func (r *request) outcome(err error) upstream.Outcome {
 		return upstream.Complete
 	case err == nil, gone:
 		return upstream.Cancelled
+	case err == errDiscarded, err == errUnauthorized:
+		return upstream.Discarded
+	case err == errTryTimeout:
+		return upstream.TimedOut
 	case isInvalid(err):
 		return upstream.Invalid
 	}
@@ -174,6 +191,8 @@ func (r *request) upgradeOutcome(err error) upgradeOutcome {
 		return invalid
 	case upstream.Cancelled:
 		return cancelled
+	case upstream.Discarded:
+		return filtered
 	}
 	return broken
 }
@@ -205,6 +224,10 @@ func (m *Manager) Refused(d exchange.Downstream, f http1.Refusal) {
 		Status:    f.Status,
 		Sent:      f.Sent,
 		Reason:    f.Reason,
+		Flags:     flagsOfRefusal(&f),
+
+		ClientAddress: s.clientOf(f.Request.Fields, d.Remote, s.trustsPeer(d.Remote)),
+		RequestFields: new(logged).ofRequest(m.options.AccessLog, f.Request),
 	}
 	m.options.AccessLog.Request(&record)
 }
@@ -244,5 +267,6 @@ func (m *Manager) TunnelEnded(r *tunnel.Record) {
 		ToUpstream:   r.ToUp,
 		ToDownstream: r.ToDown,
 		Reason:       r.Reason.String(),
+		Flags:        flagsOfEnd[r.Reason],
 	})
 }

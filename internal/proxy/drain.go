@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"holdfast/internal/control"
 	"holdfast/internal/tunnel"
 )
 
@@ -75,6 +76,7 @@ func (g *generation) stop(within time.Duration) {
 		g.over = true
 		return
 	}
+	g.unready(control.UnreadyStopping)
 	all := make([]string, 0, len(g.listeners))
 	for _, l := range g.listeners {
 		all = append(all, l.key)

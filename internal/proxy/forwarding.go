@@ -16,7 +16,10 @@ const (
 	forwardedFor   = "X-Forwarded-For"
 	forwardedProto = "X-Forwarded-Proto"
 	forwardedHost  = "X-Forwarded-Host"
+	forwardedPort  = "X-Forwarded-Port"
+	forwarded      = "Forwarded"
 	requestID      = "X-Request-Id"
+	originalPath   = "X-Envoy-Original-Path"
 )
 
 // trusts says whether what the peer says about the client before it is believed.
@@ -32,9 +35,9 @@ func trusts(proxies []netip.Prefix, peer netip.AddrPort) bool {
 	return slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
-// setForwarding makes head say who the client is: X-Forwarded-For with the peer's
-// address, -Proto and -Host as the client used them, and X-Request-Id. It returns
-// the request's id and the scheme that the client used.
+// identify makes head say who the client is: X-Forwarded-For with the peer's address,
+// -Proto, -Host and -Port as the client used them, and X-Request-Id. It notes the client's
+// address, the request's id and the scheme that the client used.
 //
 // What the client sent of these, and of other fields by which proxies speak about
 // clients, is dropped unless its peer is trusted. From a trusted peer the address
@@ -43,20 +46,31 @@ func trusts(proxies []netip.Prefix, peer netip.AddrPort) bool {
 // it for the real one.
 //
 // What is made stands in head.Texts.
-func setForwarding(head *exchange.Request, peer netip.AddrPort, trusted bool, random func() uint64) (id, scheme string) {
-	f := &head.Fields
-	dropForwarding(f, trusted)
+func (r *request) identify(s *side, peer netip.AddrPort) {
+	head, trusted := r.head, s.trustsPeer(peer)
+	dropForwarding(&head.Fields, trusted, s.edge.InternalHeaders)
+	r.client = s.clientOf(head.Fields, peer, trusted)
 	if trusted {
-		return extendForwarding(head, peer, random)
+		r.id, r.scheme = extendForwarding(head, peer, r.m.options.Random)
+	} else {
+		r.id, r.scheme = setForwarding(head, peer, r.m.options.Random)
 	}
-	// None of these fields is there any more.
+	if s.edge.Forwarded {
+		appendForwarded(head, peer)
+	}
+}
+
+// setForwarding makes the fields where none of them is there any more.
+func setForwarding(head *exchange.Request, peer netip.AddrPort, random func() uint64) (id, scheme string) {
+	f := &head.Fields
 	if peer.IsValid() {
-		f.Add(forwardedFor, appendChain(head, peer.Addr(), "", ""))
+		f.Add(forwardedFor, appendChain(head, peer, "", ""))
 	}
 	if head.Authority != "" {
 		f.Add(forwardedHost, head.Authority)
 	}
 	f.Add(forwardedProto, head.Scheme)
+	f.Add(forwardedPort, clientPort(head.Authority, head.Scheme))
 	id = newID(&head.Texts, random)
 	f.Add(requestID, id)
 	return id, head.Scheme
@@ -66,18 +80,25 @@ func setForwarding(head *exchange.Request, peer netip.AddrPort, trusted bool, ra
 func extendForwarding(head *exchange.Request, peer netip.AddrPort, random func() uint64) (id, scheme string) {
 	f := &head.Fields
 	if peer.IsValid() {
-		chain, separator := chainOf(*f)
-		f.Set(forwardedFor, appendChain(head, peer.Addr(), chain, separator))
+		chain, separator := listOf(*f, forwardedFor)
+		f.Set(forwardedFor, appendChain(head, peer, chain, separator))
 	}
-	if head.Authority != "" {
-		setAbsent(f, forwardedHost, head.Authority)
+	host := head.Authority
+	if host != "" {
+		host = setAbsent(f, forwardedHost, host)
 	}
 	scheme = setAbsent(f, forwardedProto, head.Scheme)
 	if scheme != "http" && scheme != "https" {
 		scheme = head.Scheme
 	}
-	id, ok := f.Get(requestID)
-	if !ok || id == "" {
+	setAbsent(f, forwardedPort, clientPort(host, scheme))
+	id, lines := "", 0
+	for _, l := range *f {
+		if strings.EqualFold(l.Name, requestID) {
+			id, lines = l.Value, lines+1
+		}
+	}
+	if lines != 1 || !isRequestID(id) {
 		id = newID(&head.Texts, random)
 		f.Set(requestID, id)
 	}
@@ -85,10 +106,14 @@ func extendForwarding(head *exchange.Request, peer netip.AddrPort, random func()
 }
 
 // dropForwarding removes what the client is not believed.
-func dropForwarding(f *exchange.Fields, trusted bool) {
+func dropForwarding(f *exchange.Fields, trusted bool, internal []string) {
 	kept := 0
 	for i, l := range *f {
-		if own, twin := isForwarding(l.Name); twin || own && !trusted {
+		own, twin := isForwarding(l.Name)
+		if !own && len(internal) > 0 {
+			own, twin = isInternal(l.Name, internal)
+		}
+		if twin || own && !trusted {
 			continue
 		}
 		if i > kept {
@@ -99,27 +124,34 @@ func dropForwarding(f *exchange.Fields, trusted bool) {
 	*f = (*f)[:kept]
 }
 
-// chainOf returns what X-Forwarded-For says in all of its lines, and what separates another
-// address from that.
-func chainOf(f exchange.Fields) (chain, separator string) {
+// listOf returns what a field says in all of its lines, and what separates another element
+// from that.
+func listOf(f exchange.Fields, name string) (list, separator string) {
 	lines := 0
 	for _, l := range f {
-		if strings.EqualFold(l.Name, forwardedFor) {
-			lines, chain, separator = lines+1, l.Value, ", "
+		if strings.EqualFold(l.Name, name) {
+			lines, list, separator = lines+1, l.Value, ", "
 		}
 	}
 	if lines > 1 {
-		chain = strings.Join(slices.Collect(f.Values(forwardedFor)), separator)
+		list = strings.Join(slices.Collect(f.Values(name)), separator)
 	}
-	return chain, separator
+	return list, separator
 }
 
 // appendChain returns a chain with an address behind it.
-func appendChain(head *exchange.Request, peer netip.Addr, chain, separator string) string {
-	var space [64]byte // the longest one has 39
-	text := peer.Unmap().WithZone("").AppendTo(space[:0])
-	return head.Texts.Join(chain, separator, unsafe.String(unsafe.SliceData(text), len(text))) // which copies it
+func appendChain(head *exchange.Request, peer netip.AddrPort, chain, separator string) string {
+	var space [64]byte                                                            // the longest one has 39
+	return head.Texts.Join(chain, separator, viewOf(appendAddr(space[:0], peer))) // which copies it
 }
+
+// appendAddr appends a peer's address as fields have it; nothing where there is none.
+func appendAddr(b []byte, peer netip.AddrPort) []byte {
+	return peer.Addr().Unmap().WithZone("").AppendTo(b)
+}
+
+// viewOf returns b as a string without a copy.
+func viewOf(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // setAbsent sets a field unless it is there, and returns its value.
 func setAbsent(f *exchange.Fields, name, value string) string {
@@ -140,6 +172,8 @@ func isForwarding(name string) (own, twin bool) {
 	switch {
 	case resembles(name, "X-Forwarded-"), resembles(name, "X-Envoy-"):
 	case len(name) == len("Forwarded") && resembles(name, "Forwarded"):
+	case len(name) == len("X-Original-URL") && resembles(name, "X-Original-URL"):
+	case len(name) == len("X-Rewrite-URL") && resembles(name, "X-Rewrite-URL"):
 	case len(name) == len("X-Real-IP") && resembles(name, "X-Real-IP"):
 	case len(name) == len(requestID) && resembles(name, requestID):
 	default:

@@ -31,6 +31,7 @@ import (
 	"holdfast/internal/accesslog"
 	"holdfast/internal/config"
 	"holdfast/internal/control"
+	"holdfast/internal/dynamic"
 	"holdfast/internal/fence"
 	"holdfast/internal/http1"
 	"holdfast/internal/metrics"
@@ -99,6 +100,9 @@ type generation struct {
 	dropped  func() uint64
 	registry *metrics.Registry
 	known    map[string][]netip.Addr // what names of endpoints stand for; see control.Learnt
+	values   dynamic.Set             // what the supervisor may override
+
+	runtimeKeys map[string][]string // where each key of values stands in the configuration
 
 	// Set by build, which is over when the loop has had its result.
 	clusters  *upstream.Clusters
@@ -177,7 +181,10 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := config.Parse(bundle.Path, bundle.Config)
+	cfg, runtimeKeys, err := config.ParseWithKeys(bundle.Path, bundle.Config)
+	if err == nil {
+		err = cfg.ReadBodies()
+	}
 	if err != nil {
 		return errors.Join(err, conn.Send(&control.Message{Type: control.TypeReady, Error: err.Error()}, sendTimeout))
 	}
@@ -192,7 +199,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	g := &generation{
 		cfg: cfg, number: bundle.Generation, started: started, stdout: o.Stdout, wanted: max(o.Loops, 1),
-		log: logger.Log, level: logger.Level, dropped: logger.Dropped, registry: registry, known: known,
+		log: logger.Log, level: logger.Level, dropped: logger.Dropped, registry: registry, known: known, runtimeKeys: runtimeKeys,
 		seek:     seeking{reunite: o.Reunite, path: bundle.Rendezvous, key: bundle.Key},
 		messages: make(chan received), found: make(chan *control.Conn), built: make(chan error, 1), changed: make(chan struct{}, 1),
 		fence: fence.New(bundle.Epoch), channels: make(map[fence.Channel]*channel), kept: make(map[string]int),
@@ -206,7 +213,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func newHello() control.Hello {
-	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion, Passage: control.PassageVersion}
+	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion, Passage: control.PassageVersion, Runtime: control.RuntimeVersion}
 }
 
 // receiveBundle waits for what the generation is to run; nothing else means
@@ -340,13 +347,14 @@ func (g *generation) build(ctx context.Context) error {
 	})
 	loops.run()
 	g.manager = NewManager(ManagerOptions{
-		Routes: route.New(g.cfg), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Loops: len(loops.streams), Tunnels: g, Log: g.log, Metrics: g.registry,
+		Routes: route.New(g.cfg, &g.values), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Loops: len(loops.streams), Tunnels: g, Log: g.log, Metrics: g.registry,
+		Values: &g.values,
 	})
 	for i, cfg := range g.cfg.HTTPListeners {
 		l := newListener(cfg, g.cfg.Listeners[i].Key(), loops.streams, g.log, g.registry, g.notice)
 		l.descriptors = descriptors
 		l.serveBy(http1.NewServer(http1.ServerOptions{
-			Limits: cfg.Limits, Scheme: "http", Listener: cfg.Name, Handler: g.manager, Log: g.log,
+			Limits: cfg.Limits, Scheme: "http", Listener: cfg.Name, Server: cfg.Server.Name, Handler: g.manager, Log: g.log,
 			Metrics: http1.NewServerMetrics(g.registry, cfg.Name), Loops: loops.streams, Refused: g.manager.Refused, Ended: l.ended,
 		}))
 		g.handover.add(l)
@@ -429,12 +437,20 @@ func (g *generation) do(ctx context.Context, r received) {
 	case control.TypeGive:
 		g.answer(r, control.Message{}, g.handover.give(r.fds))
 		return
+	case control.TypeOverride:
+		g.confirm(r, g.override(r.fds))
+		return
+	case control.TypeValues:
+		g.sayValues(r)
 	case control.TypeResume:
 		g.answer(r, control.Message{}, g.resume())
 	case control.TypeMove:
 		g.answer(r, control.Message{}, g.move(r.m.All))
 	case control.TypeLevel:
 		g.confirm(r, g.setLevel(r.m.Level))
+	case control.TypeReadiness:
+		g.unready(r.m.Unready)
+		g.confirm(r, nil)
 	case control.TypeProfile:
 		g.profile(ctx, r)
 	case control.TypeServe:
@@ -603,6 +619,7 @@ func (g *generation) close() {
 		g.cutConnections()
 		g.abandonTunnels()
 		g.vault.close() // the ends were told
+		g.endMirrors()
 		g.clusters.Close()
 		g.status() // measures the last time what is only known by looking
 		if err := g.loops.stop(); err != nil {
@@ -610,6 +627,13 @@ func (g *generation) close() {
 		}
 	}
 	g.closeAccessLogs()
+}
+
+// endMirrors gives copies of requests a moment to end: nobody waits for them.
+func (g *generation) endMirrors() {
+	within, cancel := context.WithTimeout(context.Background(), closeTime)
+	defer cancel()
+	g.manager.EndMirrors(within, g.loops.streams)
 }
 
 // cutConnections closes what the servers have left, and gives what it was used for a

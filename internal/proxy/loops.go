@@ -183,7 +183,7 @@ func (l *loops) stop() (err error) {
 func largestBuffer(c *config.Config) (most int64) {
 	for _, vh := range c.VirtualHosts {
 		for _, r := range vh.Routes {
-			if r.WebSocket {
+			if r.MakesTunnels() {
 				most = max(most, r.Tunnels.Buffer)
 			}
 		}

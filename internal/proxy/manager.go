@@ -1,14 +1,19 @@
 package proxy
 
 import (
+	"cmp"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"sync"
+	"sync/atomic"
 
 	"holdfast/internal/accesslog"
 	"holdfast/internal/config"
+	"holdfast/internal/dynamic"
 	"holdfast/internal/exchange"
+	"holdfast/internal/filter"
 	"holdfast/internal/metrics"
 	"holdfast/internal/route"
 	"holdfast/internal/stream"
@@ -23,8 +28,8 @@ import (
 // called by any number of goroutines; an exchange is answered by tasks of its loop,
 // which share nothing with those of other loops but what never changes and counters.
 //
-// A request is answered by itself with 404 without a route, with the redirect of
-// a redirecting route, with 503 without an endpoint that can be connected to and
+// A request is answered by itself with 404 without a route, with the redirect or the
+// direct response of a route that has one, with 503 without an endpoint that can be connected to and
 // 504 if connecting took too long. Then the endpoint's answer is relayed, both
 // ways at once and unbuffered. Before the head of an answer, a fault of the
 // upstream is 502 (nonsense) or 503 (no answer), its delay 504, a fault in the
@@ -35,11 +40,18 @@ import (
 type Manager struct {
 	options   ManagerOptions
 	listeners map[string]*side
-	stranger  side           // of a listener that the configuration does not name: counts nothing
-	routes    []routeMetrics // by route.Route.Number
-	loops     []*perLoop     // by stream.Loop.Index
+	retries   map[*route.Route]*retryPolicy
+	mirrors   map[*route.Route]*mirrorPolicy
+	budgets   map[string]*retryBudget // by cluster
+	stranger  side                    // of a listener that the configuration does not name: counts nothing
+	routes    *countedRoutes
+	loops     []*perLoop // by stream.Loop.Index
+	hostname  string     // of this machine; "" where nobody knows
+	mostKept  int64      // bytes of the tapes of one loop
 
 	noDescriptor episode // none is left to connect with
+
+	unready atomic.Pointer[string] // why no traffic is wanted; nil: it is
 
 	adopting  sync.Mutex
 	adoptions map[provenance]adoption // at most mostAdoptions
@@ -48,7 +60,10 @@ type Manager struct {
 // side is what the manager knows of a listener.
 type side struct {
 	trusted []netip.Prefix // whose forwarding fields are believed
+	edge    config.Edge
 	metrics requestMetrics
+	chains  []filter.Chain // by route.Route.Number; nil: no filter is configured
+	health  healthChecks
 }
 
 // perLoop is what the manager has on one loop, whose goroutine alone touches it.
@@ -56,6 +71,9 @@ type perLoop struct {
 	idle    []*request // to be used again; the last one has the warmest memory
 	trimmed bool       // the loop knows that they may go
 	origins map[originKey]*tunnel.Origin
+	shadows shadows
+	filters filters
+	kept    int64 // bytes of tapes
 }
 
 // mostIdleRequests is how many requests are kept on a loop for those to come.
@@ -80,6 +98,9 @@ func (l *perLoop) request(loop *stream.Loop) *request {
 // keep takes one back to which nobody points any more.
 func (l *perLoop) keep(r *request) {
 	loop := r.loop
+	if r.filter != nil {
+		l.filters.keep(r.filter)
+	}
 	r.transit = transit{}
 	if len(l.idle) < mostIdleRequests {
 		l.idle = append(l.idle, r)
@@ -94,6 +115,7 @@ func (l *perLoop) trim(loop *stream.Loop) {
 		r.forget(loop)
 	}
 	l.idle = nil
+	l.filters.idle = nil
 }
 
 // ManagerOptions are what a Manager works with.
@@ -106,6 +128,12 @@ type ManagerOptions struct {
 	Log       *slog.Logger
 	Metrics   *metrics.Registry // nil: nothing is counted
 	AccessLog *accesslog.Log    // nil: nothing is recorded
+
+	// Bodies is how many bytes of request bodies may be kept at once. 0 means 1 GiB.
+	Bodies int64
+
+	// Values makes numbers that may be overridden at run time. nil: none is.
+	Values *dynamic.Set
 
 	// Random chooses clusters and makes request ids. It may be called by several
 	// goroutines at once. nil means the runtime's generator.
@@ -124,12 +152,17 @@ func NewManager(o ManagerOptions) *Manager {
 		o.Random = rand.Uint64
 	}
 	m := &Manager{options: o, listeners: make(map[string]*side, len(o.Listeners)), adoptions: make(map[provenance]adoption)}
+	chains := filter.New(filter.Options{
+		Routes: o.Routes.Routes(), Listeners: o.Listeners, Clusters: o.Clusters, Values: o.Values, Metrics: o.Metrics,
+	})
 	for _, l := range o.Listeners {
-		m.listeners[l.Name] = &side{l.TrustedProxies, newRequestMetrics(o.Metrics, l.Name)}
+		m.listeners[l.Name] = &side{l.TrustedProxies, l.Edge, newRequestMetrics(o.Metrics, l.Name), chains[l.Name], newHealthChecks(o.Metrics, &l)}
 	}
-	for _, r := range o.Routes.Routes() {
-		m.routes = append(m.routes, newRouteMetrics(o.Metrics, r))
-	}
+	m.addRetries()
+	m.addMirrors()
+	m.routes = newCountedRoutes(o.Metrics, o.Routes.Routes())
+	m.hostname, _ = os.Hostname()
+	m.mostKept = cmp.Or(o.Bodies, mostBodies) / int64(max(o.Loops, 1))
 	for range max(o.Loops, 1) {
 		m.loops = append(m.loops, &perLoop{origins: make(map[originKey]*tunnel.Origin)})
 	}
@@ -154,17 +187,15 @@ func (m *Manager) Serve(t *task.Task, x exchange.Exchange) {
 	own.keep(r) // not after a panic: who knows what still points to it
 }
 
-// serve answers the request.
+// serve answers the request: what is wrong with it is said first, then it is given a route,
+// which its filters may refuse, and the route's target.
 func (r *request) serve() {
 	defer r.end()
-	var outcome route.Outcome
-	if r.route, outcome = r.m.options.Routes.Match(r.listener, r.head.Authority, r.head.Target); r.route != nil {
-		r.routeMetrics = &r.m.routes[r.route.Number]
-		r.loop.Counts.Inc(r.routeMetrics.requests)
-	}
 	switch {
-	case outcome != route.Matched:
-		r.refuse(404, refusedNoRoute, outcome.String())
+	case !r.normalise(), r.answersHealthCheck(), !r.find(), !r.act():
+	case (r.head.Upgrade == "" || r.route.Direct != nil) && !r.passes(): // another upgrade asks when it is known to be a proper one
+	case r.route.Direct != nil:
+		r.direct()
 	case r.head.Upgrade != "":
 		r.upgrade()
 	case r.route.Redirects():
@@ -172,4 +203,20 @@ func (r *request) serve() {
 	default:
 		r.forward()
 	}
+}
+
+// find chooses the route, or answers that there is none.
+func (r *request) find() bool {
+	var outcome route.Outcome
+	q := route.Query{
+		Listener: r.listener, Authority: r.head.Authority, Target: r.target, Method: r.head.Method,
+		Fields: &r.head.Fields, Client: r.client, Random: r.m.options.Random,
+	}
+	if r.route, outcome = r.m.options.Routes.Match(&q); r.route == nil {
+		r.refuse(404, refusedNoRoute, outcome.String())
+		return false
+	}
+	r.routeMetrics = r.m.routes.of(r.route)
+	r.loop.Counts.Inc(r.routeMetrics.requests)
+	return true
 }

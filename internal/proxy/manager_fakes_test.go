@@ -588,12 +588,17 @@ type farm struct {
 	t        *testing.T
 	loop     *stream.Loop
 	routes   []config.Route
+	hosts    config.Edits // of the virtual host
+	clusters config.Edits // of each cluster
 	trusted  []netip.Prefix
+	edge     config.Edge
 	behave   map[string]func(*origin)                   // by address; nil: ok
 	connect  map[string]func(ctx context.Context) error // by address; nil: succeeds
 	cluster  map[string][]string                        // endpoints by cluster
+	budget   config.RetryBudget                         // of each cluster
 	options  func(o *proxy.ManagerOptions)
-	listener string // whose proxies are trusted
+	change   func(*config.Config) // what the manager is built from
+	listener string               // whose proxies are trusted
 	registry *metrics.Registry
 
 	mu        sync.Mutex
@@ -614,6 +619,7 @@ func newFarm(t *testing.T) *farm {
 		behave:   map[string]func(*origin){},
 		connect:  map[string]func(context.Context) error{},
 		cluster:  map[string][]string{"web": {"10.0.0.1:80"}},
+		budget:   config.RetryBudget{MinConcurrency: 3},
 	}
 }
 
@@ -630,7 +636,7 @@ func numbered(numbers ...uint64) func(*proxy.ManagerOptions) {
 func to(prefix, cluster string) config.Route {
 	return config.Route{
 		Match:    config.Match{Prefix: prefix},
-		Clusters: []config.WeightedCluster{{Cluster: cluster, Weight: 1}},
+		Clusters: []config.WeightedCluster{{Cluster: cluster, Weight: config.Dynamic{Value: 1}}},
 	}
 }
 
@@ -644,16 +650,19 @@ func webSocket(prefix, cluster string) config.Route {
 func (f *farm) manager() *manager {
 	f.t.Helper()
 	cfg := &config.Config{
-		HTTPListeners: []config.Listener{{Name: f.listener, TrustedProxies: f.trusted}},
+		HTTPListeners: []config.Listener{{Name: f.listener, TrustedProxies: f.trusted, Edge: f.edge}},
 		VirtualHosts: []config.VirtualHost{{
-			Name: "site", Listeners: []string{"public"}, Domains: []string{"a.example", "b.example"}, Routes: f.routes}},
+			Name: "site", Listeners: []string{"public"}, Domains: []string{"a.example", "b.example", "[::1]"}, Routes: f.routes, Edits: f.hosts}},
 	}
 	for name, endpoints := range f.cluster {
-		c := config.Cluster{Name: name, ConnectTimeout: connectTimeout}
+		c := config.Cluster{Name: name, ConnectTimeout: connectTimeout, RetryBudget: f.budget, Edits: f.clusters}
 		for _, e := range endpoints {
 			c.Endpoints = append(c.Endpoints, config.Endpoint{Address: e})
 		}
 		cfg.Clusters = append(cfg.Clusters, c)
+	}
+	if f.change != nil {
+		f.change(cfg)
 	}
 	clusters, err := upstream.NewOn(f.t.Context(), cfg, nil, f.registry, []*stream.Loop{f.loop}, upstream.Network{
 		Lookup: func(_ context.Context, name string) ([]netip.Addr, error) {
@@ -670,7 +679,7 @@ func (f *farm) manager() *manager {
 		f.t.Fatal(err)
 	}
 	o := proxy.ManagerOptions{
-		Routes: route.New(cfg), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: f,
+		Routes: route.New(cfg, nil), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: f,
 		Log:     slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Metrics: f.registry,
 	}

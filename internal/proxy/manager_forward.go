@@ -20,49 +20,53 @@ const uploadGrace = time.Second
 
 // forward sends an ordinary request to an endpoint and its response back.
 func (r *request) forward() {
+	if err := r.takeAim(); err != nil {
+		r.failed(err)
+		return
+	}
 	r.watchIdle()
-	if r.head.ContentLength == 0 {
+	if r.prepareTries(); !r.gather() {
+		return
+	}
+	if r.head.ContentLength == 0 || r.upload.complete {
 		r.awaitAnswer(r.route.Timeout, errResponseTimeout)
 	}
 	open := opener((*upstream.Endpoint).Get)
 	for {
-		reused := false
 		up, err := r.connect(open)
 		if err == nil {
-			reused = up.Reused()
 			err = r.exchange(up)
+		} else {
+			r.tries.next = r.ended(err, false)
 		}
-		if err == nil {
+		switch {
+		case err == nil:
 			return
+		case r.tries.next == repeat:
+			if r.logs(slog.LevelDebug) {
+				r.log(slog.LevelDebug, "a kept connection was closed, trying a fresh one", slog.Any("err", err))
+			}
+			r.endpoint.Retried()
+			open = (*upstream.Endpoint).Fresh
+			continue
+		case r.tries.next == retry && r.pause():
+			if r.logs(slog.LevelDebug) {
+				r.log(slog.LevelDebug, "trying again", slog.Int("retry", r.tries.made), slog.Any("err", err))
+			}
+			open = (*upstream.Endpoint).Get
+			continue
 		}
-		if !reused || !r.mayRepeat(err) {
-			r.failed(err)
-			return
-		}
-		if r.logs(slog.LevelDebug) {
-			r.log(slog.LevelDebug, "a kept connection was closed, trying a fresh one", slog.Any("err", err))
-		}
-		r.endpoint.Retried()
-		open = (*upstream.Endpoint).Fresh
+		r.abandonUpload()
+		r.failed(err)
+		return
 	}
 }
-
-// watchIdle ends the request when nothing moves for too long. It is called once.
-func (r *request) watchIdle() {
-	if r.idle.limit = r.route.StreamIdleTimeout; r.idle.limit > 0 {
-		r.touch()
-		r.idle.lookAgain(r.idle.moved)
-	}
-}
-
-// touch says that something has moved.
-func (r *request) touch() { r.idle.moved = r.loop.Now() }
 
 // mayRepeat says whether a request that failed on a kept connection is sent again: only
 // if that seems to have been closed under it, nothing of a response came, and the request
 // is idempotent and has no body that is gone by now (RFC 9110 §9.2.2).
 func (r *request) mayRepeat(err error) bool {
-	if !errors.Is(err, exchange.ErrNoAnswer) || r.head.ContentLength != 0 || r.cause != nil {
+	if !errors.Is(err, exchange.ErrNoAnswer) || !r.replayable() || r.cause != nil {
 		return false
 	}
 	switch r.head.Method {
@@ -73,22 +77,40 @@ func (r *request) mayRepeat(err error) bool {
 }
 
 // exchange sends the request and relays what comes back, both at the same time.
-// When it returns, up is closed and nobody reads the request's body any more.
+// When it returns, up is closed and nobody reads the request's body any more, unless it is
+// kept for another try.
 func (r *request) exchange(up exchange.Upstream) (err error) {
 	r.use(up)
-	defer func() { r.leave(err) }()
+	reused := up.Reused()
+	defer func() {
+		r.tries.next = giveUp
+		if err != nil {
+			if r.tries.timedOut {
+				r.tries.timedOut, err = false, errTryTimeout
+			}
+			r.tries.next = r.ended(err, reused)
+		}
+		r.leave(err)
+	}()
 
 	if err := r.sendRequest(up); err != nil {
 		return err
+	}
+	if r.head.ContentLength == 0 || r.upload.complete {
+		r.limitTry()
 	}
 	resp, err := r.receive(up)
 	if err != nil {
 		return err
 	}
-	if resp.Status == 101 {
+	switch {
+	case r.tries.timedOut:
+		return errTryTimeout
+	case resp.Status == 101:
 		return errUnasked101
-	}
-	if !r.beginAnswer() {
+	case r.discards(up, resp):
+		return errDiscarded
+	case !r.beginAnswer():
 		return r.cause
 	}
 	if r.head.ContentLength != 0 && !r.upload.complete {
@@ -109,14 +131,21 @@ func (r *request) exchange(up exchange.Upstream) (err error) {
 // sendRequest sends the request, without waiting for its body.
 func (r *request) sendRequest(up exchange.Upstream) error {
 	r.rewrite()
+	if r.copies != nil && (r.head.ContentLength == 0 || r.tape.ended) {
+		r.mirror()
+	}
 	if err := up.Send(r.task, r.head); err != nil {
 		return err
 	}
 	if r.head.ContentLength == 0 {
 		return up.Finish(r.task, nil)
 	}
-	r.upload.running = true
-	r.loop.Tasks.Go(&r.upload)
+	if r.upload.begun {
+		r.tape.replay()
+	} else {
+		r.upload.begun, r.upload.running = true, true
+		r.loop.Tasks.Go(&r.upload)
+	}
 	r.task.Pause() // what has come of the body leaves together with the head
 	return nil
 }
@@ -125,6 +154,7 @@ func (r *request) sendRequest(up exchange.Upstream) error {
 // exchange does.
 type upload struct {
 	r        *request
+	begun    bool // it, or to gather the body
 	running  bool
 	complete bool // all of the body was read from the client
 	spliced  splicing
@@ -133,7 +163,11 @@ type upload struct {
 // Run implements [task.Runner].
 func (u *upload) Run(t *task.Task) {
 	defer u.end()
-	u.copy(t)
+	if u.r.tape.keeping {
+		u.record(t)
+	} else {
+		u.copy(t)
+	}
 }
 
 // end is the last that the task does.
@@ -144,6 +178,7 @@ func (u *upload) end() {
 		r.fail(errFault)
 	}
 	r.awaitAnswer(r.route.Timeout, errResponseTimeout)
+	r.limitTry()
 	u.running = false
 	r.task.Wake()
 }
@@ -158,6 +193,10 @@ func (u *upload) copy(t *task.Task) {
 		r.clientDue = false
 		u.took(len(p))
 		u.complete = u.complete || err == io.EOF
+		if r.isLarge() {
+			r.bodyFailed(errLargeBody)
+			return
+		}
 		if len(p) > 0 {
 			r.touch()
 			if r.up == nil || r.up.Write(t, p) != nil {
@@ -188,6 +227,13 @@ func (u *upload) took(n int) {
 	u.complete = u.r.received == uint64(u.r.head.ContentLength) // of unknown length it never is
 }
 
+// isLarge says whether more of the body has come than its route takes. Whoever reads the body
+// asks, before anybody gets what it has read.
+func (r *request) isLarge() bool {
+	most := r.route.MaxBodySize
+	return most > 0 && r.received > uint64(most)
+}
+
 // broken says that a part of the body was read and not all: nobody reads the rest when
 // the upload has ended.
 func (u *upload) broken() bool { return u.r.received > 0 && !u.complete }
@@ -196,13 +242,13 @@ func (u *upload) broken() bool { return u.r.received > 0 && !u.complete }
 // everything, which costs both connections; nobody waits for the rest. It returns the
 // response's trailers, which are the upstream's until that is closed.
 func (r *request) settleUpload(trailers exchange.Fields) exchange.Fields {
-	if !r.upload.running {
+	if !r.uploading() {
 		return trailers
 	}
 	trailers = cloneFields(trailers)
 	if r.upload.complete {
 		r.loop.SetDeadline(&r.grace.Deadline, &r.grace, r.loop.Now().Add(uploadGrace))
-		for r.upload.running && !r.grace.over && r.cause == nil {
+		for r.uploading() && !r.grace.over && r.cause == nil {
 			r.task.Wait()
 		}
 	}
@@ -221,12 +267,15 @@ func cloneFields(fields exchange.Fields) exchange.Fields {
 
 // abandonUpload makes the upload end, if it has not, and waits for it.
 func (r *request) abandonUpload() {
-	if !r.upload.running {
+	if !r.uploading() {
 		return
 	}
 	r.giveUpBody()
 	r.closeUpstream()
-	for r.upload.running {
+	for r.uploading() {
 		r.task.Wait()
 	}
 }
+
+// uploading says that a task has to do with the request's body.
+func (r *request) uploading() bool { return r.upload.running || r.tape.replaying }

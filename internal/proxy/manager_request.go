@@ -1,17 +1,17 @@
 package proxy
 
 import (
-	"cmp"
-	"context"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
-	"strconv"
+	"net/netip"
 	"time"
 
+	"holdfast/internal/accesslog/flags"
+	"holdfast/internal/config"
 	"holdfast/internal/exchange"
-	"holdfast/internal/poller"
+	"holdfast/internal/filter"
 	"holdfast/internal/route"
 	"holdfast/internal/stream"
 	"holdfast/internal/task"
@@ -33,7 +33,8 @@ var (
 	errResponseTimeout  = errors.New("no response within the route's timeout")
 	errHandshakeTimeout = errors.New("no answer to the upgrade within its handshake_timeout")
 	errUnasked101       = errors.New("a 101 that nobody asked for")
-	errImproper101      = errors.New("a 101 that does not agree to WebSocket")
+	errImproper101      = errors.New("a 101 that does not agree to what was asked for")
+	errUnauthorized     = errors.New("the upstream takes the upgrade for an ordinary request, about which authorize is not asked by authorize_upgrades = false")
 	errFault            = errors.New("a fault of ours, which is in the log")
 
 	// The stream_idle_timeout ran out while we waited for one of the two.
@@ -66,7 +67,10 @@ func (e goneError) Unwrap() error { return e.error }
 // whoever was given a pointer to it has let go of that by then.
 type request struct {
 	limits
+	bells bells
 	transit
+	logged   logged
+	pristine exchange.Fields // as the client had them, where they are changed
 }
 
 // transit is what a request knows of one exchange.
@@ -82,17 +86,28 @@ type transit struct {
 	endpoint *upstream.Endpoint
 
 	id           string
-	scheme       string // that the client used, behind proxies that we trust
-	authority    string // as received
-	target       string // as received
-	forwardedFor string // as received; only for the access log
-	status       int    // of the response, once there is one
+	scheme       string       // that the client used, behind proxies that we trust
+	authority    string       // as received
+	client       netip.Addr   // behind proxies that we trust; zero: not known
+	edge         *config.Edge // of the listener
+	target       string       // normalised: what is matched and rewritten
+	original     string       // the target as received, for those who look at it; nothing is decided by it
+	forwardedFor string       // as received; only for the access log
+	aim          aim
+	status       int // of the response, once there is one
 
 	account
+
+	local  *perLoop
+	tries  tries
+	side   *side           // of its listener
+	filter *filter.Request // nil: no filter has seen it
 
 	attempt upstream.Attempt  // to connect
 	up      exchange.Upstream // in use; nil: none, or it is closed
 	upload  upload
+	tape    tape
+	copies  *mirrorPolicy // the request is to be copied, and was not yet; nil: it is not
 
 	cause      error    // why it cannot be completed, of what we or the codec found out while nobody asked
 	left       bool     // cause is that the exchange is over, which was not us
@@ -103,102 +118,7 @@ type transit struct {
 	spliced    splicing // the response's body
 
 	own       exchange.Response // an answer of our own
-	ownFields [2]exchange.Field
-}
-
-// limits are those of a request's time: deadlines of its loop that know whose they are. What
-// one exchange has left filed is put off by the next one, so that it costs nothing but stores.
-type limits struct {
-	answerDue answerDeadline
-	idle      idleDeadline
-	grace     graceDeadline
-	replyDue  replyDeadline
-}
-
-type (
-	// answerDeadline is that of the final response.
-	answerDeadline struct {
-		poller.Deadline
-		r      *request
-		reason error
-	}
-
-	// idleDeadline comes when nothing has moved for a while, at which it looks. Of what a
-	// client takes from the kernel nobody tells, so that is looked at meanwhile.
-	idleDeadline struct {
-		poller.Deadline
-		r     *request
-		limit time.Duration // 0: none
-		moved time.Time     // something has, last
-	}
-
-	// graceDeadline is that of a request body whose response is complete.
-	graceDeadline struct {
-		poller.Deadline
-		r    *request
-		over bool
-	}
-
-	// replyDeadline is that of a client that is to take an answer of our own.
-	replyDeadline struct {
-		poller.Deadline
-		r    *request
-		over bool
-	}
-)
-
-// Expire implements [poller.Expirer].
-func (d *answerDeadline) Expire(*poller.Deadline) { d.r.fail(d.reason) }
-
-// Expire implements [poller.Expirer].
-func (d *idleDeadline) Expire(*poller.Deadline) {
-	now := d.r.loop.Now()
-	if d.r.clientSlow && d.r.x.Taken(d.least()) {
-		d.moved = now
-	}
-	switch {
-	case now.Before(d.moved.Add(d.limit)):
-		d.lookAgain(now)
-	case d.r.clientDue:
-		d.r.fail(errIdleClient)
-	case d.r.clientSlow:
-		d.r.fail(errIdleReader)
-	default:
-		d.r.fail(errIdleUpstream)
-	}
-}
-
-// idleLooks is how often it is looked at in the time in which something must move: a client
-// that has taken something just after a look has that much more.
-const idleLooks = 4
-
-// leastTaken is what a client takes in a second, at least, who is not idle: as little as it
-// may send of a body by default. One that took a byte now and then would keep what it does
-// not take for ever.
-const leastTaken = 64
-
-// least is how much a client must have taken for the limit to begin anew.
-func (d *idleDeadline) least() int { return max(1, int(leastTaken*d.limit.Seconds())) }
-
-// lookAgain has d look once more, or come.
-func (d *idleDeadline) lookAgain(now time.Time) {
-	next := now.Add(d.limit / idleLooks)
-	if end := d.moved.Add(d.limit); end.Before(next) {
-		next = end
-	}
-	d.r.loop.SetDeadline(&d.Deadline, d, next)
-}
-
-// Expire implements [poller.Expirer].
-func (d *graceDeadline) Expire(*poller.Deadline) {
-	d.over = true
-	d.r.task.Wake()
-}
-
-// Expire implements [poller.Expirer].
-func (d *replyDeadline) Expire(*poller.Deadline) {
-	d.over = true
-	d.r.x.Abort()
+	ownFields [4]exchange.Field
 }
 
 // begin makes r, which knows nothing yet, the request of an exchange.
@@ -206,15 +126,19 @@ func (r *request) begin(m *Manager, t *task.Task, x exchange.Exchange) {
 	head, down := x.Request(), x.Downstream()
 	r.m, r.x, r.loop, r.task = m, x, x.Loop(), t
 	r.head, r.listener = head, down.Listener
-	r.authority, r.target = head.Authority, head.Target
-	r.upload.r, r.answerDue.r, r.idle.r, r.grace.r, r.replyDue.r = r, r, r, r, r
+	r.authority, r.target, r.original = head.Authority, head.Target, head.Target
+	r.local = m.loops[r.loop.Index]
+	r.upload.r, r.tape.r, r.answerDue.r, r.idle.r, r.grace.r, r.replyDue.r = r, r, r, r, r, r
 	r.answerDue.reason, r.idle.limit, r.grace.over, r.replyDue.over = nil, 0, false, false
 	side := m.side(down.Listener)
+	r.side = side
 	r.open(side)
 	if m.options.AccessLog != nil {
 		r.forwardedFor, _ = head.Fields.Get(forwardedFor)
+		r.logged.response = r.logged.response[:0]
 	}
-	r.id, r.scheme = setForwarding(head, down.Remote, trusts(side.trusted, down.Remote), m.options.Random)
+	r.edge = &side.edge
+	r.identify(side, down.Remote)
 	x.OnOver(r)
 }
 
@@ -223,18 +147,12 @@ func (r *request) end() {
 	for _, d := range r.deadlines() {
 		r.loop.SetDeadline(d, nil, time.Time{})
 	}
+	r.abandonUpload() // after a panic between two tries
+	r.endTry()
+	r.giveBack()
+	r.tape.erase()
 	r.settle()
-}
-
-func (l *limits) deadlines() [4]*poller.Deadline {
-	return [...]*poller.Deadline{&l.answerDue.Deadline, &l.idle.Deadline, &l.grace.Deadline, &l.replyDue.Deadline}
-}
-
-// forget takes all deadlines from their loop: nobody uses them again.
-func (l *limits) forget(loop *stream.Loop) {
-	for _, d := range l.deadlines() {
-		loop.Forget(d)
-	}
+	r.forgetPristine()
 }
 
 // ExchangeOver implements [exchange.Watcher]: nothing can be done for the client any
@@ -276,6 +194,13 @@ func (r *request) stop(cause error) {
 	r.cause = cause
 	r.attempt.Cancel(cause)
 	r.closeUpstream()
+	r.tape.wake()
+	if r.tries.pausing {
+		r.task.Wake()
+	}
+	if r.filter != nil {
+		r.filter.End(cause)
+	}
 }
 
 // closeUpstream closes the exchange with the upstream, once: its connection may be
@@ -291,22 +216,20 @@ func (r *request) closeUpstream() {
 func (r *request) giveUpBody() {
 	r.givenUp = true
 	r.x.StopReading()
+	r.tape.wake()
 }
 
 // beginAnswer ends the wait for a response. false means that it failed meanwhile.
 func (r *request) beginAnswer() bool {
 	r.loop.SetDeadline(&r.answerDue.Deadline, nil, time.Time{})
-	r.answering = r.cause == nil
-	return r.answering
-}
-
-// awaitAnswer gives the upstream limited time for its final response, from now on.
-func (r *request) awaitAnswer(limit time.Duration, reason error) {
-	if limit <= 0 || r.answering {
-		return
+	if r.answering = r.cause == nil; r.answering {
+		r.endTry()
+		r.giveBack()
+		if !r.uploading() {
+			r.tape.erase() // the response may last
+		}
 	}
-	r.answerDue.reason = reason
-	r.loop.SetDeadline(&r.answerDue.Deadline, &r.answerDue, r.loop.Now().Add(limit))
+	return r.answering
 }
 
 // opener is how an endpoint begins an exchange.
@@ -317,7 +240,7 @@ type opener func(*upstream.Endpoint, *task.Task, *stream.Loop, *upstream.Attempt
 // be reached.
 func (r *request) connect(open opener) (exchange.Upstream, error) {
 	if r.cluster == "" {
-		r.cluster = r.route.Cluster(r.m.options.Random())
+		r.cluster = r.choose()
 	}
 	cluster, ok := r.m.options.Clusters.Get(r.cluster)
 	if !ok {
@@ -325,7 +248,8 @@ func (r *request) connect(open opener) (exchange.Upstream, error) {
 	}
 	err := errNoEndpoint
 	attempts := 0
-	round := cluster.Round()
+	round := &r.tries.round
+	cluster.Again(round)
 	for e := round.Next(); e != nil; e = round.Next() {
 		r.endpoint = e
 		var up exchange.Upstream
@@ -353,22 +277,31 @@ func (r *request) use(up exchange.Upstream) {
 	r.endpoint.Begin(r.loop, &r.call)
 }
 
-// leave ends what use has begun. Nobody reads the request's body any more then.
+// leave ends what use has begun. Nobody reads the request's body any more then, unless the
+// request is tried again.
 func (r *request) leave(err error) {
-	r.abandonUpload()
+	r.endTry()
+	if r.tries.next == giveUp {
+		r.abandonUpload()
+	} else {
+		r.detachUpload()
+	}
 	r.closeUpstream()
 	r.call.End(r.outcome(err))
 }
 
 // rewrite makes the head the one that the chosen endpoint gets.
 func (r *request) rewrite() {
-	r.head.Target = r.route.Target(r.target)
+	r.head.Target = r.aim.target
 	switch {
+	case r.aim.host != "":
+		r.head.Authority = r.aim.host
 	case r.route.HostRewrite != "":
 		r.head.Authority = r.route.HostRewrite
 	case r.route.AutoHostRewrite && r.endpoint.Path == "": // a path is no host
 		r.head.Authority = r.endpoint.Address
 	}
+	r.editRequest()
 }
 
 // receive relays interim responses and returns the final one, or a 101.
@@ -398,6 +331,7 @@ func (r *request) receive(up exchange.Upstream) (*exchange.Response, error) {
 func (r *request) relay(up exchange.Upstream, resp *exchange.Response) error {
 	r.status = resp.Status
 	resp.Close = r.closes()
+	r.prepare(resp)
 	if err := r.x.Respond(resp); err != nil {
 		return goneError{err}
 	}
@@ -472,11 +406,13 @@ func (r *request) failed(err error) {
 	switch {
 	case gone && err == net.ErrClosed:
 		r.reason = cutByTheStop
+		r.flag(flags.LocalReset)
 		if r.logs(r.notable()) {
 			r.log(r.notable(), "request cut", slog.Int("status", r.status), slog.String("reason", r.reason))
 		}
 	case gone:
 		r.reason, r.clientLeft = clientGone, true
+		r.flag(flags.DownstreamTermination)
 		// A tunnel that did not come about is worth a line: clients that give up
 		// tell of upstreams that hang.
 		level := slog.LevelDebug
@@ -488,11 +424,13 @@ func (r *request) failed(err error) {
 		}
 	case r.answering, err == errFault:
 		r.reason = err.Error()
+		r.flag(flagsOfFailure(err))
 		if r.logs(r.notable()) {
 			r.log(r.notable(), "response cut", slog.Int("status", r.status), slog.Any("err", err))
 		}
 	default:
 		status, why := answerTo(err)
+		r.flag(flagsOfFailure(err))
 		r.refuse(status, why, err.Error())
 	}
 }
@@ -506,16 +444,27 @@ func answerTo(err error) (status int, why refusal) {
 		}
 		return 503, refusedUnreachable
 	}
+	if errors.Is(err, errCrowded) {
+		return 503, refusedOverload
+	}
 	if b, ok := errors.AsType[bodyError](err); ok {
 		status = exchange.StatusOf(b, 400)
 		return status, codecRefusals[status]
 	}
 	switch err {
+	case errUnresolved:
+		return 400, refusedPath
+	case errNoPath, errNoAuthority:
+		return 400, refusedMalformed
+	case errUnknown:
+		return 404, refusedNoCluster
+	case errUnauthorized:
+		return 403, refusedUnauthorized
 	case errNoCluster, errNoEndpoint:
 		return 503, refusedUnreachable
 	case errIdleClient:
 		return 408, refusedSlow
-	case errResponseTimeout, errHandshakeTimeout, errIdleUpstream:
+	case errResponseTimeout, errHandshakeTimeout, errTryTimeout, errIdleUpstream:
 		return 504, refusedUpstreamSlow
 	}
 	if isInvalid(err) {
@@ -541,127 +490,7 @@ func (r *request) refuse(status int, why refusal, reason string) {
 		r.log(level, "request refused", slog.Int("status", status), slog.String("reason", reason))
 	}
 	r.reason = reason
+	r.flag(flagsOfRefused[why])
 	r.metrics.refused[why].Inc()
-	r.reply(status, "")
-}
-
-// notable is the level of lines about a request that an operator looks for. Beside a
-// dead upstream each request is one, and journald drops what a service writes beyond
-// a rate (journald.conf(5), RateLimitBurst=), also the lines that matter more. So where
-// there is an access log, whose records have the same facts, the level is debug.
-func (r *request) notable() slog.Level {
-	if r.m.options.AccessLog != nil {
-		return slog.LevelDebug
-	}
-	return slog.LevelInfo
-}
-
-func (r *request) redirect() {
-	status, location, ok := r.route.Redirect(r.scheme, r.authority, r.target)
-	if !ok {
-		r.refuse(400, refusedMalformed, "a redirect needs a host, the request has none")
-		return
-	}
-	r.routeMetrics.redirects.Inc()
-	r.reply(status, location)
-}
-
-// reply answers by ourselves, with a Location or "" for none. Where that fails it settles
-// who is to blame: a client that has gone, or we, who give it limited time.
-func (r *request) reply(status int, location string) {
-	r.loop.SetDeadline(&r.replyDue.Deadline, &r.replyDue, r.loop.Now().Add(replyTimeout))
-	err := r.send(status, location)
-	if err == nil {
-		r.complete = true
-		return
-	}
-	cause := clientGone
-	switch {
-	case r.replyDue.over:
-		cause = answerNotTaken
-	case r.x.Over() == net.ErrClosed:
-		cause = cutByTheStop
-	default:
-		r.clientLeft = true
-	}
-	r.reason = cmp.Or(r.reason, cause)
-	if r.logs(slog.LevelDebug) {
-		r.log(slog.LevelDebug, "the client did not take its answer", slog.Int("status", status), slog.String("reason", cause), slog.Any("err", err))
-	}
-}
-
-// send sends an answer of our own. The client learns the status and nothing else.
-func (r *request) send(status int, location string) error {
-	body := r.head.Texts.Join(strconv.Itoa(status), " ", reasons[status], "\n")
-	r.own = exchange.Response{
-		Status: status, Reason: reasons[status], Fields: r.ownFields[:0],
-		ContentLength: int64(len(body)), Close: r.closes() || r.upload.broken(),
-	}
-	if location != "" {
-		r.own.Fields.Add("Location", location)
-	}
-	r.own.Fields.Add("Content-Type", "text/plain; charset=utf-8")
-	if err := r.x.Respond(&r.own); err != nil {
-		return err
-	}
-	r.begins(status)
-	if r.head.Method != "HEAD" {
-		if err := r.x.Write(r.task, []byte(body)); err != nil {
-			return err
-		}
-		r.sent = uint64(len(body))
-	}
-	return r.x.Finish(r.task, nil)
-}
-
-// reasons are those of RFC 9110 §15, for what we answer ourselves and for what
-// codecs ask us to.
-var reasons = map[int]string{
-	301: "Moved Permanently",
-	302: "Found",
-	303: "See Other",
-	307: "Temporary Redirect",
-	308: "Permanent Redirect",
-	400: "Bad Request",
-	403: "Forbidden",
-	404: "Not Found",
-	408: "Request Timeout",
-	413: "Content Too Large",
-	431: "Request Header Fields Too Large",
-	502: "Bad Gateway",
-	503: "Service Unavailable",
-	504: "Gateway Timeout",
-}
-
-// logs says whether log writes lines of a level: what they are made of takes memory.
-func (r *request) logs(level slog.Level) bool {
-	return r.m.options.Log.Enabled(context.Background(), level)
-}
-
-// log writes a line about the request. What the client chose is in attributes only.
-func (r *request) log(level slog.Level, message string, attrs ...slog.Attr) {
-	client := "unix"
-	if remote := r.x.Downstream().Remote; remote.IsValid() {
-		client = remote.String()
-	}
-	attrs = append(attrs,
-		slog.String("request_id", r.id),
-		slog.String("listener", r.listener),
-		slog.String("client", client),
-		slog.String("method", r.head.Method),
-		slog.String("authority", r.authority),
-		slog.String("target", r.target))
-	if r.head.Upgrade != "" {
-		attrs = append(attrs, slog.String("upgrade", r.head.Upgrade))
-	}
-	if r.route != nil {
-		attrs = append(attrs, slog.String("route", r.route.Name))
-	}
-	if r.cluster != "" {
-		attrs = append(attrs, slog.String("cluster", r.cluster))
-	}
-	if r.endpoint != nil {
-		attrs = append(attrs, slog.String("endpoint", r.endpoint.String()))
-	}
-	r.m.options.Log.LogAttrs(context.Background(), level, message, attrs...)
+	r.reply(answer{status: status})
 }

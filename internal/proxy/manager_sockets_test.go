@@ -111,6 +111,7 @@ type site struct {
 	unrecorded bool // there is no access log
 	limits     config.ListenerLimits
 	idle       time.Duration // the stream_idle_timeout
+	change     func(*config.Route)
 
 	starting func() // is called before a tunnel is started; nil: nothing
 	*tunnel.Set
@@ -134,12 +135,15 @@ func newSite(t *testing.T, options ...func(*site)) *site {
 	endpoint := s.listen(func(conn net.Conn) { s.conns <- newWire(t, conn) })
 	everything := to("/", "web")
 	everything.StreamIdleTimeout = s.idle
+	if s.change != nil {
+		s.change(&everything)
+	}
 	cfg := &config.Config{
 		HTTPListeners: []config.Listener{{Name: "public"}},
 		VirtualHosts: []config.VirtualHost{{Name: "site", Listeners: []string{"public"}, Domains: []string{"*"},
 			Routes: []config.Route{webSocket("/socket", "web"), everything}}},
 		Clusters: []config.Cluster{{Name: "web", ConnectTimeout: bound, IdleTimeout: bound,
-			Endpoints: []config.Endpoint{{Address: endpoint}}}},
+			RetryBudget: config.RetryBudget{MinConcurrency: 100}, Endpoints: []config.Endpoint{{Address: endpoint}}}},
 	}
 	loops := []*stream.Loop{s.loop}
 	clusters, err := upstream.New(t.Context(), cfg, nil, s.counted, loops, nil)
@@ -155,7 +159,7 @@ func newSite(t *testing.T, options ...func(*site)) *site {
 		access = s.records.open(t, s.counted)
 	}
 	manager = proxy.NewManager(proxy.ManagerOptions{
-		Routes: route.New(cfg), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: s, Log: log,
+		Routes: route.New(cfg, nil), Clusters: clusters, Listeners: cfg.HTTPListeners, Tunnels: s, Log: log,
 		Metrics: s.counted, AccessLog: access,
 	})
 	s.server = http1.NewServer(http1.ServerOptions{

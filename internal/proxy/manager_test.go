@@ -216,7 +216,7 @@ func TestClustersGetTheirShare(t *testing.T) {
 		f.trusted = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 		f.cluster = map[string][]string{"v1": {"10.0.1.1:80"}, "v2": {"10.0.2.1:80"}}
 		f.routes = []config.Route{{Match: config.Match{Prefix: "/"}, Clusters: []config.WeightedCluster{
-			{Cluster: "v1", Weight: 9}, {Cluster: "v2", Weight: 1}}}}
+			{Cluster: "v1", Weight: config.Dynamic{Value: 9}}, {Cluster: "v2", Weight: config.Dynamic{Value: 1}}}}}
 		var n atomic.Uint64
 		f.options = func(o *proxy.ManagerOptions) { o.Random = func() uint64 { return n.Add(1) } }
 		m := f.manager()

@@ -5,7 +5,6 @@ import (
 
 	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
-	"holdfast/internal/route"
 )
 
 // What is counted of listeners.
@@ -61,7 +60,7 @@ var (
 	})
 	upgradesTotal = metrics.Define(metrics.Desc{
 		Name: "holdfast_downstream_upgrades_total",
-		Help: "Requests to change to WebSocket that had a route, by what became of them.",
+		Help: "Requests to change to WebSocket, or another protocol that their route takes, by what became of them.",
 		Type: metrics.TypeCounter, Labels: []string{"listener", "outcome"},
 	})
 	handshakeDuration = metrics.Define(metrics.Desc{
@@ -85,6 +84,8 @@ var (
 		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"virtual_host", "route"}, Bounds: exchange.RequestBounds,
 	})
 	routeRedirects     = routeCounter("redirects", "Requests that the route redirected.")
+	routeDirect        = routeCounter("direct_responses", "Requests that the route answered with its direct response. Only of routes that have one.")
+	routePreflights    = routeCounter("cors_preflights", "Questions of browsers before a request of another origin's page that the route answered. Only of routes with cors.")
 	routeTimeouts      = routeCounter("timeouts", "Requests that were not answered within the route's timeout, or an upgrade within its tunnels.handshake_timeout.")
 	routeIdleTimeouts  = routeCounter("stream_idle_timeouts", "Requests of which no byte moved within the route's stream_idle_timeout.")
 	routeTunnelsTotal  = routeCounter("tunnels", "Tunnels that were made of requests that the route matched.")
@@ -113,9 +114,12 @@ type refusal uint8
 
 const (
 	refusedMalformed refusal = iota
+	refusedPath              // it cannot be normalised
 	refusedWebSocket
 	refusedNoRoute
-	refusedSlow // the client's head or body did not come in time
+	refusedNoCluster // the field that names it names none
+	refusedOrigin    // of the page that asks for an upgrade
+	refusedSlow      // the client's head or body did not come in time
 	refusedBodySize
 	refusedHeadSize
 	refusedUnsupported
@@ -123,21 +127,36 @@ const (
 	refusedClosed       // the upstream's connection ended before its answer was begun
 	refusedInvalid      // the upstream's answer was not valid
 	refusedUpstreamSlow // the upstream did not take the connection, or answer, in time
+	refusedAddress
+	refusedRate
+	refusedFault // on purpose
+	refusedUnauthorized
+	refusedAuthorization // the authorization service could not be asked
+	refusedOverload      // too much is kept of the bodies of requests
 	numRefusals
 )
 
 var refusals = [numRefusals]string{
-	refusedMalformed:    "malformed",
-	refusedWebSocket:    "WebSocket not enabled",
-	refusedNoRoute:      "no route",
-	refusedSlow:         "too slow",
-	refusedBodySize:     "body too large",
-	refusedHeadSize:     "head too large",
-	refusedUnsupported:  "unsupported",
-	refusedUnreachable:  "upstream unreachable",
-	refusedClosed:       "upstream closed",
-	refusedInvalid:      "upstream invalid",
-	refusedUpstreamSlow: "upstream too slow",
+	refusedMalformed:     "malformed",
+	refusedPath:          "path",
+	refusedWebSocket:     "WebSocket not enabled",
+	refusedNoRoute:       "no route",
+	refusedNoCluster:     "no cluster",
+	refusedOrigin:        "origin not allowed",
+	refusedSlow:          "too slow",
+	refusedBodySize:      "body too large",
+	refusedHeadSize:      "head too large",
+	refusedUnsupported:   "unsupported",
+	refusedUnreachable:   "upstream unreachable",
+	refusedClosed:        "upstream closed",
+	refusedInvalid:       "upstream invalid",
+	refusedUpstreamSlow:  "upstream too slow",
+	refusedAddress:       "address denied",
+	refusedRate:          "rate limited",
+	refusedFault:         "fault injected",
+	refusedUnauthorized:  "unauthorized",
+	refusedAuthorization: "authorization failed",
+	refusedOverload:      "overload",
 }
 
 // codecRefusals are those of a codec, by the status that it answers with or asks for.
@@ -156,28 +175,32 @@ var codecRefusals = map[int]refusal{
 type upgradeOutcome uint8
 
 const (
-	upgraded    upgradeOutcome = iota // a tunnel
-	notEnabled                        // the route is not for WebSocket
-	malformed                         // the request announced a body
-	unreachable                       // no endpoint could be connected to
-	rejected                          // the upstream has answered with something else
-	invalid                           // the upstream's answer was not valid
-	tooSlow                           // there was no answer within the handshake's timeout
-	cancelled                         // the client went first, or its connection was cut
-	broken                            // the upstream's connection ended before it answered
+	upgraded      upgradeOutcome = iota // a tunnel
+	notEnabled                          // the route is not for that protocol
+	foreignOrigin                       // the route is not for the page that asks
+	malformed                           // the request announced a body
+	unreachable                         // no endpoint could be connected to
+	rejected                            // the upstream has answered with something else
+	invalid                             // the upstream's answer was not valid
+	tooSlow                             // there was no answer within the handshake's timeout
+	cancelled                           // the client went first, or its connection was cut
+	broken                              // the upstream's connection ended before it answered
+	filtered                            // a filter has answered
 	numUpgradeOutcomes
 )
 
 var upgradeOutcomes = [numUpgradeOutcomes]string{
-	upgraded:    "tunnel",
-	notEnabled:  "not enabled",
-	malformed:   "malformed",
-	unreachable: "upstream unreachable",
-	rejected:    "rejected",
-	invalid:     "upstream invalid",
-	tooSlow:     "upstream too slow",
-	cancelled:   "cancelled",
-	broken:      "upstream closed",
+	upgraded:      "tunnel",
+	notEnabled:    "not enabled",
+	foreignOrigin: "origin not allowed",
+	malformed:     "malformed",
+	unreachable:   "upstream unreachable",
+	rejected:      "rejected",
+	invalid:       "upstream invalid",
+	tooSlow:       "upstream too slow",
+	cancelled:     "cancelled",
+	broken:        "upstream closed",
+	filtered:      "filtered",
 }
 
 // acceptMetrics is what is counted of accepting on a listener. The zero value counts
@@ -225,12 +248,12 @@ func newRequestMetrics(r *metrics.Registry, listener string) requestMetrics {
 type routeMetrics struct {
 	routeTunnels
 	requests, redirects, timeouts, idleTimeouts, tunnels *metrics.Counter
+	direct, preflights                                   *metrics.Counter // nil: the route has none
 	duration                                             *metrics.Histogram
 	responses                                            exchange.Classes
 }
 
-func newRouteMetrics(r *metrics.Registry, of *route.Route) routeMetrics {
-	virtualHost, name := of.VirtualHost, of.Name
+func newRouteMetrics(r *metrics.Registry, virtualHost, name string, has routeFigures) routeMetrics {
 	m := routeMetrics{
 		routeTunnels: routeTunnels{active: r.Gauge(routeTunnelsActive, virtualHost, name)},
 		requests:     r.Counter(routeRequests, virtualHost, name),
@@ -241,11 +264,20 @@ func newRouteMetrics(r *metrics.Registry, of *route.Route) routeMetrics {
 		idleTimeouts: r.Counter(routeIdleTimeouts, virtualHost, name),
 		tunnels:      r.Counter(routeTunnelsTotal, virtualHost, name),
 	}
-	if of.WebSocket {
+	if has.tunnels {
 		m.routeTunnels = newRouteTunnels(r, virtualHost, name)
+	}
+	if has.direct {
+		m.direct = r.Counter(routeDirect, virtualHost, name)
+	}
+	if has.cors {
+		m.preflights = r.Counter(routePreflights, virtualHost, name)
 	}
 	return m
 }
+
+// routeFigures are those that only some routes have.
+type routeFigures struct{ tunnels, direct, cors bool }
 
 // routeTunnels is what is counted of the living tunnels of a route.
 type routeTunnels struct {

@@ -201,7 +201,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 	}{
 		{
 			name:   "a request that is answered",
-			client: func(t *testing.T) *client { return get(t, "a.example", "/x?y") },
+			client: func(t *testing.T) *client { return get(t, "a.example", "//x/./?y") },
 			behave: func(o *origin) {
 				time.Sleep(250 * time.Millisecond)
 				o.answers(200)
@@ -218,7 +218,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				route_request_duration_seconds{site,site:prefix=/} 500ms
 				cluster_request_duration_seconds{web} 500ms
 			`,
-			record: map[string]any{"event": "request", "status": 200, "reason": "", "sent_bytes": 2, "received_bytes": 0, "target": "/x?y",
+			record: map[string]any{"event": "request", "status": 200, "reason": "", "sent_bytes": 2, "received_bytes": 0, "target": "//x/./?y",
 				"method": "GET", "protocol": "HTTP/1.1", "listener": "public", "virtual_host": "site", "route": "site:prefix=/",
 				"cluster": "web", "endpoint": first, "client": "192.0.2.1:4711", "generation": 7, "upstream_seconds": 0.25, "duration_seconds": 0.5},
 		},
@@ -258,6 +258,17 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				downstream_requests_refused_total{public,no route} 1
 			`,
 			record: map[string]any{"status": 404, "reason": "no virtual host", "route": "", "cluster": "", "sent_bytes": len("404 Not Found\n")},
+		},
+		{
+			name:   "a path that has no normal form",
+			client: func(t *testing.T) *client { return get(t, "a.example", "/%zz/../a?b") },
+			figures: listened + `
+				cluster_endpoints{web} 1
+				downstream_responses_total{public,4xx} 1
+				downstream_request_duration_seconds{public} 1
+				downstream_requests_refused_total{public,path} 1
+			`,
+			record: map[string]any{"status": 400, "reason": "a path with a \"%\" without two hexadecimal digits", "route": "", "target": "/%zz/../a?b"},
 		},
 		{
 			name: "an answer of our own that the client does not take",
@@ -630,6 +641,55 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 			record: map[string]any{"event": "request", "status": 403},
 		},
 		{
+			name: "an upgrade from a page that is not allowed",
+			client: func(t *testing.T) *client {
+				return upgrade(t, "a.example", "/").asks("Origin: https://b.example")
+			},
+			route: func(r *config.Route) { r.WebSocket, r.Origins = true, []string{"https://a.example"} },
+			figures: answered("4xx") + `
+				cluster_endpoints{web} 1
+				downstream_upgrades_total{public,origin not allowed} 1
+				downstream_requests_refused_total{public,origin not allowed} 1
+			`,
+			record: map[string]any{"status": 403, "reason": "the route's origins do not have the request's"},
+		},
+		{
+			name:   "a field that names no cluster",
+			client: func(t *testing.T) *client { return get(t, "a.example", "/").asks("X-Cluster: none") },
+			route:  func(r *config.Route) { r.Clusters, r.ClusterHeader = nil, "X-Cluster" },
+			figures: answered("4xx") + `
+				cluster_endpoints{web} 1
+				downstream_requests_refused_total{public,no cluster} 1
+			`,
+			record: map[string]any{"status": 404, "cluster": ""},
+		},
+		{
+			name:   "a direct response",
+			client: func(t *testing.T) *client { return get(t, "a.example", "/") },
+			route: func(r *config.Route) {
+				r.Clusters, r.Direct = nil, &config.DirectResponse{Status: 403, Body: "no"}
+			},
+			figures: answered("4xx") + `
+				cluster_endpoints{web} 1
+				route_direct_responses_total{site,site:prefix=/} 1
+			`,
+			record: map[string]any{"status": 403, "sent_bytes": 2, "reason": ""},
+		},
+		{
+			name: "a browser's question",
+			client: func(t *testing.T) *client {
+				c := get(t, "a.example", "/").asks("Origin: https://a.example", "Access-Control-Request-Method: PUT")
+				c.request.Method = "OPTIONS"
+				return c
+			},
+			route: func(r *config.Route) { r.CORS = &config.CORS{AllowOrigins: []string{"https://a.example"}} },
+			figures: answered("2xx") + `
+				cluster_endpoints{web} 1
+				route_cors_preflights_total{site,site:prefix=/} 1
+			`,
+			record: map[string]any{"status": 200, "sent_bytes": 0},
+		},
+		{
 			name: "an upgrade with a body",
 			client: func(t *testing.T) *client {
 				c := upgrade(t, "a.example", "/")
@@ -724,7 +784,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				cluster_protocol_errors_total{web} 1
 				endpoint_errors_total{web,10.0.0.1:80} 1
 			`,
-			record: map[string]any{"status": 502, "reason": "a 101 that does not agree to WebSocket"},
+			record: map[string]any{"status": 502, "reason": "a 101 that does not agree to what was asked for"},
 		},
 		{
 			name:   "an upgrade that is not answered in time",
@@ -800,6 +860,7 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				if len(got) != 1 {
 					t.Fatalf("%d records: %v", len(got), got)
 				}
+				tt.record["flags"] = flagsOfRequests[tt.name]
 				wantRecord(t, got[0], tt.record)
 			})
 		})
@@ -891,8 +952,8 @@ func TestEverySeriesIsThereFromTheStart(t *testing.T) {
 	for name, want := range map[string]int{
 		"holdfast_downstream_requests_total":          1,
 		"holdfast_downstream_responses_total":         5,
-		"holdfast_downstream_requests_refused_total":  11,
-		"holdfast_downstream_upgrades_total":          9,
+		"holdfast_downstream_requests_refused_total":  20,
+		"holdfast_downstream_upgrades_total":          11,
 		"holdfast_downstream_requests_cut_total":      2,
 		"holdfast_route_responses_total":              5,
 		"holdfast_route_tunnels_active":               1,
@@ -956,6 +1017,7 @@ func TestARequestThatTheCodecRefusesIsCountedAndRecorded(t *testing.T) {
 			}
 			c.Close()
 			eventually(t, "the connection has ended", func() bool { return figures(s.counted)["downstream_connections_closed_total{public,holdfast}"] == 1 })
+			s.settled()
 			class := fmt.Sprintf("%dxx", tt.status/100)
 			malformed := ""
 			if tt.status == 400 {
@@ -977,7 +1039,7 @@ func TestARequestThatTheCodecRefusesIsCountedAndRecorded(t *testing.T) {
 				t.Fatalf("%d records: %v", len(got), got)
 			}
 			tt.record["status"], tt.record["event"], tt.record["listener"] = tt.status, "request", "public"
-			tt.record["sent_bytes"], tt.record["received_bytes"] = len(body), 0
+			tt.record["sent_bytes"], tt.record["received_bytes"], tt.record["flags"] = len(body), 0, "DPE"
 			wantRecord(t, got[0], tt.record)
 		})
 	}
@@ -1027,9 +1089,7 @@ func TestATunnelIsCountedAndRecordedAtBothEnds(t *testing.T) {
 		return got["tunnels_active"] == n && got["route_tunnels_active{site,site:prefix=/socket}"] == n &&
 			got["cluster_tunnels_active{web}"] == n && got["endpoint_tunnels_active{web,"+address+"}"] == n
 	}
-	if !active(1) {
-		t.Errorf("an open tunnel is not counted everywhere: %v", figures(s.counted))
-	}
+	eventually(t, "the tunnel is counted everywhere", func() bool { return active(1) })
 	eventually(t, "the tunnel is not counted among the connections", func() bool {
 		got := figures(s.counted)
 		return got["downstream_connections_active{public}"] == 0 && got["cluster_connections_active{web}"] == 0
@@ -1038,6 +1098,7 @@ func TestATunnelIsCountedAndRecordedAtBothEnds(t *testing.T) {
 	u.rest()
 	u.Close()
 	eventually(t, "the tunnel has ended", func() bool { return active(0) })
+	s.settled()
 	got := figures(s.counted)
 	for name, want := range map[string]int64{
 		"tunnel_relayed_bytes_total{upstream}":                   int64(len("up\r\n")),

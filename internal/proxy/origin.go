@@ -133,14 +133,11 @@ func (m *Manager) adopt(p provenance) adoption {
 	return m.adoptions[was]
 }
 
-// namesake returns the route for WebSocket of the same name, or nil.
+// namesake returns the route for upgrades of the same name, or nil.
 func (m *Manager) namesake(p *provenance) *route.Route {
-	for _, r := range m.options.Routes.Routes() {
-		if r.WebSocket && r.VirtualHost == p.virtualHost && brief(r.Name) == p.route {
-			return r
-		}
-	}
-	return nil
+	return m.options.Routes.Named(p.virtualHost, func(r *route.Route) bool {
+		return r.MakesTunnels() && brief(r.Name) == p.route
+	})
 }
 
 // mostName is how long a name may be that travels.

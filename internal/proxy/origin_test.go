@@ -23,7 +23,7 @@ func empty(t *testing.T) (*Manager, *metrics.Registry) {
 		t.Fatal(err)
 	}
 	t.Cleanup(clusters.Close)
-	return NewManager(ManagerOptions{Routes: route.New(new(config.Config)), Clusters: clusters, Log: slog.New(slog.DiscardHandler), Metrics: r}), r
+	return NewManager(ManagerOptions{Routes: route.New(new(config.Config), nil), Clusters: clusters, Log: slog.New(slog.DiscardHandler), Metrics: r}), r
 }
 
 // Whoever makes up names, tunnel after tunnel, gets his tunnels, but not the memory that

@@ -16,7 +16,7 @@ import (
 // and knows nothing of what is in it. Whoever reads it believes no byte of it.
 
 // recordVersion is that of records and states. What has another one is not understood.
-const recordVersion = 1
+const recordVersion = 2
 
 // usualRecord is about how many bytes a record has.
 const usualRecord = 384

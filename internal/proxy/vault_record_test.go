@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"holdfast/internal/accesslog"
+	"holdfast/internal/accesslog/flags"
+	"holdfast/internal/accesslog/format"
 	"holdfast/internal/control"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/tunnel/inflight"
@@ -29,8 +31,14 @@ func opened(t testing.TB, target int) *accesslog.Tunnel {
 	if target > 5000 {
 		r.Client = netip.AddrPortFrom(netip.MustParseAddr("fe80::1").WithZone(r.Target), 1)
 	}
-	l := accesslog.New([]accesslog.Output{{Path: "a", File: discard(t)}}, 1, nil)
+	custom, err := format.Text("%REQ(X-A)% %RESP(X-B)%")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := accesslog.New([]accesslog.Output{{Path: "a", File: discard(t), Custom: custom}}, 1, nil)
 	defer l.Close(time.Second)
+	fields := []accesslog.Value{{Text: r.Target, Present: true}}
+	r.RequestFields, r.ResponseFields, r.Flags = fields, fields, flags.Known
 	return l.TunnelOpened(r)
 }
 

@@ -11,14 +11,18 @@ import (
 	"holdfast/internal/upstream"
 )
 
-// upgrade answers a WebSocket upgrade that has a route, in this order:
+// upgrade answers an upgrade that has a route which does not answer by itself, in this order:
 //
-//	the route is not for WebSocket, a redirect included    403, counted
+//	the route is not for this protocol, a redirect included 403, counted
+//	it has origins, of which the request's is none          403, counted
 //	the request announced a body                            400
+//	a filter of the route refuses it                        what that says
+//	no path, host or cluster comes of it                    400 / 400 / 404
 //	no endpoint can be connected to / in time               503 / 504
 //	the upstream answers 100, 102 or 103 first              relayed, the wait goes on
-//	it agrees with a 101 to WebSocket                       relayed, then a tunnel
+//	it agrees with a 101 to the protocol                    relayed, then a tunnel
 //	it answers with another 101                             502
+//	it answers with 2xx, and authorize was not asked        403
 //	it answers anything else                                relayed
 //	it does not answer within handshake_timeout             504
 //	the client goes first                                   recorded
@@ -31,13 +35,29 @@ import (
 // route's stream_idle_timeout.
 func (r *request) upgrade() {
 	switch {
-	case !r.route.WebSocket || r.route.Redirects():
+	case !r.route.Upgrades(r.head.Upgrade) || r.route.Redirects():
 		r.metrics.upgrades[notEnabled].Inc()
 		r.refuse(403, refusedWebSocket, "the route does not allow WebSocket")
+		return
+	case !r.route.MayComeFrom(&r.head.Fields):
+		r.metrics.upgrades[foreignOrigin].Inc()
+		r.refuse(403, refusedOrigin, errForeignOrigin)
 		return
 	case r.head.UpgradeBody:
 		r.metrics.upgrades[malformed].Inc()
 		r.refuse(400, refusedMalformed, "an upgrade request with a body")
+		return
+	case !r.passes():
+		r.metrics.upgrades[r.filteredOutcome()].Inc()
+		return
+	}
+	if err := r.takeAim(); err != nil {
+		outcome := malformed
+		if err == errUnknown {
+			outcome = unreachable
+		}
+		r.metrics.upgrades[outcome].Inc()
+		r.failed(err)
 		return
 	}
 	r.awaitAnswer(r.route.Tunnels.HandshakeTimeout, errHandshakeTimeout)
@@ -63,11 +83,14 @@ func (r *request) handshake(up exchange.Upstream) (err error) {
 	if err != nil {
 		return err
 	}
-	if resp.Status == 101 && resp.Upgrade != "websocket" {
+	if resp.Status == 101 && resp.Upgrade != r.head.Upgrade {
 		return errImproper101
 	}
 	if resp.Status == 101 {
 		return r.startTunnel(up, resp)
+	}
+	if resp.Status < 300 && r.unauthorized() {
+		return errUnauthorized
 	}
 	if !r.beginAnswer() {
 		return r.cause
@@ -86,6 +109,14 @@ func (r *request) handshake(up exchange.Upstream) (err error) {
 	return nil
 }
 
+// unauthorized says of an upgrade that nobody was asked about it, as the route wants it. What the
+// upstream answers to an ordinary request is not for its client then: any request can ask for
+// an upgrade besides.
+func (r *request) unauthorized() bool {
+	f := r.route.Filters
+	return f != nil && f.Authorize != nil && !f.Authorize.Upgrades
+}
+
 // startTunnel takes both connections from their codecs and hands them on. Nothing is sent:
 // the client is told of a tunnel by that itself, when it is deposited, and so by another
 // process if this one dies before.
@@ -99,6 +130,7 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 	}
 	r.beginAnswer()
 	r.status = resp.Status
+	r.prepare(resp)
 	client, head, err := r.x.Switch(resp)
 	if err != nil {
 		server.Close(r.loop)

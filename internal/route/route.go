@@ -1,135 +1,107 @@
 package route
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"strings"
-	"time"
 
 	"holdfast/internal/config"
+	"holdfast/internal/dynamic"
+	"holdfast/internal/headers"
 )
 
 // Route is what happens to the requests that it matches. It never changes.
 type Route struct {
-	// Name is the route's name in logs and status: the virtual host and what is
-	// matched, like "chat:prefix=/socket" or "chat:path=/health". It stays the
-	// same when routes before it come and go.
+	// Route is what the configuration says. Where this type has something of the same name,
+	// that is what it comes to.
+	*config.Route
+
+	// Name is the route's name in logs, status and metrics: the virtual host and the
+	// name of the configuration, or what is matched, like "chat:prefix=/socket" or
+	// "chat:path=/health". One with further conditions has a mark of them. It stays
+	// the same when other routes come and go.
 	Name        string
 	VirtualHost string
 
 	// Number is the route's place in [Table.Routes].
 	Number int
 
-	WebSocket       bool
-	HostRewrite     string // "" means none
-	AutoHostRewrite bool
+	// What is changed in heads, in this order: the virtual host's, the route's. nil: nothing.
+	RequestHeaders  [2]*headers.Edits
+	ResponseHeaders [2]*headers.Edits
 
-	Timeout           time.Duration // as in config.Route
-	StreamIdleTimeout time.Duration // as in config.Route
-	Tunnels           config.Tunnels
+	HostFilters *config.Filters // those of its virtual host; nil: none
 
-	prefix        string // set unless path is
-	path          string
-	prefixRewrite string
-	redirect      *config.Redirect
-	shares        []share
-	total         uint64 // of all weights
+	Origins *Origins // of upgrades; nil means all
+	CORS    *CORS    // nil means none
+
+	pattern      pattern
+	conditions   []condition   // beside the pattern
+	regexRewrite *regexRewrite // nil means none
+	redirect     *redirect     // nil means none
+	hash         []hashPolicy
+	shares       shares
 }
 
-// share is a cluster's part of a route: the numbers below upTo that are not below
-// the upTo of the share before it.
-type share struct {
-	cluster string
-	upTo    uint64
+func (r *Route) init(of *virtualHost, c *config.Route, values *dynamic.Set) {
+	*r = Route{
+		Route:       c,
+		VirtualHost: of.name,
+		HostFilters: of.filters,
+		pattern:     newPattern(&c.Match),
+		conditions:  newConditions(&c.Match, values),
+		redirect:    newRedirect(c.Redirect),
+	}
+	r.Name = of.name + ":" + r.name(c.Name)
+	r.shares = newShares(c.Clusters, values)
+	r.act(of, c)
 }
 
-func newRoute(vhost string, c *config.Route) *Route {
-	r := &Route{
-		VirtualHost:       vhost,
-		WebSocket:         c.WebSocket,
-		HostRewrite:       c.HostRewrite,
-		AutoHostRewrite:   c.AutoHostRewrite,
-		Timeout:           c.Timeout,
-		StreamIdleTimeout: c.StreamIdleTimeout,
-		Tunnels:           c.Tunnels,
-		prefix:            c.Match.Prefix,
-		path:              c.Match.Path,
-		prefixRewrite:     c.PrefixRewrite,
-		redirect:          c.Redirect,
+// name is the route's name in its virtual host.
+func (r *Route) name(given string) string {
+	if given != "" {
+		return given
 	}
-	if r.path != "" {
-		r.Name = vhost + ":path=" + r.path
-	} else {
-		r.Name = vhost + ":prefix=" + r.prefix
-	}
-	for _, wc := range c.Clusters {
-		if wc.Weight == 0 {
-			continue
+	name := r.pattern.name()
+	if len(r.conditions) > 0 {
+		var all strings.Builder
+		for i := range r.conditions {
+			all.WriteString(r.conditions[i].text() + "\n")
 		}
-		r.total += uint64(wc.Weight)
-		r.shares = append(r.shares, share{wc.Cluster, r.total})
+		name += " #" + mark(all.String())
 	}
-	return r
+	return name
 }
 
-// matches compares bytes: the prefix "/socket" matches "/sockets" too, as it does
-// in Envoy.
-func (r *Route) matches(path string) bool {
-	if r.path != "" {
-		return path == r.path
+// mark is a short text that stands for a long one.
+func mark(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:4])
+}
+
+// matches says whether the route takes a request whose path matches its pattern.
+func (r *Route) matches(q *Query) bool {
+	for i := range r.conditions {
+		if !r.conditions[i].holds(q) {
+			return false
+		}
 	}
-	return strings.HasPrefix(path, r.prefix)
+	return true
 }
 
 // Cluster returns the cluster of one request. random is a number evenly spread
-// over all uint64; equal numbers give equal clusters. It returns "" for a
-// redirecting route.
-func (r *Route) Cluster(random uint64) string {
-	if r.total == 0 {
-		return ""
-	}
-	n := random % r.total
-	for _, s := range r.shares {
-		if n < s.upTo {
-			return s.cluster
-		}
-	}
-	panic("route: the last share does not reach the total")
-}
+// over all uint64; equal numbers give equal clusters while the weights stay as they
+// are. It returns "" for a redirecting route.
+func (r *Route) Cluster(random uint64) string { return r.shares.choose(random) }
 
-// Target returns the target that the upstream gets. A prefix rewrite replaces the
+// Target returns the target that the upstream gets, but for a regex rewrite: see
+// [Route.Rewrite]. A prefix rewrite replaces the
 // matched bytes by others, and nothing else: with "/a" rewritten to "/", "/a/b?q"
 // becomes "//b?q" and "/ab" becomes "/b", as in Envoy. Of a route that matches
 // a whole path, the path is replaced. The query stays.
 func (r *Route) Target(target string) string {
-	if r.prefixRewrite == "" {
+	if r.PrefixRewrite == "" {
 		return target
 	}
-	return r.prefixRewrite + target[max(len(r.prefix), len(r.path)):]
+	return r.PrefixRewrite + target[len(r.pattern.text):]
 }
-
-// Redirects says whether the route answers by itself with a redirect.
-func (r *Route) Redirects() bool { return r.redirect != nil }
-
-// Redirect returns the status and the Location of a redirecting route's answer to
-// a request. ok is false if the request names no host and the route does not
-// either: a Location without a host would leave it to the target which host
-// that is ("//elsewhere.example").
-//
-// When the scheme changes and the host stays, the old scheme's default port is
-// dropped, for it would be wrong under the new one.
-func (r *Route) Redirect(scheme, authority, target string) (status int, location string, ok bool) {
-	to := r.redirect
-	if to.Host != "" {
-		authority = to.Host
-	} else if to.Scheme != "" && to.Scheme != scheme {
-		authority = strings.TrimSuffix(authority, defaultPort[scheme])
-	}
-	if to.Scheme != "" {
-		scheme = to.Scheme
-	}
-	if to.Path != "" {
-		target = to.Path
-	}
-	return to.Status, scheme + "://" + authority + target, authority != ""
-}
-
-var defaultPort = map[string]string{"http": ":80", "https": ":443"}

@@ -1,6 +1,8 @@
 package route_test
 
 import (
+	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -12,7 +14,7 @@ import (
 func to(prefix, cluster string) config.Route {
 	return config.Route{
 		Match:    config.Match{Prefix: prefix},
-		Clusters: []config.WeightedCluster{{Cluster: cluster, Weight: 1}},
+		Clusters: []config.WeightedCluster{{Cluster: cluster, Weight: config.Dynamic{Value: 1}}},
 	}
 }
 
@@ -21,7 +23,7 @@ func host(name string, domains []string, routes ...config.Route) config.VirtualH
 }
 
 func table(hosts ...config.VirtualHost) *route.Table {
-	return route.New(&config.Config{VirtualHosts: hosts})
+	return route.New(&config.Config{VirtualHosts: hosts}, nil)
 }
 
 func TestVirtualHostIsFoundByDomain(t *testing.T) {
@@ -58,7 +60,7 @@ func TestVirtualHostIsFoundByDomain(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r, outcome := hosts.Match("public", tt.authority, "/")
+			r, outcome := hosts.Match(&route.Query{Listener: "public", Authority: tt.authority, Target: "/"})
 			if outcome != route.Matched || r.VirtualHost != tt.want {
 				t.Errorf("authority %.80q: got %v, %+v; want virtual host %q", tt.authority, outcome, r, tt.want)
 			}
@@ -67,14 +69,14 @@ func TestVirtualHostIsFoundByDomain(t *testing.T) {
 
 	t.Run("without a star an unknown domain has none", func(t *testing.T) {
 		t.Parallel()
-		r, outcome := table(all[:3]...).Match("public", "elsewhere.org", "/")
+		r, outcome := table(all[:3]...).Match(&route.Query{Listener: "public", Authority: "elsewhere.org", Target: "/"})
 		if r != nil || outcome != route.NoVirtualHost {
 			t.Errorf("got %v, %v", r, outcome)
 		}
 	})
 	t.Run("another listener has none", func(t *testing.T) {
 		t.Parallel()
-		r, outcome := hosts.Match("private", "chat.example.com", "/")
+		r, outcome := hosts.Match(&route.Query{Listener: "private", Authority: "chat.example.com", Target: "/"})
 		if r != nil || outcome != route.NoVirtualHost {
 			t.Errorf("got %v, %v", r, outcome)
 		}
@@ -84,7 +86,7 @@ func TestVirtualHostIsFoundByDomain(t *testing.T) {
 		vh := host("shared", []string{"*"}, to("/", "c"))
 		vh.Listeners = []string{"public", "private"}
 		for _, l := range vh.Listeners {
-			if _, outcome := table(vh).Match(l, "x", "/"); outcome != route.Matched {
+			if _, outcome := table(vh).Match(&route.Query{Listener: l, Authority: "x", Target: "/"}); outcome != route.Matched {
 				t.Errorf("listener %q: %v", l, outcome)
 			}
 		}
@@ -116,7 +118,7 @@ func TestRouteIsFoundByPath(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r, outcome := routes.Match("public", "x", tt.target)
+			r, outcome := routes.Match(&route.Query{Listener: "public", Authority: "x", Target: tt.target})
 			switch {
 			case tt.want == "" && outcome != route.NoRoute:
 				t.Errorf("%s: got %v, %+v; want no route", tt.target, outcome, r)
@@ -150,7 +152,7 @@ func TestTargetIsRewritten(t *testing.T) {
 			t.Parallel()
 			c := to("", "c")
 			c.Match, c.PrefixRewrite = tt.match, tt.rewrite
-			r, outcome := table(host("vh", []string{"*"}, c)).Match("public", "x", tt.target)
+			r, outcome := table(host("vh", []string{"*"}, c)).Match(&route.Query{Listener: "public", Authority: "x", Target: tt.target})
 			if outcome != route.Matched {
 				t.Fatal(outcome)
 			}
@@ -187,7 +189,7 @@ func TestRedirectLocation(t *testing.T) {
 			t.Parallel()
 			tt.redirect.Status = 308
 			c := config.Route{Match: config.Match{Prefix: "/"}, Redirect: &tt.redirect}
-			r, _ := table(host("vh", []string{"*"}, c)).Match("public", tt.authority, tt.target)
+			r, _ := table(host("vh", []string{"*"}, c)).Match(&route.Query{Listener: "public", Authority: tt.authority, Target: tt.target})
 			if !r.Redirects() || r.Cluster(1) != "" {
 				t.Fatalf("redirects %v, cluster %q", r.Redirects(), r.Cluster(1))
 			}
@@ -205,8 +207,8 @@ func TestRedirectLocation(t *testing.T) {
 func TestClustersShareByWeight(t *testing.T) {
 	t.Parallel()
 	c := config.Route{Match: config.Match{Prefix: "/"}, Clusters: []config.WeightedCluster{
-		{Cluster: "off", Weight: 0}, {Cluster: "v1", Weight: 90}, {Cluster: "out", Weight: 0}, {Cluster: "v2", Weight: 10}}}
-	r, _ := table(host("vh", []string{"*"}, c)).Match("public", "x", "/")
+		{Cluster: "off", Weight: config.Dynamic{Value: 0}}, {Cluster: "v1", Weight: config.Dynamic{Value: 90}}, {Cluster: "out", Weight: config.Dynamic{Value: 0}}, {Cluster: "v2", Weight: config.Dynamic{Value: 10}}}}
+	r, _ := table(host("vh", []string{"*"}, c)).Match(&route.Query{Listener: "public", Authority: "x", Target: "/"})
 	got := map[string]int{}
 	for n := range uint64(1000) {
 		got[r.Cluster(n)]++
@@ -223,17 +225,42 @@ func TestWeightsMayFillTheirType(t *testing.T) {
 	t.Parallel()
 	const most = 1<<32 - 1
 	c := config.Route{Match: config.Match{Prefix: "/"}, Clusters: []config.WeightedCluster{
-		{Cluster: "a", Weight: most}, {Cluster: "b", Weight: most}}}
-	r, _ := table(host("vh", []string{"*"}, c)).Match("public", "x", "/")
+		{Cluster: "a", Weight: config.Dynamic{Value: most}}, {Cluster: "b", Weight: config.Dynamic{Value: most}}}}
+	r, _ := table(host("vh", []string{"*"}, c)).Match(&route.Query{Listener: "public", Authority: "x", Target: "/"})
 	if a, b := r.Cluster(most-1), r.Cluster(most); a != "a" || b != "b" {
 		t.Errorf("got %s and %s", a, b)
 	}
 }
 
 func TestMatchAllocatesNothing(t *testing.T) {
-	hosts := table(host("one", []string{"*.example.com"}, to("/none", "c"), to("/", "c")))
+	header := func(c config.Condition) []config.Condition {
+		c.Name = "x-v"
+		return []config.Condition{c}
+	}
+	missing := []config.Match{
+		{Prefix: "/", Methods: []string{"PUT", "POST"}},
+		{Prefix: "/X", IgnoreCase: true, Headers: header(config.Condition{Text: "1,2"})},
+		{Prefix: "/x", Segments: true, Headers: header(config.Condition{Test: config.Range, From: 1, To: 2})},
+		{Regex: whole("/x(a|b)"), Headers: header(config.Condition{Test: config.Suffix, Text: "c"})},
+		{Regex: whole("/x+"), Query: header(config.Condition{Test: config.Regex, Regex: whole("[0-9]+")})},
+		{Prefix: "/", Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
+		{Prefix: "/", Fraction: &config.Dynamic{Value: 1}},
+	}
+	routes := []config.Route{to("/none", "c")}
+	for i, m := range missing {
+		routes = append(routes, named(fmt.Sprint(i), m))
+	}
+	hosts := table(host("one", []string{"*.example.com"}, append(routes, to("/", "c"))...))
+	fields := &lines{{"Accept", "*/*"}, {"X-V", "1"}, {"x-v", "b"}}
 	n := testing.AllocsPerRun(100, func() {
-		r, _ := hosts.Match("public", "a.b.example.com:443", "/x?y")
+		q := route.Query{
+			Listener: "public", Authority: "a.b.example.com:443", Target: "/x?y&x-v=a", Method: "GET",
+			Fields: fields, Client: netip.MustParseAddr("::ffff:11.0.0.1"), Random: func() uint64 { return 1 },
+		}
+		r, _ := hosts.Match(&q)
+		if r == nil || r.Name != "one:prefix=/" {
+			t.Fatal(r)
+		}
 		r.Target("/x?y")
 		r.Cluster(7)
 	})
@@ -255,7 +282,7 @@ func TestRoutesAreNumberedInTheOrderOfTheConfiguration(t *testing.T) {
 	if got, want := strings.Join(names, " "), "one:prefix=/a one:prefix=/b two:prefix=/"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if r, _ := tbl.Match("public", "two.example", "/x"); r != tbl.Routes()[r.Number] {
+	if r, _ := tbl.Match(&route.Query{Listener: "public", Authority: "two.example", Target: "/x"}); r != tbl.Routes()[r.Number] {
 		t.Error("a matched route is not the one of its number")
 	}
 }

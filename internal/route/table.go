@@ -1,12 +1,12 @@
-// Package route decides where a request goes: listener, host and path lead to a
-// [Route] of an immutable [Table]. It does no I/O and keeps no state, so any
-// number of goroutines may ask the same table.
+// Package route decides where a request goes: listener, host, path and what else a
+// route asks for lead to a [Route] of an immutable [Table]. It does no I/O and keeps no
+// state, so any number of goroutines may ask the same table. Only the percentages of
+// fractions may change while it is used.
 //
-// Matching is on the path exactly as it was received. Nothing is decoded, no
-// slashes are merged and no dot segments are resolved, neither before matching
-// nor on the way to the upstream: what was matched is what is sent. A route is
-// therefore a choice of destination and no access control; "/a/../admin" matches
-// the prefix "/a", and it is the upstream that makes something else of it.
+// Matching is on the path exactly as it is given: what was matched is what is sent.
+// Nothing is decoded, merged or resolved here. That was done before, by
+// [holdfast/internal/urlpath], where the listener does not say otherwise, so that
+// a path that a route guards has no other spelling.
 package route
 
 import (
@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"holdfast/internal/config"
+	"holdfast/internal/dynamic"
 )
 
 // Outcome says how a match ended.
@@ -37,6 +38,9 @@ func (o Outcome) String() string { return outcomes[o] }
 type Table struct {
 	listeners map[string]*domains
 	routes    []*Route
+	hosts     map[string]*virtualHost // by name
+	cfg       *config.Config
+	clusters  map[string]HeadEdits // nil: no cluster has any
 }
 
 // domains are one listener's virtual hosts by the domain that leads to them.
@@ -47,24 +51,36 @@ type domains struct {
 	fallback *virtualHost            // of "*"; may be nil
 }
 
-type virtualHost struct{ routes []*Route }
+type virtualHost struct {
+	name    string
+	edits   HeadEdits
+	filters *config.Filters
+	routes  []Route // side by side, as they are looked at
+}
 
-// New builds the table of cfg, which config has validated.
-func New(cfg *config.Config) *Table {
-	t := &Table{listeners: make(map[string]*domains)}
+// New builds the table of cfg, which config has validated. values are told of what may be
+// overridden at run time; nil: nothing is.
+func New(cfg *config.Config, values *dynamic.Set) *Table {
+	t := &Table{listeners: make(map[string]*domains), hosts: make(map[string]*virtualHost, len(cfg.VirtualHosts)), cfg: cfg, clusters: clusterEdits(cfg.Clusters)}
+	n := 0
+	for i := range cfg.VirtualHosts {
+		n += len(cfg.VirtualHosts[i].Routes)
+	}
+	t.routes = make([]*Route, 0, n)
 	for i := range cfg.VirtualHosts {
 		c := &cfg.VirtualHosts[i]
-		vh := &virtualHost{}
+		vh := &virtualHost{name: c.Name, edits: newHeadEdits(c.Edits), filters: c.Filters, routes: make([]Route, len(c.Routes))}
+		t.hosts[c.Name] = vh
 		for j := range c.Routes {
-			r := newRoute(c.Name, &c.Routes[j])
+			r := &vh.routes[j]
+			r.init(vh, &c.Routes[j], values)
 			r.Number = len(t.routes)
-			vh.routes = append(vh.routes, r)
 			t.routes = append(t.routes, r)
 		}
 		for _, listener := range c.Listeners {
 			d := t.listeners[listener]
 			if d == nil {
-				d = &domains{exact: map[string]*virtualHost{}, suffix: map[string]*virtualHost{}}
+				d = newDomains()
 				t.listeners[listener] = d
 			}
 			for _, domain := range c.Domains {
@@ -73,6 +89,10 @@ func New(cfg *config.Config) *Table {
 		}
 	}
 	return t
+}
+
+func newDomains() *domains {
+	return &domains{exact: map[string]*virtualHost{}, suffix: map[string]*virtualHost{}}
 }
 
 func (d *domains) add(domain string, vh *virtualHost) {
@@ -92,31 +112,54 @@ func (d *domains) add(domain string, vh *virtualHost) {
 // change the slice.
 func (t *Table) Routes() []*Route { return t.routes }
 
-// Match finds the route of a request by the name of the listener that it came
-// in on, its authority and its target. The route is nil unless the outcome is
-// [Matched].
+// Named returns the route of a virtual host with a name for which is says so, or nil.
+func (t *Table) Named(virtualHost string, is func(*Route) bool) *Route {
+	vh := t.hosts[virtualHost]
+	if vh == nil {
+		return nil
+	}
+	for i := range vh.routes {
+		if is(&vh.routes[i]) {
+			return &vh.routes[i]
+		}
+	}
+	return nil
+}
+
+// Match finds the route of a request. It is nil unless the outcome is [Matched].
 //
 // Of the virtual hosts an exact domain wins over the longest "*.suffix", and that
 // over "*". The port is not looked at, letters compare without case, one trailing
 // dot does not count, and an IPv6 address matches in any of its spellings. An
 // empty authority (HTTP/1.0) matches "*" only. Of the virtual host's routes the
-// first that matches wins. The target "*" (of OPTIONS) matches no route.
-func (t *Table) Match(listener, authority, target string) (*Route, Outcome) {
-	d := t.listeners[listener]
-	if d == nil {
-		return nil, NoVirtualHost
-	}
-	vh := d.find(host(authority))
+// first wins whose pattern matches the path and whose conditions hold. The target
+// "*" (of OPTIONS) matches no route.
+func (t *Table) Match(q *Query) (*Route, Outcome) {
+	vh := t.find(q)
 	if vh == nil {
 		return nil, NoVirtualHost
 	}
-	path := pathOf(target)
-	for _, r := range vh.routes {
-		if r.matches(path) {
+	path := pathOf(q.Target)
+	if !isPath(path) {
+		return nil, NoRoute
+	}
+	for i := range vh.routes {
+		if r := &vh.routes[i]; r.pattern.matches(path) && r.matches(q) {
 			return r, Matched
 		}
 	}
 	return nil, NoRoute
+}
+
+// isPath is false of "*", which a regex could match.
+func isPath(path string) bool { return strings.HasPrefix(path, "/") }
+
+// find returns the virtual host of a request, or nil.
+func (t *Table) find(q *Query) *virtualHost {
+	if d := t.listeners[q.Listener]; d != nil {
+		return d.find(host(q.Authority))
+	}
+	return nil
 }
 
 func (d *domains) find(host string) *virtualHost {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"holdfast/internal/config"
+	"holdfast/internal/control"
 	"holdfast/internal/logs"
 	"holdfast/internal/socket"
 	"holdfast/internal/supervisor"
@@ -84,6 +85,16 @@ func Check(ctx context.Context, configPath string) error {
 		return err
 	}
 	return supervisor.Check(ctx, configPath, proxy)
+}
+
+// Route answers a question about the routes of a configuration file. The error is a
+// *supervisor.Refusal.
+func Route(ctx context.Context, configPath string, q *control.RouteQuestion) (*control.RouteAnswer, error) {
+	proxy, err := defaultProxy()
+	if err != nil {
+		return nil, err
+	}
+	return supervisor.Route(ctx, configPath, proxy, q)
 }
 
 // service is what Run needs of a supervisor.

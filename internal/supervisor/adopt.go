@@ -304,6 +304,10 @@ func (s *Supervisor) inheritLate(v *visitor) {
 		if late = s.inherited == 0 && l.facts.Epoch > 0 && l.facts.Epoch < s.first; late {
 			s.inherited = l.facts.Epoch
 			s.numbers = max(s.numbers, l.facts.Last)
+			if all := sane(l.facts.Overrides); s.overrides.command == nil && len(all) > 0 {
+				s.overrides.command = all
+				s.overridesChanged()
+			}
 		}
 	})
 	if !late {
@@ -394,11 +398,11 @@ func (s *Supervisor) takeIn(v *visitor) *generation {
 		g.release, v.release = v.release, nil
 	}
 	g.cutOff = nil // where it only had no channel
-	g.movesTo, g.givesTo = 0, 0
+	g.movesTo, g.givesTo, g.told = 0, 0, 0
 	g.movesAll = g.movesAll || v.report.MovesAll
 	g.started, g.served, g.silent = v.report.Started, servedSince(v.report.Served), false
 	g.mu.Lock()
-	g.version, g.vaultVersion, g.passageVersion = v.version, v.report.Vault, v.report.Passage
+	g.version, g.vaultVersion, g.passageVersion, g.runtimeVersion = v.version, v.report.Vault, v.report.Passage, v.report.Runtime
 	g.mu.Unlock()
 	if !known {
 		g.state = draining // it is placed in a moment
@@ -454,7 +458,7 @@ func (s *Supervisor) place(v *visitor, g *generation) {
 	default:
 		s.relinquish(g, s.unserved(v.listeners))
 	}
-	err := errors.Join(s.handLevel(g, g.send), s.handEstate(g))
+	err := errors.Join(s.handLevel(g, g.send), s.handReadiness(g, g.send), s.handEstate(g))
 	if !s.vault.Has(g.number) { // a predecessor has given it a channel to us already
 		s.vault.Expect([]int{g.number}) // it may have taken tunnels before we knew it
 		err = errors.Join(err, s.handVault(g, g.send))

@@ -21,7 +21,7 @@ var ErrUnanswered = errors.New("it may do so yet")
 
 // Refusal is the error of a reload that has changed nothing.
 type Refusal struct {
-	Step     string   // what was attempted: "configuration", "proxy binary", "generations", "descriptors", "access logs", "listeners", "admin", "start", "serve" or "upgrade"
+	Step     string   // what was attempted: "configuration", "proxy binary", "generations", "descriptors", "access logs", "listeners", "admin", "start", "serve" or "upgrade"; of commands about them "runtime values"
 	Problems []string // each a sentence or a configuration problem; never empty
 }
 
@@ -77,6 +77,7 @@ type Status struct {
 	Generations []GenerationStatus `json:"generations"` // living ones, newest first
 	LogsDropped uint64             `json:"logs_dropped"`
 	Vault       VaultStatus        `json:"vault"`
+	Overridden  Overridden         `json:"overridden,omitzero"` // runtime values
 }
 
 // VaultStatus is what the supervisor keeps of tunnels.
@@ -165,6 +166,17 @@ type Commands interface {
 	// those to come: "debug", "info", "warn", "error", or "config", which takes that
 	// back.
 	SetLogLevel(ctx context.Context, level string) error
+
+	// Override has these runtime values hold, in addition to those that were set before,
+	// until they are reset. With an error other than a *Refusal, which has changed nothing,
+	// they hold all the same, but a generation may not have heard of it.
+	Override(ctx context.Context, values map[string]float64) (*OverrideResult, error)
+
+	// ResetOverrides takes back what was set by Override for a key, or for all if it is "".
+	ResetOverrides(ctx context.Context, key string) (*OverrideResult, error)
+
+	// Runtime asks every generation which runtime values it has.
+	Runtime(ctx context.Context) (*Runtime, error)
 
 	// ReopenLogs has the access logs of all generations written to what their paths
 	// name now. A path that cannot be opened goes on as it was.

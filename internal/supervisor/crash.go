@@ -264,6 +264,7 @@ func (s *Supervisor) restorePlan(r *release, wanted func(key string) bool) *plan
 		s.log.Error("the admin address of the reinstated configuration is lost", "err", err)
 		commit, abort = func() {}, func() {}
 	}
+	p.overrides = s.overridesOf(r)
 	p.commit = commit
 	p.abort = func() {
 		abort()

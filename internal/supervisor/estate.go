@@ -31,6 +31,10 @@ type facts struct {
 	ReadyOff bool   `json:"ready_off,omitempty"`
 
 	LastReload *LastReload `json:"last_reload,omitempty"`
+
+	Overrides     map[string]float64 `json:"overrides,omitempty"`      // that were set by command
+	OverridesFile string             `json:"overrides_file,omitempty"` // path
+	FileOverrides map[string]float64 `json:"file_overrides,omitempty"` // what the file has said last that could be believed
 }
 
 func newEstate() (estate, error) {
@@ -135,6 +139,7 @@ func (s *Supervisor) note() {
 func (s *Supervisor) noteFacts() error {
 	return s.estate.facts.Write(facts{
 		Epoch: s.epoch, Last: s.numbers, LogLevel: levelName(s.level), ReadyOff: s.readyOff, LastReload: s.last,
+		Overrides: s.overrides.command, OverridesFile: s.overrides.file.path, FileOverrides: s.overrides.file.values,
 	})
 }
 
@@ -211,6 +216,7 @@ func (s *Supervisor) apply(l legacy) {
 	s.numbers = max(s.numbers, l.facts.Last)
 	s.readyOff = l.facts.ReadyOff
 	s.last = l.facts.LastReload
+	s.overrides.apply(&l.facts)
 	if level, err := logs.ParseLevel(l.facts.LogLevel); l.facts.LogLevel != "" && err == nil {
 		s.level = &level
 	}

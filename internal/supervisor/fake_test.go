@@ -73,6 +73,10 @@ func fakeProxy(command string) int {
 		time.Sleep(time.Hour)
 	case "foreign":
 		hello.Core, hello.CoreMin = 99, 90
+	case "knows overrides":
+		fakeRuntime = control.RuntimeVersion
+	case "knows overrides in its own way":
+		fakeRuntime = control.RuntimeVersion + 1
 	case "keeps tunnels":
 		hello.Vault = control.VaultVersion
 	case "gives connections":
@@ -82,6 +86,7 @@ func fakeProxy(command string) int {
 	case "escapes":
 		hello.Version = "1.0\x1b[2J"
 	}
+	hello.Runtime = fakeRuntime
 	conn.Send(&control.Message{Type: control.TypeHello, Hello: &hello}, time.Second)
 	return fakeGeneration(conn)
 }
@@ -129,6 +134,7 @@ func fakeGeneration(conn *control.Conn) int {
 	own := newBelongings(&b)
 	keeper := &fakeKeeper{b: &b, note: note}
 	giver := &fakeGiver{b: &b, note: note}
+	overridden := &fakeOverridden{b: &b, note: note}
 	for {
 		m, fds, err := conn.Receive()
 		if err != nil {
@@ -137,7 +143,7 @@ func fakeGeneration(conn *control.Conn) int {
 			}
 			continue
 		}
-		if own.take(conn, m, &fds) || keeper.take(conn, m, fds) || giver.take(conn, m, fds) {
+		if own.take(conn, m, &fds) || keeper.take(conn, m, fds) || giver.take(conn, m, fds) || overridden.take(conn, m, fds) {
 			continue
 		}
 		answer := func() {
@@ -180,6 +186,9 @@ func fakeGeneration(conn *control.Conn) int {
 			confirm()
 		case control.TypeLevel:
 			note("levels", "%d %s", b.Generation, m.Level)
+			confirm()
+		case control.TypeReadiness:
+			note("readiness", "%d %q", b.Generation, m.Unready)
 			confirm()
 		case control.TypeProfile:
 			a := &control.Message{Type: control.TypeAnswer, Re: m.ID}

@@ -64,7 +64,13 @@ type generation struct {
 
 	passageFailures int // in a row, to the same generation
 
+	told    uint64         // the newest revision of overrides that it has confirmed
+	telling bool           // somebody is about to tell it of another one
+	file    *fileOverrides // that the release which it was started for brings, while that is not installed; nil: the one that holds
+
 	counts *metrics.File // that it counts in, which belongs to the totals; nil: not known
+
+	overriding sync.Mutex // held while it is told of overrides
 
 	mu      sync.Mutex // guards what follows
 	ch      channel
@@ -74,6 +80,7 @@ type generation struct {
 
 	vaultVersion   int // as it says; 0: it knows no vault
 	passageVersion int // the same of passages
+	runtimeVersion int // the same of runtime values
 
 	waiting map[uint64]chan answer
 
@@ -160,7 +167,7 @@ func (g *generation) take(m *control.Message, fds []int) error {
 			return fmt.Errorf("%w: a hello without a version that can be shown", control.ErrProtocol)
 		}
 		g.mu.Lock()
-		g.version, g.vaultVersion, g.passageVersion = m.Hello.Version, m.Hello.Vault, m.Hello.Passage
+		g.version, g.vaultVersion, g.passageVersion, g.runtimeVersion = m.Hello.Version, m.Hello.Vault, m.Hello.Passage, m.Hello.Runtime
 		g.mu.Unlock()
 		offer(g.hello, m.Hello)
 	case control.TypeReady:

@@ -143,6 +143,14 @@ var (
 		Name: "holdfast_access_log_reopens_total", Type: metrics.TypeCounter, Labels: []string{"result"},
 		Help: "Times that the access logs were opened again by command or signal, by result: done or failed (some went on as they were).",
 	})
+	runtimeOverrides = metrics.Define(metrics.Desc{
+		Name: "holdfast_runtime_overrides", Type: metrics.TypeGauge, Labels: []string{"by"},
+		Help: "Runtime keys that are overridden, by what: command, or the file where no command has set the key.",
+	})
+	runtimeFileLoads = metrics.Define(metrics.Desc{
+		Name: "holdfast_runtime_file_loads_total", Type: metrics.TypeCounter, Labels: []string{"result"},
+		Help: "Times that the file with runtime values was read because it had changed, by result: done or refused (what it said before holds).",
+	})
 	logLinesDropped = metrics.Define(metrics.Desc{
 		Name: "holdfast_supervisor_log_lines_dropped_total", Type: metrics.TypeCounter,
 		Help: "Lines of the supervisor's log that nobody took in time.",
@@ -190,6 +198,8 @@ type stats struct {
 	listenersAdded, listenersRemoved *metrics.Counter
 	reopened, reopenFailures         *metrics.Counter
 	adopted                          *metrics.Counter
+	overridesLoaded                  *metrics.Counter
+	overridesRefused                 *metrics.Counter
 	upgradesDone, upgradesRefused    *metrics.Counter
 	resumed, resumeFailures          *metrics.Counter
 
@@ -220,7 +230,8 @@ func newStats(previous []metrics.Family) (*stats, error) {
 		replacementFailures: r.Counter(replacementFailures),
 		listenersAdded:      r.Counter(listenersAdded), listenersRemoved: r.Counter(listenersRemoved),
 		reopened: r.Counter(logsReopened, "done"), reopenFailures: r.Counter(logsReopened, "failed"),
-		adopted:      r.Counter(generationsAdopted),
+		adopted:         r.Counter(generationsAdopted),
+		overridesLoaded: r.Counter(runtimeFileLoads, "done"), overridesRefused: r.Counter(runtimeFileLoads, "refused"),
 		upgradesDone: r.Counter(supervisorUpgrades, "done"), upgradesRefused: r.Counter(supervisorUpgrades, "refused"),
 		resumed: r.Counter(vaultResumptions, "done"), resumeFailures: r.Counter(vaultResumptions, "failed"),
 		vaultRefused: follower{counter: r.Counter(vaultRefused)}, vaultMoved: follower{counter: r.Counter(vaultMoved)},
@@ -360,6 +371,7 @@ func (s *Supervisor) gauges() []metrics.Family {
 	for st := starting; st < ended; st++ {
 		states.Series = append(states.Series, metrics.Series{Labels: []string{st.String()}, Value: byState[st]})
 	}
+	overridden := s.overridden()
 	all := []metrics.Family{
 		infos, states,
 		one(probationActive, truth(s.probation != nil)),
@@ -368,6 +380,9 @@ func (s *Supervisor) gauges() []metrics.Family {
 		one(crashesInARow, int64(s.crashesNow())),
 		one(listenersOpen, int64(len(s.sockets))),
 		one(readiness, truth(s.Ready())),
+		{Desc: *runtimeOverrides, Series: []metrics.Series{
+			{Labels: []string{"command"}, Value: int64(overridden.ByCommand)}, {Labels: []string{"file"}, Value: int64(overridden.ByFile)},
+		}},
 		one(started, s.started.UnixNano()),
 		one(supervisorEpoch, int64(min(s.epoch, math.MaxInt64))),
 		one(buildInfo, 1, version.String(), runtime.Version()),

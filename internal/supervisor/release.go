@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -93,19 +94,21 @@ func (r *release) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // check has the proxy binary validate the bundle. The error is a *Refusal.
 func (r *release) check(ctx context.Context) error {
-	_, err := r.consult(ctx, "check")
+	_, err := r.consult(ctx, "check", control.Bundle{})
 	return err
 }
 
 // effective has the proxy binary say what the configuration is with every default:
 // it knows keys that a supervisor of another version does not. The error is a
 // *Refusal.
-func (r *release) effective(ctx context.Context) (string, error) { return r.consult(ctx, "config") }
+func (r *release) effective(ctx context.Context) (string, error) {
+	return r.consult(ctx, "config", control.Bundle{})
+}
 
-// consult runs a command of the proxy binary on the bundle and returns what it
-// prints. The error is a *Refusal.
-func (r *release) consult(ctx context.Context, command string) (string, error) {
-	bundle, err := r.bundle(control.Bundle{})
+// consult runs a command of the proxy binary on the bundle, b filled in, and returns what
+// it prints. The error is a *Refusal.
+func (r *release) consult(ctx context.Context, command string, b control.Bundle) (string, error) {
+	bundle, err := r.bundle(b)
 	if err != nil {
 		return "", refuse("configuration", err)
 	}
@@ -160,6 +163,25 @@ func Check(ctx context.Context, path, defaultProxy string) error {
 		return err
 	}
 	return probeAccessLogs(r.config.AccessLogs)
+}
+
+// Route has the proxy binary answer a question about the routes of a configuration file. The
+// error is a *Refusal.
+func Route(ctx context.Context, path, defaultProxy string, q *control.RouteQuestion) (*control.RouteAnswer, error) {
+	r, err := loadRelease(ctx, path, defaultProxy)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	text, err := r.consult(ctx, "route", control.Bundle{Question: q})
+	if err != nil {
+		return nil, err
+	}
+	answer := new(control.RouteAnswer)
+	if err := json.Unmarshal([]byte(text), answer); err != nil {
+		return nil, refuse("proxy binary", fmt.Errorf("%s route: %w", r.binary.Name(), err))
+	}
+	return answer, nil
 }
 
 // fullCheck answers for a file whose supervisor's sections are wrong already: the

@@ -138,6 +138,7 @@ type plan struct {
 	sockets       map[string]*socket.Socket // of the new configuration, by key
 	commit, abort func()                    // exactly one is called, abort not in the loop
 	resumes       int                       // the dead generation whose tunnels it is for; 0: none
+	overrides     *fileOverrides            // of the release's file, where that is another one than so far
 
 	// Set when the plan is installed.
 	added     []string // keys of the sockets that were not served before
@@ -174,6 +175,7 @@ func (s *Supervisor) plan(ctx context.Context) (*plan, error) {
 		s.do(func() { s.giveBack(p.sockets) })
 		return nil, errors.Join(refuse("admin", err), r.close())
 	}
+	p.overrides = s.overridesOf(r)
 	p.commit = commitAdmin
 	p.abort = func() {
 		abortAdmin()
@@ -254,6 +256,9 @@ func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restor
 		}
 	})
 	if err == nil {
+		err = s.tell(g, g.asking(ctx)) // what has changed since it was started holds for its first request
+	}
+	if err == nil {
 		_, err = g.ask(ctx, control.Message{Type: control.TypeServe}, answerTimeout)
 	}
 	s.do(func() {
@@ -304,6 +309,7 @@ func (s *Supervisor) install(p *plan, restored bool) {
 	}
 	p.commit()
 	s.opts.ApplyLog(s.logOf(p.release))
+	s.installOverrides(p)
 	if restored {
 		s.pass(s.serving) // nothing better is known
 		return

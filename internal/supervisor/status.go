@@ -108,6 +108,7 @@ func (s *Supervisor) fill(st *Status) {
 	if st.Crashes = s.crashesNow(); st.Crashes > 0 {
 		st.LastCrash = s.lastCrash
 	}
+	st.Overridden = s.overridden()
 	for key, o := range s.sockets {
 		st.Listeners = append(st.Listeners, ListenerStatus{Name: o.Config().Name, Key: key, Address: o.Address()})
 	}

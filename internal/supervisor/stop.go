@@ -67,6 +67,13 @@ func (s *Supervisor) shutdown() {
 		}
 	})
 	s.log.Info("stopping", "delay", limits.Delay, "timeout", limits.Timeout)
+	if limits.Delay > 0 {
+		s.workers.Go(func() { // nobody waits for a generation that does not answer
+			ctx, cancel := context.WithTimeout(context.Background(), limits.Delay)
+			defer cancel()
+			s.tellReadiness(ctx)
+		})
+	}
 	select {
 	case <-time.After(limits.Delay):
 	case <-unserved:

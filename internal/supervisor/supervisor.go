@@ -160,6 +160,7 @@ type Supervisor struct {
 	last      *LastReload
 	level     *slog.Level // nil: as the configuration says
 	readyOff  bool
+	overrides overrides
 }
 
 // New returns a supervisor that Run starts.
@@ -181,6 +182,7 @@ func New(opts Options) *Supervisor {
 		stopNow:    make(chan struct{}),
 		switchTurn: make(chan struct{}, 1),
 	}
+	s.overrides.revision, s.overrides.told = 1, make(chan struct{})
 	s.vault = vault.New(vault.Options{Log: opts.Log, Reserve: vaultReserve, Lost: s.onVaultLost, Changed: s.followVault})
 	return s
 }
@@ -317,6 +319,7 @@ func (s *Supervisor) stateChanged() {
 	s.note()
 	s.rankForOOM()
 	s.retarget()
+	s.spread()
 }
 
 // noteReadiness is called after every change of what it looks at. Called in the loop.
@@ -333,7 +336,11 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 	defer cancel()
 	var g *generation
 	var err error
-	if !s.do(func() { g, err = s.spawn(r) }) {
+	if !s.do(func() {
+		if g, err = s.spawn(r); err == nil {
+			g.file = p.overrides
+		}
+	}) {
 		return nil, ErrStopping
 	}
 	if err != nil {
@@ -346,10 +353,13 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 		if err == nil && p.resumes != 0 {
 			err = s.vault.HandStores(p.resumes, g.number)
 		}
+		if err == nil {
+			err = s.tell(g, g.send)
+		}
 		return err
 	}
 	if err = g.prepare(ctx, descriptors(p), start, provide); err == nil {
-		err = errors.Join(s.handLevel(g, g.send), s.handEstate(g))
+		err = errors.Join(s.handLevel(g, g.send), s.handReadiness(g, g.send), s.handEstate(g))
 	}
 	s.do(func() {
 		switch {
@@ -508,6 +518,7 @@ func (s *Supervisor) SetReady(ctx context.Context, ready bool) error {
 		return err
 	}
 	s.log.Info("readiness was set", "ready", ready)
+	s.tellReadiness(ctx)
 	return nil
 }
 

@@ -21,6 +21,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -46,7 +48,9 @@ type Clusters struct {
 
 // Cluster is a named group of endpoints. Its methods may be called on any loop.
 type Cluster struct {
-	Name      string
+	Name        string
+	RetryBudget config.RetryBudget // which who retries keeps to
+
 	endpoints []*Endpoint
 	next      atomic.Uint64 // where the next request begins its round
 	metrics   clusterMetrics
@@ -85,7 +89,7 @@ func NewOn(ctx context.Context, cfg *config.Config, known map[string][]netip.Add
 	all := &Clusters{byName: make(map[string]*Cluster, len(cfg.Clusters)), addresses: addresses, loops: loops}
 	var errs []error
 	for i := range cfg.Clusters {
-		c := &Cluster{Name: cfg.Clusters[i].Name, metrics: newClusterMetrics(r, cfg.Clusters[i].Name)}
+		c := &Cluster{Name: cfg.Clusters[i].Name, RetryBudget: cfg.Clusters[i].RetryBudget, metrics: newClusterMetrics(r, cfg.Clusters[i].Name)}
 		all.byName[c.Name] = c
 		for _, e := range cfg.Clusters[i].Endpoints {
 			endpoints, err := expand(e.Address, addresses, failures)
@@ -109,6 +113,9 @@ func (c *Clusters) Get(name string) (cluster *Cluster, ok bool) {
 	cluster, ok = c.byName[name]
 	return cluster, ok
 }
+
+// All yields every cluster.
+func (c *Clusters) All() iter.Seq[*Cluster] { return maps.Values(c.byName) }
 
 // Addresses returns what the names of endpoints stand for, as New takes it. The
 // caller must not change it.
@@ -146,6 +153,14 @@ func (c *Cluster) Round() Round {
 	}
 	first := (c.next.Add(1) - 1) % uint64(len(c.endpoints))
 	return Round{endpoints: c.endpoints, at: int(first), left: len(c.endpoints)}
+}
+
+// Again has a round return every endpoint once more, in the same order from where it has
+// stopped: what was not tried comes before what was. Without endpoints it begins as [Cluster.Round].
+func (c *Cluster) Again(r *Round) {
+	if r.left = len(r.endpoints); r.left == 0 {
+		*r = c.Round()
+	}
 }
 
 // Round is the order in which one request tries the endpoints of a cluster. The zero value

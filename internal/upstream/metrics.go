@@ -170,6 +170,10 @@ func newEndpointMetrics(r *metrics.Registry, cluster, address string) endpointMe
 	}
 }
 
+// Active is how many requests are with the cluster's endpoints, as of the last turn of each
+// loop.
+func (c *Cluster) Active() int64 { return c.metrics.requestsActive.Value() }
+
 // Exhausted counts a request that found no endpoint to connect to.
 func (c *Cluster) Exhausted() { c.metrics.connectExhausted.Inc() }
 
@@ -245,6 +249,7 @@ const (
 	Reset                       // the connection to the endpoint ended before the response was complete
 	Invalid                     // the response was not valid
 	Cancelled                   // it ended on the client's side
+	Discarded                   // the endpoint has answered, but the client is not to get that
 )
 
 // Call is a request that an endpoint was given, as it is counted: see [Endpoint.Begin]. It

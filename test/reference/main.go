@@ -36,7 +36,7 @@ type section struct {
 
 var sections = []section{
 	{"Downstream", "Connections and requests of clients, by listener. Bytes of tunnels are counted with the tunnels.", []string{"downstream_"}},
-	{"Routes", "A route is named as in the log: by the match that it has.", []string{"route_"}},
+	{"Routes", "A route is named as in the log: by its name, or the match that it has. Where a configuration has more than 1,000 routes, a route's series are not there from the start but from its first request on, and beyond 2,048 routes that had one, the others are counted together as `*`, of the virtual host `*`.", []string{"route_"}},
 	{"Clusters and endpoints", "", []string{"cluster_", "endpoint_"}},
 	{"Tunnels", "", []string{"tunnel", "loop_"}},
 	{"Generations", "", []string{"generation"}},

@@ -55,6 +55,8 @@ var wallsOf = []struct{ from, to, why string }{
 	{"internal/exchange", "holdfast/internal/http1", "the exchange knows no protocol"},
 	{"internal/route", "holdfast/internal/upstream", "routing is a pure function over a table"},
 	{"internal/route", "holdfast/internal/exchange", "routing is a pure function over a table"},
+	{"internal/headers", "holdfast/internal/exchange", "the configuration reads it, on both sides"},
+	{"internal/routecheck", "holdfast/internal/upstream", "it explains a table, and asks nobody"},
 	{"internal/tunnel", "holdfast/internal/http1", "a tunnel is bytes"},
 	{"internal/tunnel", "holdfast/internal/config", "a tunnel is told its limits"},
 	{"cmd/proxy", "holdfast/internal/runtimedir", "what a generation needs of the runtime directory it is told"},
@@ -120,7 +122,8 @@ func TestWhatStandsAtTheBottomStandsOnLittle(t *testing.T) {
 // What both sides may share.
 var shared = map[string]bool{
 	"holdfast/internal/config": true, "holdfast/internal/control": true, "holdfast/internal/logs": true, "holdfast/internal/metrics": true, "holdfast/internal/scavenge": true,
-	"holdfast/internal/version": true,
+	"holdfast/internal/dynamic": true, "holdfast/internal/headers": true, "holdfast/internal/version": true, "holdfast/internal/accesslog/flags": true, "holdfast/internal/accesslog/format": true,
+	"holdfast/internal/urlpath": true,
 }
 
 func TestTheTwoSidesMeetOnlyWhereTheyMay(t *testing.T) {

@@ -29,6 +29,9 @@ type Supervisor struct {
 	OnReopen  func() error
 	OnUpgrade func(ctx context.Context) (*supervisor.UpgradeResult, error)
 	OnProfile func(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error)
+	OnRuntime func() (*supervisor.Runtime, error)
+	OnSet     func(values map[string]float64) (*supervisor.OverrideResult, error)
+	OnReset   func(key string) (*supervisor.OverrideResult, error)
 	Dead      bool
 	NotReady  bool
 
@@ -37,7 +40,7 @@ type Supervisor struct {
 }
 
 // Calls returns what it was told to do, in order: "stop", "kill 3", "move 3", "ready false",
-// "reload", "reload and wait", "upgrade", "log level debug", "reopen logs".
+// "reload", "reload and wait", "upgrade", "log level debug", "reopen logs", "set map[a:1]", "reset a".
 func (s *Supervisor) Calls() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -136,6 +139,29 @@ func (s *Supervisor) ReopenLogs(context.Context) error {
 		return nil
 	}
 	return s.OnReopen()
+}
+
+func (s *Supervisor) Runtime(context.Context) (*supervisor.Runtime, error) {
+	if s.OnRuntime == nil {
+		return &supervisor.Runtime{}, nil
+	}
+	return s.OnRuntime()
+}
+
+func (s *Supervisor) Override(_ context.Context, values map[string]float64) (*supervisor.OverrideResult, error) {
+	s.note("set %v", values)
+	if s.OnSet == nil {
+		return &supervisor.OverrideResult{}, nil
+	}
+	return s.OnSet(values)
+}
+
+func (s *Supervisor) ResetOverrides(_ context.Context, key string) (*supervisor.OverrideResult, error) {
+	s.note("reset %s", key)
+	if s.OnReset == nil {
+		return &supervisor.OverrideResult{}, nil
+	}
+	return s.OnReset(key)
 }
 
 func (s *Supervisor) Profile(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error) {
