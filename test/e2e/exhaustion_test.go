@@ -286,15 +286,16 @@ func TestWhatIsLoggedGoesOnWhenThereIsRoomAgain(t *testing.T) {
 	for _, pid := range processes {
 		allow(t, pid, unix.RLIMIT_FSIZE, 10) // whatever is beyond that, in any file
 	}
-	for range 3 {
+	failed := "holdfast_access_log_write_errors_total{path=" + filepath.Join(i.dir, "access.log") + "}"
+	for n := range 3 {
 		wantAnswer(t, address)
+		i.wantSeries(series{dropped: float64(n + 1), failed: float64(n + 1)}) // lines that wait together are written together
 	}
 	for _, to := range []string{"off", "on", "off", "on"} {
 		if code, _, errs := i.holdfast("ready", to); code != 0 { // is logged
 			t.Errorf("ready %s: exit code %d: %s", to, code, errs)
 		}
 	}
-	i.wantSeries(series{dropped: 3, "holdfast_access_log_write_errors_total{path=" + filepath.Join(i.dir, "access.log") + "}": 3})
 	eventually(t, func() bool { return i.mustScrape()["holdfast_supervisor_log_lines_dropped_total"] >= 4 },
 		func() string { return "lines of the log to be counted as dropped" })
 

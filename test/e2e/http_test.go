@@ -567,7 +567,8 @@ trusted_proxies = ["10.0.0.0/8"]
 			for _, listener := range []string{"public", "trusting-others"} {
 				got := ask(s, listener, claims...)
 				wantOwn(s, got)
-				for _, name := range []string{"Forwarded", "X-Real-IP", "X-Forwarded-Port", "X_Forwarded_For"} {
+				got.wantField(s.T, "X-Forwarded-Port", "80")
+				for _, name := range []string{"Forwarded", "X-Real-IP", "X_Forwarded_For"} {
 					got.wantField(s.T, name)
 				}
 			}
@@ -577,6 +578,7 @@ trusted_proxies = ["10.0.0.0/8"]
 			got.wantField(s.T, "X-Forwarded-For", "1.2.3.4, 5.6.7.8, 127.0.0.1")
 			got.wantField(s.T, "X-Forwarded-Proto", "https")
 			got.wantField(s.T, "X-Forwarded-Host", "shop.test")
+			got.wantField(s.T, "X-Forwarded-Port", "443")
 			got.wantField(s.T, "X-Request-Id", "mine")
 			got.wantField(s.T, "Forwarded", "for=1.2.3.4")
 			got.wantField(s.T, "X_Forwarded_For")
