@@ -9,7 +9,7 @@ STATICCHECK = $(GO) tool -modfile=tools.mod staticcheck
 # A test that misses a tool of the machine skips by default; here it fails.
 export HOLDFAST_TEST_REQUIRE_TOOLS ?= 1
 
-.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-http bench-vault bench-smoke soak soak-vault drill drill-long fuzz mutations clean
+.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-http bench-vault bench-routes bench-smoke soak soak-vault drill drill-long fuzz mutations clean
 
 build:
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/supervisor
@@ -58,6 +58,11 @@ bench-http:
 # Wants the same for some ten minutes.
 bench-vault:
 	$(GO) run ./bench -vault -docs docs
+
+# What many routes and filters cost a request, and what loading them takes, for the figures in
+# docs/performance.md. These are Go benchmarks: the differences are lost in the kernel's work.
+bench-routes:
+	$(GO) test -run '^$$' -bench '^Benchmark(Load|Match|Request)$$' -cpu 1 ./internal/route ./internal/proxy
 
 # Shows that the tool still works. Its figures mean nothing.
 bench-smoke:
