@@ -6,57 +6,39 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/poller"
 )
 
 // The system calls of connections. They do not tell the Go runtime that they may block,
 // which costs more than a small message: no call here waits.
 
-// again calls until no signal comes between. n is 0 with an error. What an argument
-// points to is on the heap, since a stack may move on the way to the kernel.
-//
-//go:uintptrescapes
-func again(trap, a1, a2, a3, a4, a5, a6 uintptr) (n int, errno unix.Errno) {
-	for {
-		r, _, errno := unix.RawSyscall6(trap, a1, a2, a3, a4, a5, a6)
-		switch errno {
-		case 0:
-			return int(r), 0
-		case unix.EINTR:
-		default:
-			return 0, errno
-		}
-	}
-}
-
-// noWait are the flags of every recv and send: no waiting, no SIGPIPE.
-const noWait = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
-
 // recv reads into p, which is not empty. 0 without an error is the end.
 func recv(fd int32, p []byte) (n int, errno unix.Errno) {
-	return again(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), noWait, 0, 0)
+	return poller.Again(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), poller.NoWait, 0, 0)
 }
 
 // send writes p, which is not empty.
 func send(fd int32, p []byte) (n int, errno unix.Errno) {
-	return again(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), noWait, 0, 0)
+	return poller.Again(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), poller.NoWait, 0, 0)
 }
 
 // peek copies what is there into p, which is not empty, and leaves it there as well.
 func peek(fd int32, p []byte) (n int, errno unix.Errno) {
-	return again(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), noWait|unix.MSG_PEEK, 0, 0)
+	return poller.Again(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), poller.NoWait|unix.MSG_PEEK, 0, 0)
 }
 
 // unsent returns how many bytes the kernel still has to send, or to be told of that they
 // have arrived.
 func unsent(fd int32) (n int32, errno unix.Errno) {
-	_, errno = again(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n)), 0, 0, 0)
+	_, errno = poller.Again(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n)), 0, 0, 0)
 	return n, errno
 }
 
 // splice moves up to n bytes to or from a pipe. 0 without an error is the end, or an urgent
 // mark.
 func splice(from, to int32, n int) (moved int, errno unix.Errno) {
-	return again(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	return poller.Again(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 }
 
 // parts are slices that are sent one after the other. The empty ones come last.
@@ -103,13 +85,13 @@ func (v *vector) send(fd int32, p *parts) (n int, errno unix.Errno) {
 		}
 	}
 	v.header = unix.Msghdr{Iov: &v.parts[0], Iovlen: uint64(used)}
-	n, errno = again(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&v.header)), noWait, 0, 0, 0)
+	n, errno = poller.Again(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&v.header)), poller.NoWait, 0, 0, 0)
 	*v = vector{} // it keeps nobody's memory
 	return n, errno
 }
 
 func socket(family, protocol int) (fd int, errno unix.Errno) {
-	return again(unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, uintptr(protocol), 0, 0, 0)
+	return poller.Again(unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, uintptr(protocol), 0, 0, 0)
 }
 
 // dialling is the memory of what makes a connection.
@@ -122,7 +104,7 @@ type dialling struct {
 // set sets an option of a socket that the connection can do without.
 func (d *dialling) set(fd, level, name, value int) {
 	d.value = int32(value)
-	again(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&d.value)), unsafe.Sizeof(d.value), 0)
+	poller.Again(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&d.value)), unsafe.Sizeof(d.value), 0)
 }
 
 // connect begins to connect a socket to a TCP address. Loopback may take as long as both
@@ -135,7 +117,7 @@ func (d *dialling) connect(fd int, to netip.AddrPort) error {
 	} else {
 		d.inet6 = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port(to), Addr: a.As16()}
 	}
-	if _, errno := again(unix.SYS_CONNECT, uintptr(fd), uintptr(at), size, 0, 0, 0); errno != 0 {
+	if _, errno := poller.Again(unix.SYS_CONNECT, uintptr(fd), uintptr(at), size, 0, 0, 0); errno != 0 {
 		return errno
 	}
 	return nil

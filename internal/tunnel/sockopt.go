@@ -7,69 +7,51 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/poller"
 )
 
 // The system calls of the loops. They do not tell the Go runtime that they may block,
 // which costs more than a small message: no call here waits, and none moves more than a
 // megabyte.
 
-// noWait are the flags of every recv and send: no waiting, no SIGPIPE.
-const noWait = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
-
-// again calls until no signal comes between. n is 0 with an error. What an argument
-// points to is on the heap, since a stack may move on the way to the kernel.
-//
-//go:uintptrescapes
-func again(trap, a1, a2, a3, a4, a5, a6 uintptr) (n int, errno unix.Errno) {
-	for {
-		r, _, errno := unix.RawSyscall6(trap, a1, a2, a3, a4, a5, a6)
-		switch errno {
-		case 0:
-			return int(r), 0
-		case unix.EINTR:
-		default:
-			return 0, errno
-		}
-	}
-}
-
 // recv reads into p, which is not empty. 0 without an error is the end: a FIN, or a
 // reset whose error was taken before.
 func recv(fd int32, p []byte, flags uintptr) (n int, errno unix.Errno) {
-	return again(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), noWait|flags, 0, 0)
+	return poller.Again(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), poller.NoWait|flags, 0, 0)
 }
 
 // send writes p, which is not empty.
 func send(fd int32, p []byte) (n int, errno unix.Errno) {
-	return again(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), noWait, 0, 0)
+	return poller.Again(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), poller.NoWait, 0, 0)
 }
 
 // splice moves up to n bytes between a socket and a pipe.
 func splice(from, to int32, n int) (moved int, errno unix.Errno) {
-	return again(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	return poller.Again(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 }
 
 // tee copies up to n bytes from a pipe to an empty one, and says how many.
 func tee(from, to int32, n int) (copied int) {
-	copied, _ = again(unix.SYS_TEE, uintptr(from), uintptr(to), uintptr(n), unix.SPLICE_F_NONBLOCK, 0, 0)
+	copied, _ = poller.Again(unix.SYS_TEE, uintptr(from), uintptr(to), uintptr(n), unix.SPLICE_F_NONBLOCK, 0, 0)
 	return copied
 }
 
 // sendFin ends the direction towards the peer.
 func sendFin(fd int32) unix.Errno {
-	_, errno := again(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0, 0, 0, 0)
+	_, errno := poller.Again(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0, 0, 0, 0)
 	return errno
 }
 
 // hangUp ends both directions, whoever else has the socket: close alone would end
 // nothing while there are duplicates. What is in the send queue is still delivered.
-func hangUp(fd int32) { again(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_RDWR, 0, 0, 0, 0) }
+func hangUp(fd int32) { poller.Again(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_RDWR, 0, 0, 0, 0) }
 
 // reset cuts the connection, whoever else has the socket, so that the peer notices that
 // the stream was cut. Bytes that the kernel still holds are discarded.
 func reset(fd int32) {
 	nowhere := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	again(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&nowhere)), unsafe.Sizeof(nowhere), 0, 0, 0)
+	poller.Again(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&nowhere)), unsafe.Sizeof(nowhere), 0, 0, 0)
 }
 
 // closeFD gives up the descriptor.
@@ -77,7 +59,7 @@ func closeFD(fd int32) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 func getsockopt(fd int32, level, name int, value unsafe.Pointer, size uintptr) unix.Errno {
 	length := uint32(size)
-	_, errno := again(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(value), uintptr(unsafe.Pointer(&length)), 0)
+	_, errno := poller.Again(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(value), uintptr(unsafe.Pointer(&length)), 0)
 	return errno
 }
 
@@ -98,7 +80,7 @@ func tcpInfo(fd int32, info *unix.TCPInfo) unix.Errno {
 // unacked returns how many bytes of the send queue the peer has not acknowledged.
 func unacked(fd int32) int {
 	var n int32
-	if _, errno := again(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n)), 0, 0, 0); errno != 0 {
+	if _, errno := poller.Again(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n)), 0, 0, 0); errno != 0 {
 		return 0
 	}
 	return int(n)
@@ -118,7 +100,7 @@ type prober struct {
 // have ended (Linux tcp_poll), which without a FIN of ours only a reset can do.
 func (p *prober) isBroken(fd int32) (failed, hungUp bool) {
 	p.poll = unix.PollFd{Fd: fd}
-	n, errno := again(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p.poll)), 1, uintptr(unsafe.Pointer(&p.noTime)), 0, 0, 0)
+	n, errno := poller.Again(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p.poll)), 1, uintptr(unsafe.Pointer(&p.noTime)), 0, 0, 0)
 	if errno != 0 || n == 0 {
 		return false, false
 	}

@@ -427,7 +427,7 @@ var all = []group{
 			name:    "reset-becomes-fin",
 			promise: "a reset is passed on as a reset",
 			file:    "tunnel/sockopt.go",
-			old:     "again(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&nowhere)), unsafe.Sizeof(nowhere), 0, 0, 0)",
+			old:     "poller.Again(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&nowhere)), unsafe.Sizeof(nowhere), 0, 0, 0)",
 			new:     "_ = nowhere",
 			tests:   "TestAResetIsPassedOn",
 		},
