@@ -1,10 +1,9 @@
 // Package filter is what a request must pass between its route and the route's target: a
 // chain of filters, each of which lets it go on, holds it up, or answers it.
 //
-//	chain := chains.Of("public")[route.Number]   // nil in most cases
+//	chain := filter.New(options)["public"][route.Number]   // nil in most cases
 //	...
-//	request.Begin(head, route, …)
-//	if answer := chain.Filter(request); answer != nil {
+//	if answer := chain.Filter(&filter.Request{Head: head, Route: route, …}); answer != nil {
 //		// the client gets that
 //	}
 //

@@ -32,7 +32,7 @@ func trusts(proxies []netip.Prefix, peer netip.AddrPort) bool {
 	}
 	// A prefix never contains an address with a zone, nor IPv4 in its IPv6 clothes.
 	addr := peer.Addr().Unmap().WithZone("")
-	return slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(addr) })
+	return contains(proxies, addr)
 }
 
 // identify makes head say who the client is: X-Forwarded-For with the peer's address,

@@ -3,7 +3,6 @@ package route
 import (
 	"encoding/binary"
 	"encoding/hex"
-	"iter"
 	"math/bits"
 	"net/netip"
 	"strconv"
@@ -98,17 +97,6 @@ func hashField(fields Fields, name string) (hash uint64, found bool) {
 		hash, found = hashText(hash, value), true
 	}
 	return finish(hash), found
-}
-
-// valuesOf yields the values of a field.
-func valuesOf(fields Fields, name string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for i := range fields.Len() {
-			if n, value := fields.Line(i); strings.EqualFold(n, name) && !yield(value) {
-				return
-			}
-		}
-	}
 }
 
 // cookie returns the first cookie of a name (RFC 6265 §4.2).

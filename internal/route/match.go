@@ -2,8 +2,10 @@ package route
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,6 +28,17 @@ type Query struct {
 type Fields interface {
 	Len() int
 	Line(i int) (name, value string)
+}
+
+// valuesOf yields the values of a field.
+func valuesOf(fields Fields, name string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for i := range fields.Len() {
+			if n, value := fields.Line(i); strings.EqualFold(n, name) && !yield(value) {
+				return
+			}
+		}
+	}
 }
 
 // pattern is what a route asks of the path.
@@ -451,10 +464,8 @@ func testLines(c *config.Condition, fields Fields) bool {
 		return text == ""
 	case config.Regex:
 		length := -1
-		for i := range fields.Len() {
-			if name, value := fields.Line(i); isName(name, c.Name) {
-				length += 1 + len(value)
-			}
+		for value := range valuesOf(fields, c.Name) {
+			length += 1 + len(value)
 		}
 		if length > config.MostRegexText {
 			return false
@@ -472,11 +483,6 @@ func joined(fields Fields, lowered string) (value string, ok bool) {
 	if fields == nil {
 		return "", false
 	}
-	var values []string
-	for i := range fields.Len() {
-		if name, value := fields.Line(i); isName(name, lowered) {
-			values = append(values, value)
-		}
-	}
+	values := slices.Collect(valuesOf(fields, lowered))
 	return strings.Join(values, ","), len(values) > 0
 }

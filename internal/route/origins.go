@@ -109,10 +109,8 @@ func (c *CORS) Page(method string, fields Fields) (origin string, preflight bool
 
 // first returns the first value of a field.
 func first(fields Fields, name string) (value string, ok bool) {
-	for i := range fields.Len() {
-		if n, v := fields.Line(i); strings.EqualFold(n, name) {
-			return v, true
-		}
+	for v := range valuesOf(fields, name) {
+		return v, true
 	}
 	return "", false
 }

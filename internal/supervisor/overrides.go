@@ -196,26 +196,21 @@ func (s *Supervisor) Override(ctx context.Context, values map[string]float64) (*
 	if err := errors.Join(problems...); err != nil {
 		return nil, refuse(stepRuntime, err)
 	}
-	var revision uint64
-	var refused error
-	if err := s.change(ctx, func() {
+	revision, err := s.changeOverrides(ctx, func() error {
 		all := maps.Clone(s.overrides.command)
 		if all == nil {
 			all = make(map[string]float64)
 		}
 		maps.Copy(all, values)
 		if len(all) > config.MaxOverrides {
-			refused = refuse(stepRuntime, fmt.Errorf("%d keys would be overridden by command; at most %d can be", len(all), config.MaxOverrides))
-			return
+			return refuse(stepRuntime, fmt.Errorf("%d keys would be overridden by command; at most %d can be", len(all), config.MaxOverrides))
 		}
 		s.overrides.command = all
 		s.overridesChanged()
-		revision = s.overrides.revision
-	}); err != nil {
+		return nil
+	})
+	if err != nil {
 		return nil, err
-	}
-	if refused != nil {
-		return nil, refused
 	}
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		s.log.Warn("a runtime value was set by command", "key", key, "value", values[key])
@@ -226,9 +221,7 @@ func (s *Supervisor) Override(ctx context.Context, values map[string]float64) (*
 // ResetOverrides implements [Commands].
 func (s *Supervisor) ResetOverrides(ctx context.Context, key string) (*OverrideResult, error) {
 	result := new(OverrideResult)
-	var revision uint64
-	var refused error
-	if err := s.change(ctx, func() {
+	revision, err := s.changeOverrides(ctx, func() error {
 		_, set := s.overrides.command[key]
 		switch {
 		case key == "":
@@ -239,8 +232,7 @@ func (s *Supervisor) ResetOverrides(ctx context.Context, key string) (*OverrideR
 			s.overrides.command = maps.Clone(s.overrides.command)
 			delete(s.overrides.command, key)
 		default:
-			refused = refuse(stepRuntime, fmt.Errorf("%q is not set by command", oneLine(key)))
-			return
+			return refuse(stepRuntime, fmt.Errorf("%q is not set by command", oneLine(key)))
 		}
 		for _, key := range result.Reset {
 			if v, still := s.overrides.file.values[key]; still {
@@ -250,15 +242,26 @@ func (s *Supervisor) ResetOverrides(ctx context.Context, key string) (*OverrideR
 		if len(result.Reset) > 0 {
 			s.overridesChanged()
 		}
-		revision = s.overrides.revision
-	}); err != nil {
+		return nil
+	})
+	if err != nil {
 		return nil, err
-	}
-	if refused != nil {
-		return nil, refused
 	}
 	s.log.Warn("runtime values were reset by command", "keys", result.Reset)
 	return result, s.awaitTold(ctx, revision)
+}
+
+// changeOverrides has the overrides changed in the loop, unless change refuses. It returns
+// their revision from then on.
+func (s *Supervisor) changeOverrides(ctx context.Context, change func() error) (revision uint64, err error) {
+	var refused error
+	if err := s.change(ctx, func() {
+		refused = change()
+		revision = s.overrides.revision
+	}); err != nil {
+		return 0, err
+	}
+	return revision, refused
 }
 
 // stepRuntime is what a Refusal names whose command would override something.

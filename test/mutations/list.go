@@ -2132,8 +2132,8 @@ var all = []group{
 			name:    "everybody-trusted",
 			promise: "only trusted proxies are believed",
 			file:    "proxy/forwarding.go",
-			old:     "return p.Contains(addr)",
-			new:     "return p.Contains(addr) || addr.IsValid()",
+			old:     "return contains(proxies, addr)",
+			new:     "return contains(proxies, addr) || addr.IsValid()",
 			tests:   "TestForwardingFields|TestAnotherListenersProxiesAreNotTrusted",
 		},
 		{
