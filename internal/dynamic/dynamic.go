@@ -41,6 +41,7 @@ type Value struct {
 	configured  int64
 	least, most int64
 	now         atomic.Int64
+	changed     atomic.Pointer[func()]
 }
 
 // Fixed returns a value that nobody overrides.
@@ -57,17 +58,23 @@ func (v *Value) Load() int64 { return v.now.Load() }
 // holds now.
 func (v *Value) Hits(random uint64) bool { return random%Whole < uint64(v.now.Load()) }
 
+// OnChange has fn called when another number holds from now on. Overrides wait for it: it must
+// not wait for anything, nor touch the set.
+func (v *Value) OnChange(fn func()) { v.changed.Store(&fn) }
+
 // apply makes an override hold, as far as it is within bounds, or without one what is
 // configured.
 func (v *Value) apply(override float64, overridden bool) {
-	if !overridden {
-		v.now.Store(v.configured)
-		return
+	n := v.configured
+	if overridden {
+		if v.unit == Percent {
+			override *= millionths
+		}
+		n = int64(math.Round(min(max(override, float64(v.least)), float64(v.most))))
 	}
-	if v.unit == Percent {
-		override *= millionths
+	if changed := v.changed.Load(); v.now.Swap(n) != n && changed != nil {
+		(*changed)()
 	}
-	v.now.Store(int64(math.Round(min(max(override, float64(v.least)), float64(v.most)))))
 }
 
 // Set is all the values of a generation that have a runtime key. The zero value is ready.

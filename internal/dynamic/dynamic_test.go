@@ -36,6 +36,20 @@ func TestOverrides(t *testing.T) {
 	}
 }
 
+func TestWhoWatchesHearsOfChanges(t *testing.T) {
+	t.Parallel()
+	var s dynamic.Set
+	v := s.New("limit", dynamic.Count, 3, -1, 10)
+	var heard []int64
+	v.OnChange(func() { heard = append(heard, v.Load()) })
+	for _, overrides := range []map[string]float64{{"other": 1}, {"limit": 3}, {"limit": 5}, {"limit": 5, "other": 2}, {"limit": -7}, nil} {
+		s.Apply(overrides)
+	}
+	if got := fmt.Sprint(heard); got != "[5 -1 3]" {
+		t.Errorf("heard of %s", got)
+	}
+}
+
 func TestAPercentageHitsItsShare(t *testing.T) {
 	t.Parallel()
 	v := (*dynamic.Set)(nil).New("share", dynamic.Percent, dynamic.Whole/8, 0, dynamic.Whole)

@@ -23,6 +23,13 @@ type DialOptions struct {
 
 	// KeepAlive is what is set of a TCP connection.
 	KeepAlive KeepAlive
+
+	// Source is the address that a TCP connection comes from, which is of the other end's
+	// family. Zero: as the kernel chooses.
+	Source netip.Addr
+
+	// First is sent before anything else: the connection is made when that was taken.
+	First []byte
 }
 
 // KeepAlive are the kernel's probes of a connection on which nothing moves (tcp(7)), in
@@ -44,6 +51,12 @@ func (l *Loop) Dial(t *task.Task, c *Conn, to netip.AddrPort, o *DialOptions) er
 	fd, err := o.socket(family, unix.IPPROTO_TCP)
 	if err != nil {
 		return err
+	}
+	if o.Source.IsValid() {
+		if err := l.dialling.bind(fd, o.Source); err != nil {
+			closeFD(int32(fd))
+			return os.NewSyscallError("bind", err)
+		}
 	}
 	o.KeepAlive.set(&l.dialling, fd)
 	l.dialling.set(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // cannot fail
@@ -83,10 +96,15 @@ func (l *Loop) dial(t *task.Task, c *Conn, fd int, err error, o *DialOptions) er
 		closeFD(int32(fd))
 		return err
 	}
-	if err := c.connected(t, o.Until); err != nil {
+	err = c.connected(t, o.Until)
+	if err == nil && len(o.First) > 0 {
+		err = c.Send(t, o.First, nil, nil)
+	}
+	if err != nil {
 		c.Close()
 		return err
 	}
+	c.Limit(time.Time{})
 	c.Own(o.Owner)
 	return nil
 }
@@ -99,7 +117,6 @@ func (c *Conn) connected(t *task.Task, until time.Time) error {
 	if err != nil {
 		return err
 	}
-	c.Limit(time.Time{})
 	if c.known&(poller.Error|poller.Hup) == 0 {
 		return nil
 	}

@@ -107,20 +107,37 @@ func (d *dialling) set(fd, level, name, value int) {
 	poller.Again(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&d.value)), unsafe.Sizeof(d.value), 0)
 }
 
+// bind has a TCP socket come from an address. The port is chosen when it is connected: one
+// may do for many connections to different ends (ip(7), IP_BIND_ADDRESS_NO_PORT).
+func (d *dialling) bind(fd int, from netip.Addr) error {
+	d.set(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	at, size := d.address(netip.AddrPortFrom(from, 0))
+	if _, errno := poller.Again(unix.SYS_BIND, uintptr(fd), uintptr(at), size, 0, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // connect begins to connect a socket to a TCP address. Loopback may take as long as both
 // ends of a handshake do, and still waits for nothing.
 func (d *dialling) connect(fd int, to netip.AddrPort) error {
-	at, size := unsafe.Pointer(&d.inet6), unsafe.Sizeof(d.inet6)
+	at, size := d.address(to)
+	if _, errno := poller.Again(unix.SYS_CONNECT, uintptr(fd), uintptr(at), size, 0, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// address writes an address as the kernel takes it, where it stays until the next one.
+func (d *dialling) address(to netip.AddrPort) (at unsafe.Pointer, size uintptr) {
+	at, size = unsafe.Pointer(&d.inet6), unsafe.Sizeof(d.inet6)
 	if a := to.Addr(); a.Is4() {
 		d.inet4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port(to), Addr: a.As4()}
 		at, size = unsafe.Pointer(&d.inet4), unsafe.Sizeof(d.inet4)
 	} else {
 		d.inet6 = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port(to), Addr: a.As16()}
 	}
-	if _, errno := poller.Again(unix.SYS_CONNECT, uintptr(fd), uintptr(at), size, 0, 0, 0); errno != 0 {
-		return errno
-	}
-	return nil
+	return at, size
 }
 
 // port returns a port in the order of the network.

@@ -9,9 +9,12 @@
 package streamtest
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/poller"
 	"holdfast/internal/stream"
@@ -154,4 +157,23 @@ func (c *Clock) Advance(d time.Duration) {
 		Do(l, func() {}) // before the timers of its turn
 		Do(l, func() {}) // after the tasks of that turn
 	}
+}
+
+// Refusing returns an address at which whoever connects is refused until the test ends: its
+// port is taken, so that no other test comes to listen there meanwhile.
+func Refusing(t testing.TB) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint("127.0.0.1:", at.(*unix.SockaddrInet4).Port)
 }
