@@ -27,7 +27,7 @@ type Type string
 // asks is answered by one whose Re is its ID.
 const (
 	TypeHello     Type = "hello"     // G→S first of all: Hello
-	TypeBundle    Type = "bundle"    // S→G once, with one payload, what to run, and one memory file, for what is counted
+	TypeBundle    Type = "bundle"    // S→G once, with one payload, what to run, one memory file, for what is counted, and where there are some, one payload, the ClusterStates of what serves or has served last
 	TypeListeners Type = "listeners" // S→G before ready and before a reinstating serve: Keys, a descriptor each, all that there are
 	TypeLogs      Type = "logs"      // S→G before ready and whenever they were opened again: Keys, the paths of access logs, with a descriptor each
 	TypeLevel     Type = "level"     // S→G write log lines from Level on
@@ -66,6 +66,12 @@ const (
 	TypeOverride Type = "override" // S→G from its bundle on: one payload, Overrides, all that hold, in place of those before
 	TypeValues   Type = "values"   // S→G asks for its runtime values; answered with one payload, RuntimeValues
 
+	// Clusters, which are no part of the core: see [ClusterStates]. Only a generation that
+	// says in Hello and Report to have the same ClustersVersion hears of them.
+	TypeClusters  Type = "clusters"  // S→G asks for its clusters; answered with one payload, ClusterStates
+	TypeLoads     Type = "loads"     // S→G asks for what it has with its clusters; answered with one payload, Loads
+	TypeElsewhere Type = "elsewhere" // S→G Keys, numbers of other generations, each with one payload, its Loads: all that there are
+
 	// Between a generation that has lost its supervisor and one that it finds at the
 	// rendezvous: each proves to know the generation's key. TypeHello, with a Nonce,
 	// comes first.
@@ -94,7 +100,7 @@ const (
 
 // How many descriptors a message of a type may carry depends on who sends it.
 var (
-	filesOfSupervisor  = map[Type]int{TypeBundle: 2, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 2, TypeVault: 1, TypeTake: 1, TypeGive: 1, TypeOverride: 1}
+	filesOfSupervisor  = map[Type]int{TypeBundle: 3, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 2, TypeVault: 1, TypeTake: 1, TypeGive: 1, TypeOverride: 1, TypeElsewhere: FilesPerMessage}
 	filesOfGeneration  = map[Type]int{TypeReady: 1, TypeAnswer: 1, TypeListeners: FilesPerMessage, TypeKept: FilesPerMessage}
 	filesOfPredecessor = map[Type]int{TypeInherit: FilesPerMessage, TypeEstate: 1}
 )
@@ -144,6 +150,8 @@ type Hello struct {
 	Passage int    `json:"passage,omitempty"` // its PassageVersion; 0: it knows no passage
 	Runtime int    `json:"runtime,omitempty"` // its RuntimeVersion; 0: its numbers cannot be overridden
 
+	Clusters int `json:"clusters,omitempty"` // its ClustersVersion; 0: it says nothing of its clusters
+
 	// At the rendezvous.
 	Generation int    `json:"generation,omitempty"`
 	Epoch      uint64 `json:"epoch,omitempty"` // of the supervisor that it obeys
@@ -160,6 +168,7 @@ type Report struct {
 	MovesAll   bool      `json:"moves_all,omitempty"` // somebody wanted all of its tunnels to move
 	Passage    int       `json:"passage,omitempty"`   // as in Hello
 	Runtime    int       `json:"runtime,omitempty"`   // as in Hello
+	Clusters   int       `json:"clusters,omitempty"`  // as in Hello
 }
 
 // Phase is what a generation is doing, as it sees it.

@@ -71,13 +71,36 @@ func readPayload(fd int, v any, most int64) error {
 	return nil
 }
 
+// CheckPayload says whether fd is what [Payload] has made, of at most that many bytes, without
+// reading it: whoever only passes it on need not know what is in it.
+func CheckPayload(fd int, most int64) error {
+	if err := checkSeals(fd); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("payload: %w", err)
+	}
+	if st.Size > most {
+		return fmt.Errorf("payload: more than %d bytes", most)
+	}
+	return nil
+}
+
+func checkSeals(fd int) error {
+	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err != nil || got&seals != seals {
+		return errors.New("payload: not a sealed memory file")
+	}
+	return nil
+}
+
 // ReadBytes reads what [Bytes] has made, of which it takes no more than most. It
 // closes fd.
 func ReadBytes(fd int, most int64) ([]byte, error) {
-	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
-	if err != nil || got&seals != seals {
+	if err := checkSeals(fd); err != nil {
 		Discard([]int{fd})
-		return nil, errors.New("payload: not a sealed memory file")
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "payload")
 	defer f.Close()
@@ -102,6 +125,10 @@ type Bundle struct {
 	// configuration, where one has. It spares a replacement the questions that may
 	// have no answer just now.
 	Learnt *Learnt `json:"learnt,omitempty"`
+
+	// Urgent says that the generation is dead that served last. What that knew of its
+	// clusters comes beside the bundle: see [TypeBundle].
+	Urgent bool `json:"urgent,omitempty"`
 
 	Epoch      uint64 `json:"epoch,omitempty"`      // of the supervisor
 	Rendezvous string `json:"rendezvous,omitempty"` // path of the socket where another supervisor can be found; "": there is none
