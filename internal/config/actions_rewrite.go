@@ -161,7 +161,7 @@ func checkOwnAnswer(t *table, r *Route, by string) {
 	}
 	for _, key := range []string{
 		"split_by_hash", "prefix_rewrite", "regex_rewrite", "host_rewrite", "host_rewrite_header", "auto_host_rewrite",
-		"timeout", "stream_idle_timeout", "request_buffer", "retry", "mirror", "max_body_size", "request_headers", "hash_policy", "tunnels",
+		"timeout", "stream_idle_timeout", "request_buffer", "retry", "mirror", "max_body_size", "priority", "request_headers", "hash_policy", "tunnels",
 	} {
 		t.inapplicable(key, "has no meaning beside %s, which sends no request to a cluster; drop one of the two", by)
 	}

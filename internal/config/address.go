@@ -74,6 +74,19 @@ const (
 
 func parseUnixPath(p string) (string, error) { return parseFilePath(p, maxUnixPath) }
 
+// checkAbstract checks the name of a unix socket that is no file (unix(7), abstract).
+func checkAbstract(name string) error {
+	switch {
+	case name == "":
+		return errors.New("the name of the socket is missing")
+	case hasControl(name):
+		return errControl
+	case len(name) > maxUnixPath:
+		return fmt.Errorf("the kernel takes names of at most %d bytes, this one has %d", maxUnixPath, len(name))
+	}
+	return nil
+}
+
 // parseFilePath returns an absolute path of at most so many bytes in its shortest
 // form.
 func parseFilePath(p string, most int) (string, error) {
@@ -130,6 +143,9 @@ var endpointAddress = form[string]{`"host:port" or "unix:/path"`, func(s string)
 // without resolving names.
 func canonicalEndpoint(s string) (string, error) {
 	if p, ok := strings.CutPrefix(s, "unix:"); ok {
+		if name, ok := strings.CutPrefix(p, "@"); ok {
+			return s, checkAbstract(name)
+		}
 		p, err := parseUnixPath(p)
 		return "unix:" + p, err
 	}

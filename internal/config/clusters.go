@@ -5,23 +5,38 @@ import (
 	"time"
 )
 
-func readClusters(tables []*table) []Cluster {
+// readClusters reads the clusters of a generation that has so long to become ready.
+func readClusters(tables []*table, ready time.Duration) []Cluster {
 	var clusters []Cluster
 	declared := map[string]node{}
 	for _, t := range tables {
 		c := Cluster{ConnectTimeout: 5 * time.Second, IdleTimeout: 60 * time.Second}
 		needName(t, &c.Name, declared)
 		c.Endpoints = readEndpoints(t)
-		t.only("discovery", "static", "strict_dns", "logical_dns", "file")
-		t.only("load_balancing", "round_robin", "least_connections", "random", "maglev")
+		c.Discovery = readDiscovery(t)
+		c.Balancing = readBalancing(t)
+		c.HealthCheck = readEndpointCheck(t)
+		c.Outliers = readOutliers(t)
+		readWarming(t, &c.WarmingTimeout, ready)
 		read(t, "connect_timeout", &c.ConnectTimeout, duration)
+		c.Connecting = readConnecting(t, c.Endpoints)
 		read(t, "idle_timeout", &c.IdleTimeout, duration)
 		c.RetryBudget = readRetryBudget(t.table("retry_budget"))
+		c.Breakers = readBreakers(t)
 		c.Edits = readEdits(t)
 		t.strict()
 		clusters = append(clusters, c)
 	}
 	return clusters
+}
+
+// readWarming reads how long a generation waits for a cluster, within what it has itself.
+func readWarming(t *table, dst *time.Duration, ready time.Duration) {
+	*dst = min(15*time.Second, ready/2).Truncate(shortest)
+	read(t, "warming_timeout", dst, durationOrZero)
+	if t.has("warming_timeout") && *dst >= ready {
+		t.at("warming_timeout").fail("a generation that waits so long is given up: reload.ready_timeout is %s", writeDuration(ready))
+	}
 }
 
 func readEndpoints(cluster *table) []Endpoint {
@@ -31,38 +46,45 @@ func readEndpoints(cluster *table) []Endpoint {
 	for _, n := range cluster.array("endpoints") {
 		t := newTable(n)
 		tables = append(tables, t)
-		address, ok := readEndpoint(t, &n)
+		e, ok := readEndpoint(t, &n)
 		if !ok {
 			continue
 		}
-		canonical, _ := canonicalEndpoint(address) // its form has just been checked
+		canonical, err := canonicalEndpoint(e.Address) // an address's form has just been checked
+		if e.SRV = err != nil; e.SRV {                 // it has no port
+			canonical = e.Address
+		}
 		if first, twice := seen[canonical]; twice {
-			n.fail("%s is listed twice (%s)", quote(address), first)
+			n.fail("%s is listed twice (%s)", quote(e.Address), first)
 			continue
 		}
 		seen[canonical] = n
-		endpoints = append(endpoints, Endpoint{Address: address})
-	}
-	if cluster.empty("endpoints") {
-		cluster.at("endpoints").fail("missing; must be an array with at least one %s", endpointAddress.is)
+		endpoints = append(endpoints, e)
 	}
 	cluster.set("endpoints", tables)
 	return endpoints
 }
 
-// readEndpoint reads "host:port", or t as { address = "host:port" }. n becomes the
-// place of the address.
-func readEndpoint(t *table, n *node) (address string, ok bool) {
-	if _, isTable := n.raw.(map[string]any); !isTable {
-		address, ok = understand(*n, endpointAddress)
+// readEndpoint reads "host:port", or t as { address = "host:port" } or { srv = "_service._tcp.name" }
+// with what else an endpoint may have. n becomes the place of the address.
+func readEndpoint(t *table, n *node) (e Endpoint, ok bool) {
+	_, isTable := n.raw.(map[string]any)
+	if !isTable {
+		e.Address, ok = understand(*n, endpointAddress)
+	} else if t.asked("srv") {
+		e.Address, ok = readService(t, n)
+		e.EndpointOptions = readEndpointOptions(t)
+		t.strict()
+		return e, ok
+	} else if *n, ok = t.get("address"); ok {
+		e.Address, ok = understand(*n, endpointAddress)
 	} else {
-		if *n, ok = t.get("address"); ok {
-			address, ok = understand(*n, endpointAddress)
-		} else {
-			n.fail("missing; must be %s", endpointAddress.is)
-		}
+		n.fail("missing; must be %s", endpointAddress.is)
+	}
+	t.set("address", strconv.Quote(e.Address))
+	e.EndpointOptions = readEndpointOptions(t)
+	if isTable {
 		t.strict()
 	}
-	t.set("address", strconv.Quote(address))
-	return address, ok
+	return e, ok
 }

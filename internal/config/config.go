@@ -24,7 +24,7 @@ type Config struct {
 	Drain         Drain
 	Tunnels       Tunnels
 	Recordings    []Recording   // aligned with Supervisor.AccessLogs
-	HTTPListeners []Listener    // in the order of the file, aligned with Supervisor.Listeners
+	HTTPListeners []Listener    // of either protocol, in the order of the file, aligned with Supervisor.Listeners
 	VirtualHosts  []VirtualHost // in the order of the file
 	Clusters      []Cluster     // in the order of the file
 }
@@ -125,6 +125,9 @@ type Tunnels struct {
 	SurviveCrash        bool // they outlive the process that relays them
 	MoveOnReload        bool // to the new generation; false: they stay with the old one
 	CloseOnRouteRemoved bool // when they have moved, and their route or its cluster is gone
+
+	CloseOnEndpointRemoved   bool // when their cluster does not have the endpoint any more
+	CloseOnEndpointUnhealthy bool // while the endpoint is not fit for new work
 }
 
 // KeepAlive is how a peer of a tunnel that has vanished is found out (tcp(7)).
@@ -139,9 +142,11 @@ type Listener struct {
 	Name           string
 	Limits         ListenerLimits
 	TrustedProxies []netip.Prefix // whose forwarding fields are believed
+	ReceivedProxy  ReceivedProxy
 	Edge
 	HealthCheck *HealthCheck // nil: none
 	Filters     *Filters     // of all of its requests
+	TCP         *TCP         // nil: it speaks HTTP; otherwise of the rest it has Limits.Connections, Limits.HeadTimeout for all that is read before it is relayed, and Allow and Deny of its Filters
 }
 
 // ListenerLimits bound what a client can take.
@@ -181,6 +186,7 @@ type Route struct {
 	RequestBuffer     int64         // bytes of a body that is read whole before an endpoint is chosen; 0: off
 	Retry             *Retry        // nil: none
 	Mirror            *Mirror       // nil: none
+	Priority          Priority      // which limits of the clusters hold
 	Tunnels           Tunnels       // the defaults with the route's own keys laid over
 	Filters           *Filters
 	Actions
@@ -209,6 +215,13 @@ type Redirect struct {
 type Cluster struct {
 	Name           string
 	Endpoints      []Endpoint
+	Discovery      Discovery
+	Balancing      Balancing
+	HealthCheck    *EndpointCheck // nil: none
+	Outliers       *Outliers      // nil: none is looked for
+	Breakers       Breakers
+	Connecting     Connecting
+	WarmingTimeout time.Duration // how long a generation waits until it is warm before it says ready
 	ConnectTimeout time.Duration
 	IdleTimeout    time.Duration // of a pooled connection
 	RetryBudget    RetryBudget
@@ -216,7 +229,16 @@ type Cluster struct {
 }
 
 // Endpoint is an address as configured: "host:port" with an IP address or a name
-// that is resolved when a generation starts, or "unix:/path".
+// that is resolved, or "unix:/path".
 type Endpoint struct {
 	Address string
+	SRV     bool // Address is the name of a service, without a port: its SRV records have the rest
+	EndpointOptions
+}
+
+// EndpointOptions are what an endpoint may have besides its address.
+type EndpointOptions struct {
+	Weight   int64             // at least 1; 0 is 1
+	Priority int               // 0 comes first
+	Metadata map[string]string // for those who look
 }

@@ -31,6 +31,9 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 		KeepAlive:    config.KeepAlive{Idle: 2 * time.Minute, Interval: 20 * time.Second, Count: 6},
 		MoveOnReload: true,
 	}
+	brokers := tunnels
+	brokers.MoveOnReload, brokers.SurviveCrash, brokers.IdleTimeout, brokers.MaxAge = false, true, 0, 24*time.Hour
+	brokers.CloseOnEndpointRemoved = true
 	limits := config.ListenerLimits{
 		HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, BodyRate: 64, IdleTimeout: time.Minute,
 	}
@@ -45,12 +48,14 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 			},
 			Log:     config.Log{Level: slog.LevelDebug, Format: "json"},
 			Runtime: config.Runtime{File: "/etc/holdfast/runtime.toml"},
-			Reload:  config.Reload{ReadyTimeout: 20 * time.Second, Probation: 15 * time.Second, MaxGenerations: 12},
+			Reload:  config.Reload{ReadyTimeout: 40 * time.Second, Probation: 15 * time.Second, MaxGenerations: 12},
 			Stop:    config.Stop{Delay: 5 * time.Second, Timeout: time.Minute},
 			Listeners: []config.Socket{
 				{Name: "public", Address: tcp("[::]:8080"), IPv6Only: true},
 				{Name: "local", Address: config.Address{Network: "unix", Path: "/run/holdfast/http.sock"}, Mode: 0o600},
 				{Name: "public-v4", Address: tcp("0.0.0.0:8081")},
+				{Name: "broker", Address: tcp("127.0.0.1:5672")},
+				{Name: "tls", Address: tcp("127.0.0.1:8443")},
 				{Name: "activated", Address: config.Address{Network: "systemd", Name: "web.http"}},
 			},
 			AccessLogs: []config.AccessLog{
@@ -87,6 +92,9 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 					Connections: 20_000, HeadSize: 32 << 10, HeadTimeout: 5 * time.Second,
 					BodySize: 1 << 30, BodyTimeout: 30 * time.Second, BodyRate: 1 << 10, IdleTimeout: 2 * time.Minute,
 				},
+				ReceivedProxy: config.ReceivedProxy{
+					Mode: config.ProxyRequired, Trusted: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("::1/128")},
+				},
 				TrustedProxies: []netip.Prefix{
 					netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("::1/128"),
 				},
@@ -100,6 +108,25 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 			{Name: "public-v4", Limits: limits, Edge: config.Edge{
 				TrustedHops: 2, Server: config.ServerHeader{Action: config.AppendServer, Name: "edge"}, Path: urlpath.Policy{Off: true},
 			}},
+			{
+				Name: "broker", Limits: config.ListenerLimits{Connections: 500, HeadTimeout: 10 * time.Second},
+				Filters: &config.Filters{Allow: networks("10.0.0.0/8"), Deny: networks("10.9.0.0/16")},
+				TCP: &config.TCP{
+					Clusters:   []config.WeightedCluster{{Cluster: "web", Weight: config.Dynamic{Value: 90}}, {Cluster: "chat-v2", Weight: config.Dynamic{Value: 10, Key: "broker.api"}}},
+					SNITimeout: 10 * time.Second, Tunnels: brokers,
+				},
+			},
+			{
+				Name: "tls", Limits: config.ListenerLimits{HeadTimeout: 3 * time.Second},
+				TCP: &config.TCP{
+					Clusters: []config.WeightedCluster{{Cluster: "web", Weight: config.Dynamic{Value: 1}}},
+					Routes: []config.TCPRoute{
+						{Name: "mail", ServerNames: []string{"mail.example.com", "*.mail.example.com"}, Clusters: []config.WeightedCluster{{Cluster: "chat-v2", Weight: config.Dynamic{Value: 1}}}},
+						{ServerNames: []string{"*"}, Clusters: []config.WeightedCluster{{Cluster: "web", Weight: config.Dynamic{Value: 1, Key: "tls.rest"}}}},
+					},
+					SNITimeout: 3 * time.Second, Tunnels: tunnels,
+				},
+			},
 			{
 				Name: "activated", Limits: limits,
 				HealthCheck: &config.HealthCheck{Path: "/healthz"},
@@ -128,7 +155,7 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 						Tunnels: config.Tunnels{
 							DrainTimeout: time.Hour, MaxAge: 48 * time.Hour, HandshakeTimeout: 10 * time.Second, Buffer: 64 << 10,
 							KeepAlive:    config.KeepAlive{Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3},
-							SurviveCrash: true, MoveOnReload: true, CloseOnRouteRemoved: true,
+							SurviveCrash: true, MoveOnReload: true, CloseOnRouteRemoved: true, CloseOnEndpointRemoved: true, CloseOnEndpointUnhealthy: true,
 						},
 					},
 					{
@@ -215,28 +242,99 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 		},
 		Clusters: []config.Cluster{
 			{
+				Name: "found", Endpoints: []config.Endpoint{{Address: "_chat._tcp.example.com", SRV: true, EndpointOptions: config.EndpointOptions{Weight: 1}}, {Address: "app.internal:9000", EndpointOptions: config.EndpointOptions{Weight: 1}}},
+				Discovery: config.Discovery{By: config.ByStrictDNS, DNS: config.DNS{
+					Resolvers: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:5353"), netip.MustParseAddrPort("[2001:db8::53]:53")}, Family: "all",
+					MinTTL: 10 * time.Second, MaxTTL: time.Hour, Timeout: 2 * time.Second, RemoveEmpty: true, Local: true,
+					BackoffBase: 500 * time.Millisecond, BackoffMax: time.Minute,
+				}},
+				Balancing: config.Balancing{PanicBelow: config.Dynamic{Value: 500_000}}, Connecting: config.Connecting{Attempts: 3},
+				WarmingTimeout: 15 * time.Second, ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute, RetryBudget: budget,
+			},
+			{
+				Name: "one-name", Endpoints: []config.Endpoint{{Address: "app.internal:9000", EndpointOptions: config.EndpointOptions{Weight: 1}}},
+				Discovery: config.Discovery{By: config.ByLogicalDNS, DNS: config.DNS{
+					Family: "auto", MinTTL: 5 * time.Second, MaxTTL: 5 * time.Minute, Timeout: 5 * time.Second,
+					BackoffBase: time.Second, BackoffMax: 30 * time.Second,
+				}},
+				Balancing: config.Balancing{PanicBelow: config.Dynamic{Value: 500_000}}, Connecting: config.Connecting{Attempts: 3},
+				WarmingTimeout: 15 * time.Second, ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute, RetryBudget: budget,
+			},
+			{
+				Name: "listed", Discovery: config.Discovery{By: config.ByFile, File: "/etc/holdfast/listed.json"},
+				Balancing: config.Balancing{PanicBelow: config.Dynamic{Value: 500_000}}, Connecting: config.Connecting{Attempts: 3},
+				WarmingTimeout: 15 * time.Second, ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute, RetryBudget: budget,
+			},
+			{
 				Edits: config.Edits{
 					RequestHeaders: &config.Headers{Remove: []string{"Cookie"}, Set: []config.Header{{Name: "X-Cluster", Value: "%UPSTREAM_CLUSTER%"}},
 						Add: []config.Header{{Name: "X-Start", Value: "%START_TIME%"}}},
 					ResponseHeaders: &config.Headers{Remove: []string{"X-Powered-By"}, Set: []config.Header{{Name: "X-Served-By", Value: "%HOSTNAME%"}},
 						Add: []config.Header{{Name: "X-Protocol", Value: "%PROTOCOL%"}}},
 				},
-				Name:           "chat-v1",
-				Endpoints:      []config.Endpoint{{Address: "10.0.0.1:9000"}, {Address: "[2001:db8::2]:9000"}, {Address: "chat.internal:9000"}},
-				ConnectTimeout: 2 * time.Second, IdleTimeout: 30 * time.Second, RetryBudget: budget,
+				Name: "chat-v1",
+				Endpoints: []config.Endpoint{
+					{Address: "10.0.0.1:9000", EndpointOptions: config.EndpointOptions{Weight: 1}},
+					{Address: "[2001:db8::2]:9000", EndpointOptions: config.EndpointOptions{Weight: 3, Metadata: map[string]string{"zone": "b"}}},
+					{Address: "chat.internal:9000", EndpointOptions: config.EndpointOptions{Weight: 1, Priority: 1}},
+				},
+				Balancing:      config.Balancing{Policy: config.Maglev, TableSize: 131071, PanicBelow: config.Dynamic{Value: 500_000}},
+				Connecting:     config.Connecting{Attempts: 3},
+				WarmingTimeout: 15 * time.Second, ConnectTimeout: 2 * time.Second, IdleTimeout: 30 * time.Second, RetryBudget: budget,
 			},
 			{
-				Name: "chat-v2", Endpoints: []config.Endpoint{{Address: "10.0.1.1:9000"}},
-				ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute, RetryBudget: budget,
+				Name: "chat-v2", Endpoints: []config.Endpoint{{Address: "10.0.1.1:9000", EndpointOptions: config.EndpointOptions{Weight: 1}}},
+				Balancing: config.Balancing{
+					Policy: config.LeastConnections, PanicBelow: config.Dynamic{Value: 300_000, Key: "chat.v2.panic"},
+					SlowStart: &config.SlowStart{Window: time.Minute, Aggression: 1.5, LeastWeight: 200_000},
+				},
+				Connecting:     config.Connecting{Attempts: 2, Source: netip.MustParseAddr("10.0.1.100"), ProxyProtocol: 2},
+				WarmingTimeout: 8 * time.Second, ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute, RetryBudget: budget,
+				HealthCheck: &config.EndpointCheck{
+					TCP:      &config.TCPCheck{Send: []byte("PING"), Receive: [][]byte{[]byte("+PONG"), []byte("\r\n")}},
+					Interval: time.Second, UnhealthyInterval: time.Second, NoTrafficInterval: time.Minute, Jitter: 100 * time.Millisecond,
+					Timeout: time.Second, UnhealthyThreshold: 3, HealthyThreshold: 2,
+				},
+				Outliers: &config.Outliers{
+					ConsecutiveGatewayFailures: 3, ConsecutiveConnectFailures: 2,
+					Interval: 5 * time.Second, BaseEjectionTime: time.Minute, MaxEjectionTime: 10 * time.Minute, EjectionJitter: 2 * time.Second,
+					MaxEjected:            config.Dynamic{Value: 300_000},
+					SuccessRateDeviations: 2.5, SuccessRateHosts: 4, SuccessRateRequests: 50,
+					Enforcing:            config.Dynamic{Value: 900_000, Key: "chat-v2.outliers"},
+					EnforcingSuccessRate: config.Dynamic{Key: "chat-v2.outliers.rate"},
+				},
 			},
 			{
-				Name: "web", Endpoints: []config.Endpoint{{Address: "unix:/run/web/http.sock"}},
-				ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute,
+				Name: "web", Endpoints: []config.Endpoint{{Address: "unix:/run/web/http.sock", EndpointOptions: config.EndpointOptions{Weight: 1}}},
+				Balancing:      config.Balancing{PanicBelow: config.Dynamic{Value: 500_000}},
+				Connecting:     config.Connecting{Attempts: 3},
+				WarmingTimeout: 15 * time.Second, ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute,
 				RetryBudget: config.RetryBudget{Percent: config.Dynamic{Value: 100_000, Key: "web.budget"}, MinConcurrency: 5},
+				HealthCheck: &config.EndpointCheck{
+					HTTP: &config.HTTPCheck{
+						Target: "/healthz?full=1", Method: "POST", Host: "web.internal", Headers: []config.Header{{Name: "X-Check", Value: "100% ok"}},
+						Statuses: []config.StatusRange{{From: 200, To: 200}, {From: 204, To: 206}, {From: 400, To: 499}}, Body: "ready",
+					},
+					Port: 8081, Interval: 10 * time.Second, UnhealthyInterval: 2 * time.Second, NoTrafficInterval: 5 * time.Minute, Jitter: 3 * time.Second,
+					Timeout: time.Second, UnhealthyThreshold: 5, HealthyThreshold: 1,
+				},
+				Breakers: config.Breakers{
+					{limit("web.limits.connections", 500), limit("web.limits.tunnels", 20000), limit("web.limits.pending", 0), limit("web.limits.requests", 400), limit("web.limits.retries", 10)},
+					{limit("web.limits.high.connections", 20), limit("web.limits.high.tunnels", 40), limit("web.limits.high.pending"), limit("web.limits.high.requests"), limit("web.limits.high.retries", 0)},
+				},
 			},
 		},
 	}
 	wantEqual(t, got, want)
+}
+
+// limit is one of a cluster with a runtime key, of so many, or none.
+func limit(key string, most ...int64) (l config.Limit) {
+	l.Key = key
+	if len(most) > 0 {
+		l.Set, l.Value = true, most[0]
+	}
+	return l
 }
 
 // actionsHost is the virtual host "actions" of good.toml.
@@ -269,7 +367,7 @@ func actionsHost(tunnels config.Tunnels) config.VirtualHost {
 		HashPolicy: []config.HashPolicy{{Header: "X-User", Terminal: true},
 			{Cookie: &config.HashCookie{Name: "sticky", Make: true, TTL: time.Hour, Path: "/live"}}, {SourceAddress: true}},
 	})
-	live.WebSocket = true
+	live.WebSocket, live.Priority = true, config.PriorityHigh
 	live.Clusters = []config.WeightedCluster{{Cluster: "chat-v1", Weight: config.Dynamic{Value: 90, Key: "live.v1"}}, {Cluster: "chat-v2", Weight: config.Dynamic{Value: 10}}}
 	return config.VirtualHost{
 		Name: "actions", Listeners: []string{"public", "local", "public-v4", "activated"}, Domains: []string{"actions.example.com"},

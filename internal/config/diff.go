@@ -99,6 +99,9 @@ var kinds = map[string]kind{
 	"access_logs":                            {"access log", "path", false, false},
 	"access_logs.filter.headers":             {"condition", "name", false, false},
 	"listeners":                              {"listener", "name", false, false},
+	"listeners.weighted_clusters":            {"share of cluster", "cluster", false, false},
+	"listeners.tcp_routes":                   {"route", "server_names", false, false},
+	"listeners.tcp_routes.weighted_clusters": {"share of cluster", "cluster", false, false},
 	"virtual_hosts":                          {"virtual host", "name", false, false},
 	"virtual_hosts.routes":                   {"route", "match", true, false},
 	"virtual_hosts.routes.match.headers":     {"header", "name", false, true},
@@ -119,6 +122,8 @@ func (k kind) call(t *table) string {
 		return k.name + " " + literal(t)
 	case t.has("name"):
 		key = "name"
+	case !t.has(key) && t.has("srv"):
+		key = "srv"
 	}
 	switch id := t.at(key).settled().(type) {
 	case *table:

@@ -92,7 +92,7 @@ endpoints = ["10.0.1.1:8080"]
 				`virtual host "chat", route prefix "/socket": websocket is now false, was true`,
 				`virtual host "chat", route prefix "/socket": timeout is now "off", was "15s"`,
 				`virtual host "chat", route prefix "/socket": tunnels is no longer set, was ` +
-					`{ drain_timeout = "off", idle_timeout = "off", max_age = "off", handshake_timeout = "1m", buffer = "256KiB", keepalive = { count = 4, idle = "1m", interval = "15s" }, on_reload = "keep", on_route_removed = "keep", survive_crash = true }`,
+					`{ drain_timeout = "off", idle_timeout = "off", max_age = "off", handshake_timeout = "1m", buffer = "256KiB", keepalive = { count = 4, idle = "1m", interval = "15s" }, on_reload = "keep", on_route_removed = "keep", on_endpoint_removed = "keep", on_endpoint_unhealthy = "keep", survive_crash = true }`,
 			},
 		},
 		"limits of tunnels in general": {
@@ -122,6 +122,7 @@ endpoints = ["10.0.1.1:8080"]
 				`virtual host "chat", route path "/old": stream_idle_timeout is now "5m", was not set`,
 				`virtual host "chat", route path "/old": request_buffer is now "off", was not set`,
 				`virtual host "chat", route path "/old": max_body_size is now "unlimited", was not set`,
+				`virtual host "chat", route path "/old": priority is now "default", was not set`,
 				`virtual host "chat", route path "/old": redirect is no longer set, was { path = "/new", status = 301, strip_query = false }`,
 			},
 		},
@@ -135,6 +136,17 @@ endpoints = ["10.0.1.1:8080"]
 		"endpoints": {
 			[]string{"10.0.0.2:9000", "10.0.0.3:9000"},
 			[]string{`cluster "chat": endpoint "10.0.0.3:9000" is new`, `cluster "chat": endpoint "10.0.0.2:9000" is gone`},
+		},
+		"what an endpoint has": {
+			[]string{`"10.0.0.2:9000"`, `{ address = "10.0.0.2:9000", weight = 3, metadata = { zone = "b" } }`},
+			[]string{`cluster "chat", endpoint "10.0.0.2:9000": metadata is now { zone = "b" }, was not set`, `cluster "chat", endpoint "10.0.0.2:9000": weight is now 3, was 1`},
+		},
+		"how endpoints are chosen": {
+			[]string{"[[clusters]]\nname = \"web\"", "[[clusters]]\nname = \"web\"\nload_balancing = \"maglev\"\npanic_threshold = \"off\""},
+			[]string{
+				`cluster "web": load_balancing is now "maglev", was "round_robin"`, `cluster "web": maglev_table_size is now 65537, was not set`,
+				`cluster "web": panic_threshold is now "off", was 50`,
+			},
 		},
 		"a cluster": {
 			[]string{"[[clusters]]\nname = \"web\"", "[[clusters]]\nname = \"new\"\nendpoints = [\"[::1]:1\"]\n[[clusters]]\nname = \"web\""},

@@ -11,6 +11,7 @@ import (
 // references is what the rest of a file offers to virtual hosts.
 type references struct {
 	listeners    declared
+	tcp          []string // other listeners, which have no virtual hosts
 	clusterNames declared
 	clusters     map[string]Cluster
 	alone        map[string][]WeightedCluster // each cluster by itself, as almost all routes have one
@@ -35,16 +36,23 @@ func (d *declared) add(name string) {
 
 func referencesTo(c *Config) references {
 	refs := references{clusters: map[string]Cluster{}, alone: map[string][]WeightedCluster{}, tunnels: c.Tunnels, paths: map[string]urlpath.Policy{}}
-	for _, l := range c.HTTPListeners {
-		refs.listeners.add(l.Name)
-		refs.paths[l.Name] = l.Path
-	}
 	for _, cl := range c.Clusters {
 		refs.clusterNames.add(cl.Name)
 		refs.clusters[cl.Name] = cl
 		refs.alone[cl.Name] = []WeightedCluster{{Cluster: cl.Name, Weight: Dynamic{Value: 1}}}
 	}
 	return refs
+}
+
+func (r *references) addListeners(listeners []Listener) {
+	for _, l := range listeners {
+		if l.TCP != nil {
+			r.tcp = append(r.tcp, l.Name)
+			continue
+		}
+		r.listeners.add(l.Name)
+		r.paths[l.Name] = l.Path
+	}
 }
 
 func readVirtualHosts(tables []*table, refs references) []VirtualHost {
@@ -54,7 +62,7 @@ func readVirtualHosts(tables []*table, refs references) []VirtualHost {
 	for _, t := range tables {
 		var h VirtualHost
 		needName(t, &h.Name, declared)
-		h.Listeners = readHostListeners(t, refs.listeners)
+		h.Listeners = readHostListeners(t, &refs)
 		h.Domains = readDomains(t, h, claims)
 		h.Edits = readEdits(t)
 		h.Filters, refs.authorize = readHostFilters(t, &refs)
@@ -74,13 +82,21 @@ func (r references) pathsOf(listeners []string) (policies []urlpath.Policy) {
 	return policies
 }
 
-func readHostListeners(t *table, all declared) []string {
+func readHostListeners(t *table, refs *references) []string {
+	all := refs.listeners
 	if !t.asked("listeners") {
+		if len(all.names) == 0 && len(refs.tcp) > 0 {
+			t.fail("is of no use: no listener takes requests, as all of them have protocol = \"tcp\"")
+		}
 		t.set("listeners", quoteAll(all.names))
 		return slices.Clone(all.names)
 	}
 	var listeners []string
 	for _, n := range t.array("listeners") {
+		if name, ok := n.raw.(string); ok && refs.relays(name) {
+			n.fail("listener %s has protocol = \"tcp\": it relays connections as they are and has no virtual hosts", quote(name))
+			continue
+		}
 		name, ok := refer(n, "listener", all)
 		switch {
 		case !ok:

@@ -96,18 +96,24 @@ func overlapText(s, other Socket, place node) string {
 
 // readListeners reads what the proxy needs to know about listeners, behind
 // readSockets, and ends their tables.
-func readListeners(tables []*table) []Listener {
+func readListeners(tables []*table, refs *references) []Listener {
 	var listeners []Listener
 	for _, t := range tables {
-		listeners = append(listeners, readListener(t))
+		listeners = append(listeners, readListener(t, refs))
 	}
 	return listeners
 }
 
-func readListener(t *table) Listener {
+func readListener(t *table, refs *references) Listener {
 	var l Listener
 	l.Name, _ = t.keys["name"].(string)
-	t.only("protocol", "http", "tcp")
+	relays := readProtocol(t)
+	l.ReceivedProxy = readReceivedProxy(t)
+	if relays {
+		readTCP(t, &l, refs)
+		t.strict()
+		return l
+	}
 	for _, e := range list(t, "trusted_proxies", network) {
 		l.TrustedProxies = append(l.TrustedProxies, e.value)
 	}

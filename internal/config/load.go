@@ -54,14 +54,16 @@ func ParseSupervisor(name string, data []byte) (*Supervisor, error) {
 func (d *document) config(root *table) *Config {
 	listeners, accessLogs := root.tables("listeners"), root.tables("access_logs")
 	c := &Config{
-		Supervisor:    readSupervisor(root, listeners, accessLogs),
-		Drain:         readDrain(root.table("drain")),
-		Tunnels:       readTunnels(root.table("tunnels")),
-		Recordings:    readRecordings(accessLogs),
-		HTTPListeners: readListeners(listeners),
-		Clusters:      readClusters(root.tables("clusters")),
+		Supervisor: readSupervisor(root, listeners, accessLogs),
+		Drain:      readDrain(root.table("drain")),
+		Tunnels:    readTunnels(root.table("tunnels")),
+		Recordings: readRecordings(accessLogs),
 	}
-	c.VirtualHosts = readVirtualHosts(root.tables("virtual_hosts"), referencesTo(c))
+	c.Clusters = readClusters(root.tables("clusters"), c.Reload.ReadyTimeout)
+	refs := referencesTo(c)
+	c.HTTPListeners = readListeners(listeners, &refs)
+	refs.addListeners(c.HTTPListeners)
+	c.VirtualHosts = readVirtualHosts(root.tables("virtual_hosts"), refs)
 	root.strict()
 	return c
 }

@@ -36,6 +36,7 @@ func readRoute(t *table, r *Route, refs *references, names *places, earlier *tak
 	r.Retry = readRetry(t, r.Timeout)
 	r.Mirror = readMirror(t, refs)
 	readLimits(t, r)
+	readPriority(t, r)
 	r.Edits = readEdits(t)
 	r.CORS = readCORS(t)
 	r.HashPolicy = readHashPolicy(t)
@@ -87,17 +88,7 @@ func checkTarget(s string) error {
 
 // readTarget reads where the requests go: exactly one of a few keys.
 func readTarget(t *table, r *Route, refs *references) {
-	if n, ok := t.get("cluster"); ok {
-		if name, ok := refer(n, "cluster", refs.clusterNames); ok {
-			r.Clusters = refs.alone[name]
-			if !t.doc.terse {
-				t.set("cluster", strconv.Quote(name))
-			}
-		}
-	}
-	if t.asked("weighted_clusters") {
-		r.Clusters = readWeightedClusters(t, refs)
-	}
+	r.Clusters = readDestination(t, refs)
 	readSplit(t, r)
 	read(t, "cluster_header", &r.ClusterHeader, askedField)
 	if t.asked("redirect") {

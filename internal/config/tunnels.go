@@ -8,10 +8,6 @@ func readTunnels(t *table) Tunnels {
 		KeepAlive: KeepAlive{Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4},
 	}
 	readTunnelKeys(t, &u)
-
-	// What becomes of tunnels in these cases is decided, but there is no choice yet.
-	t.only("on_endpoint_removed", "keep", "close")
-	t.only("on_endpoint_unhealthy", "keep", "close")
 	t.strict()
 	return u
 }
@@ -26,6 +22,8 @@ func readTunnelKeys(t *table, u *Tunnels) {
 	readKeepAlive(t.table("keepalive"), &u.KeepAlive)
 	read(t, "on_reload", &u.MoveOnReload, either("keep", "move"))
 	read(t, "on_route_removed", &u.CloseOnRouteRemoved, either("keep", "close"))
+	read(t, "on_endpoint_removed", &u.CloseOnEndpointRemoved, either("keep", "close"))
+	read(t, "on_endpoint_unhealthy", &u.CloseOnEndpointUnhealthy, either("keep", "close"))
 	t.boolean("survive_crash", &u.SurviveCrash)
 	if !u.CloseOnRouteRemoved || u.MoveOnReload {
 		return
@@ -60,3 +58,33 @@ var keepAliveTime = form[time.Duration]{`a duration of whole seconds from "1s" t
 	}
 	return d, err
 }, writeDuration}
+
+// ClosesRemoved says whether there may be tunnels that are closed when their endpoint has left
+// its cluster: whoever has some must go on finding out.
+func (c *Config) ClosesRemoved() bool {
+	return c.anyTunnels(func(t *Tunnels) bool { return t.CloseOnEndpointRemoved })
+}
+
+// ClosesUnhealthy is ClosesRemoved for endpoints that are not fit for new work.
+func (c *Config) ClosesUnhealthy() bool {
+	return c.anyTunnels(func(t *Tunnels) bool { return t.CloseOnEndpointUnhealthy })
+}
+
+func (c *Config) anyTunnels(is func(*Tunnels) bool) bool {
+	if is(&c.Tunnels) {
+		return true
+	}
+	for i := range c.HTTPListeners {
+		if l := &c.HTTPListeners[i]; l.TCP != nil && is(&l.TCP.Tunnels) {
+			return true
+		}
+	}
+	for i := range c.VirtualHosts {
+		for j := range c.VirtualHosts[i].Routes {
+			if r := &c.VirtualHosts[i].Routes[j]; r.WebSocket && is(&r.Tunnels) {
+				return true
+			}
+		}
+	}
+	return false
+}

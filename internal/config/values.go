@@ -21,11 +21,9 @@ type form[T any] struct {
 // asIs is write for a value that is a string itself.
 func asIs(s string) string { return s }
 
-// A form's parse returns one of these, or an error with what is wrong in particular.
-var (
-	errForm    = errors.New("does not fit the form")         // which the form itself explains
-	errPlanned = errors.New("not supported by this version") // although it fits
-)
+// errForm is what a form's parse returns unless it says what is wrong in particular: the form
+// itself explains it.
+var errForm = errors.New("does not fit the form")
 
 // understand reads a string and notes where it does not fit.
 func understand[T any](n node, f form[T]) (v T, ok bool) {
@@ -40,8 +38,6 @@ func understand[T any](n node, f form[T]) (v T, ok bool) {
 		return v, true
 	case errForm:
 		n.fail("must be %s, found %s", f.is, describe(s))
-	case errPlanned:
-		n.fail("%s is not supported by this version; must be %s", quote(s), f.is)
 	default:
 		n.fail("must be %s, found %s: %v", f.is, describe(s), err)
 	}
@@ -319,18 +315,6 @@ func either(no, yes string) form[bool] {
 		}
 		return no
 	}}
-}
-
-// only reads a key that has one value in this version, its default. Others are
-// planned.
-func (t *table) only(key, word string, planned ...string) {
-	f := oneOf(word)
-	read(t, key, &word, form[string]{f.is, func(s string) (string, error) {
-		if slices.Contains(planned, s) {
-			return "", errPlanned
-		}
-		return f.parse(s)
-	}, asIs})
 }
 
 // alternatives lists words as a sentence does.
