@@ -31,7 +31,7 @@
 //	method, target, protocol
 //	                  as the client sent them; in text one string with a space between two
 //	scheme            that the client used
-//	authority         host and port that the client asked for
+//	authority         host and port that the client asked for; of protocol TCP the server that a TLS client asked for
 //	client            address and port of who has connected, or unix
 //	client_address    the client's, behind proxies that are trusted; empty: not known
 //	listener, virtual_host, route, cluster, endpoint
@@ -229,6 +229,14 @@ func (l *Log) record(e event, r *Record) {
 	}
 	l.write(&occasion{r, e, r.Start, r.Duration, r.Received, r.Sent, r.Reason, r.Flags})
 }
+
+// TCP is the protocol of connections that are relayed as they are. Their authority is the
+// server that a TLS client has asked for.
+const TCP = "TCP"
+
+// TunnelRefused records a connection that was to become a tunnel, and has ended without: as the
+// end of one.
+func (l *Log) TunnelRefused(r *Record) { l.record(tunnelClose, r) }
 
 // TunnelClosed records the end of a tunnel that this Log, or one of another process, has
 // opened; on a nil Tunnel it does nothing.

@@ -184,6 +184,11 @@ func (o *occasion) text(p *customPiece) (s string, limit int) {
 		return s, maxField
 	case format.Protocol:
 		return o.Protocol, maxProtocol
+	case format.RequestedServerName:
+		if o.Protocol == TCP {
+			return o.Authority, maxAuthority
+		}
+		return "", 0
 	case format.Reason:
 		return o.reason, maxReason
 	case format.UpstreamHost:

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,20 @@ var sent = heads{
 	response: map[string]string{"content-type": "text/plain", "x-empty": ""},
 }
 
+// A connection that is relayed as it is has no request: what would be said of one is not there.
+func TestAConnectionThatIsRelayedHasOneRecordOfItsEndWhateverBecomesOfIt(t *testing.T) {
+	t.Parallel()
+	l, lines := output(t, accesslog.Output{Custom: textFormat(t, "%EVENT% %PROTOCOL% %REQUESTED_SERVER_NAME% %REQ(:METHOD)% %REQ(:PATH)% %RESPONSE_CODE% %REASON% %RESPONSE_FLAGS%"), Events: accesslog.TunnelsClosed})
+	r := &accesslog.Record{Start: opened, Protocol: accesslog.TCP, Authority: "a.example", Reason: "slow", Flags: flags.StreamIdle}
+	l.TunnelRefused(r)
+	r.Authority, r.Reason, r.Flags = "", "", 0
+	l.TunnelClosed(l.TunnelOpened(r), accesslog.End{At: opened, Reason: "idle", Flags: flags.LocalReset})
+	want := []string{"tunnel_close TCP a.example - - 0 slow SI", "tunnel_close TCP - - - 0 idle LR"}
+	if got := lines(); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestOperators(t *testing.T) {
 	t.Parallel()
 	request := upgrade()
@@ -94,6 +109,7 @@ func TestOperators(t *testing.T) {
 		"one that is empty":     {"%RESP(X-Empty)%", "-", "-"},
 		"the response's other":  {"%RESP(X-Empty?Content-Type)%", "text/plain", "-"},
 		"PROTOCOL":              {"%PROTOCOL%", "HTTP/1.1", "-"},
+		"no TLS server's name":  {"%REQUESTED_SERVER_NAME%", "-", "-"},
 		"RESPONSE_CODE":         {"%RESPONSE_CODE%", "200", "0"},
 		"details":               {"%RESPONSE_CODE_DETAILS%", "no_byte_moved", "-"},
 		"RESPONSE_FLAGS":        {"%RESPONSE_FLAGS%", "UT,SI", "-"},

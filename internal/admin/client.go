@@ -84,6 +84,16 @@ func (c *Client) Status(ctx context.Context) (*supervisor.Status, error) {
 	return status, c.into(ctx, status, "GET", "/status", nil)
 }
 
+// Clusters is [supervisor.Commands.Clusters].
+func (c *Client) Clusters(ctx context.Context, name string) (*supervisor.Clusters, error) {
+	query := make(url.Values)
+	if name != "" {
+		query.Set("cluster", name)
+	}
+	clusters := new(supervisor.Clusters)
+	return clusters, c.into(ctx, clusters, "GET", "/clusters", query)
+}
+
 // Stop ends the service, with now without waiting for anything, and returns when
 // it has ended. ctx ends the waiting only.
 func (c *Client) Stop(ctx context.Context, now bool) error {

@@ -130,6 +130,10 @@ type Exchange interface {
 
 	Downstream() *Downstream
 
+	// Local is the address at which the client's connection was taken; zero for a unix
+	// socket, and where the connection is gone. The kernel is asked each time.
+	Local() netip.AddrPort
+
 	// Loop is the loop that the exchange lives on.
 	Loop() *stream.Loop
 

@@ -13,12 +13,10 @@ import (
 	"holdfast/internal/stream"
 	"holdfast/internal/task"
 	"holdfast/internal/upstream"
+	"holdfast/internal/upstream/balance"
 )
 
 const (
-	// mostAskAttempts is how many endpoints of the service are tried until one is connected.
-	mostAskAttempts = 3
-
 	// mostAnswer is how much of the body of a service's answer is read: of a refusal that has
 	// more, the client does not get the body.
 	mostAnswer = 64 << 10
@@ -194,8 +192,9 @@ func (q *question) close() {
 // connect begins an exchange with one of the service's endpoints.
 func (q *question) connect(open opener) (exchange.Upstream, error) {
 	err := errAskNobody
-	round := q.a.cluster.Round()
-	for range mostAskAttempts {
+	q.attempt.Priority = q.r.Route.Priority
+	round := q.a.cluster.Round(balance.Query{})
+	for range q.a.cluster.ConnectAttempts() {
 		e := round.Next()
 		if e == nil || q.err != nil {
 			break
@@ -205,9 +204,12 @@ func (q *question) connect(open opener) (exchange.Upstream, error) {
 		if up, err = open(e, q.r.Task, q.r.Loop, &q.attempt); err == nil {
 			return up, nil
 		}
+		if _, overflow := errors.AsType[*upstream.OverflowError](err); overflow {
+			return nil, err // the same with every endpoint
+		}
 	}
 	if q.err == nil {
-		q.a.cluster.Exhausted()
+		q.a.cluster.Unserved(q.endpoint != nil)
 	}
 	return nil, err
 }
@@ -216,7 +218,7 @@ func (q *question) connect(open opener) (exchange.Upstream, error) {
 func (q *question) exchange(up exchange.Upstream) (answer *Answer, err error) {
 	q.up = up
 	var call upstream.Call
-	q.endpoint.Begin(q.r.Loop, &call)
+	q.endpoint.Begin(q.r.Loop, &q.attempt, &call)
 	complete := false
 	defer func() {
 		q.close()
@@ -227,6 +229,7 @@ func (q *question) exchange(up exchange.Upstream) (answer *Answer, err error) {
 		return nil, err
 	}
 	call.Answered(resp.Status)
+	q.endpoint.Heed(resp)
 	q.decided = resp.Status >= 200 && resp.Status < 500 && resp.Status != 304
 	switch {
 	case resp.Status == 101:

@@ -567,12 +567,35 @@ func (e *clientExchange) Switch() (stream.Passed, error) {
 	case !e.agreed:
 		return stream.Passed{FD: -1}, errNoSwitch
 	}
+	passed := c.give()
+	return passed, nil
+}
+
+// PassOn gives the connection up for who wants no exchange of it: the caller owns its socket,
+// which does not block and is still on the loop, and what has come over it. It fails if the
+// connection is closed or carries an exchange.
+func (c *Conn) PassOn() (p stream.Passed, err error) {
+	switch {
+	case c.loop == nil || c.ended:
+		return stream.Passed{FD: -1}, net.ErrClosed
+	case c.carries:
+		return stream.Passed{FD: -1}, errBusy
+	}
+	p = c.give()
+	if c.options.OnOver != nil {
+		c.options.OnOver()
+	}
+	return p, nil
+}
+
+// give gives the connection up.
+func (c *Conn) give() stream.Passed {
 	c.ended, c.given = true, true
 	passed := c.conn.PassOn()
 	if c.options.OnSwitch != nil {
 		c.options.OnSwitch()
 	}
-	return passed, nil
+	return passed
 }
 
 // Close implements [exchange.Upstream].

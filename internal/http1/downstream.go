@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -273,6 +274,7 @@ func (e *serverExchange) skipBody(t *task.Task) bool {
 
 func (e *serverExchange) Request() *exchange.Request       { return &e.head.Request }
 func (e *serverExchange) Downstream() *exchange.Downstream { return &e.down }
+func (e *serverExchange) Local() netip.AddrPort            { return stream.LocalAddr(e.c.FD()) }
 func (e *serverExchange) Loop() *stream.Loop               { return e.loop() }
 func (e *serverExchange) Trailers() exchange.Fields        { return e.body.dec.trailers }
 func (e *serverExchange) Abort()                           { e.c.abort(errAborted) }

@@ -64,27 +64,68 @@ var (
 	})
 )
 
-// ServerMetrics is what a [Server] counts. The zero value counts nothing.
-type ServerMetrics struct {
-	connections, closedByClient, closedByUs *metrics.Counter
-	active                                  *metrics.Gauge
-	duration                                *metrics.Histogram
-	drained, cut, idleTimeouts, errors      *metrics.Counter
-	traffic                                 stream.Traffic
+// ConnectionMetrics is what is counted of a listener's connections whatever they carry. The
+// zero value counts nothing.
+type ConnectionMetrics struct {
+	connections, closedByClient, closedByUs, cut *metrics.Counter
+	active                                       *metrics.Gauge
+	duration                                     *metrics.Histogram
 }
 
-// NewServerMetrics registers what the server of a listener counts. r may be nil.
-func NewServerMetrics(r *metrics.Registry, listener string) ServerMetrics {
-	return ServerMetrics{
+// NewConnectionMetrics registers that. r may be nil.
+func NewConnectionMetrics(r *metrics.Registry, listener string) ConnectionMetrics {
+	return ConnectionMetrics{
 		connections:    r.Counter(connectionsTotal, listener),
 		active:         r.Gauge(connectionsActive, listener),
 		closedByClient: r.Counter(connectionsClosed, listener, "downstream"),
 		closedByUs:     r.Counter(connectionsClosed, listener, "holdfast"),
 		duration:       r.Histogram(connectionDuration, listener),
-		drained:        r.Counter(connectionsDrained, listener),
 		cut:            r.Counter(connectionsCut, listener),
-		idleTimeouts:   r.Counter(idleTimeouts, listener),
-		errors:         r.Counter(protocolErrors, listener),
+	}
+}
+
+// Accepted counts a connection that was accepted. Closed, Cut or Switched follows.
+func (m *ConnectionMetrics) Accepted() {
+	m.connections.Inc()
+	m.active.Add(1)
+}
+
+// Closed counts that a connection has ended, and by whom.
+func (m *ConnectionMetrics) Closed(lasted time.Duration, byClient bool) {
+	if byClient {
+		m.ended(lasted, endedByClient)
+	} else {
+		m.ended(lasted, endedByUs)
+	}
+}
+
+// Cut is Closed because the time of a drain or a stop was over.
+func (m *ConnectionMetrics) Cut(lasted time.Duration) {
+	m.cut.Inc()
+	m.ended(lasted, endedByUs)
+}
+
+// Switched counts that a connection has become a tunnel.
+func (m *ConnectionMetrics) Switched(lasted time.Duration) {
+	m.active.Add(-1)
+	m.duration.Observe(int64(lasted))
+}
+
+// ServerMetrics is what a [Server] counts. The zero value counts nothing.
+type ServerMetrics struct {
+	ConnectionMetrics
+	drained, idleTimeouts, errors *metrics.Counter
+	traffic                       stream.Traffic
+}
+
+// NewServerMetrics registers what the server of a listener counts. r may be nil.
+func NewServerMetrics(r *metrics.Registry, listener string) ServerMetrics {
+	return ServerMetrics{
+		ConnectionMetrics: NewConnectionMetrics(r, listener),
+
+		drained:      r.Counter(connectionsDrained, listener),
+		idleTimeouts: r.Counter(idleTimeouts, listener),
+		errors:       r.Counter(protocolErrors, listener),
 		traffic: stream.Traffic{
 			Received: r.Counter(receivedBytes, listener),
 			Sent:     r.Counter(sentBytes, listener),
@@ -93,7 +134,7 @@ func NewServerMetrics(r *metrics.Registry, listener string) ServerMetrics {
 }
 
 // ended counts the end of a connection that lasted so long.
-func (m *ServerMetrics) ended(lasted time.Duration, end connectionEnd) {
+func (m *ConnectionMetrics) ended(lasted time.Duration, end connectionEnd) {
 	m.active.Add(-1)
 	m.duration.Observe(int64(lasted))
 	switch end {

@@ -135,11 +135,13 @@ func NewServer(o ServerOptions) *Server {
 // Serve serves a connection until it ends, unless a handler takes it with Switch. It
 // takes fd over, which does not block and is on no loop. early is what was read from it
 // already. While the connection waits between requests, it holds neither a task nor a
-// buffer.
+// buffer. While idle connections are given away (HandOver), so is one that comes.
 func (s *Server) Serve(l *stream.Loop, fd int, remote netip.AddrPort, early []byte) {
 	s.options.Metrics.connections.Inc()
 	sl := s.loops[l.Index]
-	sl.serve(fd, remote, early, sl.now())
+	if c := sl.serve(fd, remote, early, sl.now()); c != nil {
+		c.offer()
+	}
 }
 
 // Take is Serve for a connection that another server has given away: it was counted when it
@@ -149,17 +151,19 @@ func (s *Server) Take(l *stream.Loop, i Idle) {
 	sl.serve(i.FD, i.Remote, i.Early, i.Since.Sub(s.epoch))
 }
 
-func (sl *serverLoop) serve(fd int, remote netip.AddrPort, early []byte, since time.Duration) {
+// serve returns nil if the connection has ended.
+func (sl *serverLoop) serve(fd int, remote netip.AddrPort, early []byte, since time.Duration) *serverConn {
 	c := &serverConn{on: sl, remote: remote, began: sl.now(), idle: true, idleSince: since}
 	sl.add(c)
 	switch {
 	case sl.closed:
 	case sl.adopt(c, fd):
 		c.preload(early)
-		return
+		return c
 	}
 	sl.remove(c, endedByUs)
 	unix.Close(fd)
+	return nil
 }
 
 // adopt puts fd on the loop, as c's.

@@ -1311,6 +1311,19 @@ func TestIdleConnectionsAreHandedOver(t *testing.T) {
 	idle.wantEOF()
 }
 
+// A connection that is served only while idle ones are given away, as one that has waited for
+// something else before, goes as well.
+func TestAConnectionThatComesGoesOverToo(t *testing.T) {
+	t.Parallel()
+	s := serve(t, config.ListenerLimits{}, echo(t))
+	var k taken
+	s.HandOver(k.give)
+	streamtest.Do(s.loop, func() {})
+	s.dial()
+	k.wait(t, 1)
+	s.wantOpen(0)
+}
+
 func TestATakenConnectionsIdleTimeGoesOn(t *testing.T) {
 	t.Parallel()
 	s := serve(t, config.ListenerLimits{IdleTimeout: time.Minute}, echo(t))

@@ -261,7 +261,7 @@ func (l *listener) letGo() {
 // give deals a connection to a loop. The others have theirs by dealOut.
 func (l *listener) give(c accepted) {
 	if n := l.deal(); n == 0 {
-		l.serve(l.loops[0], c.fd, c.remote, nil)
+		l.arrive(l.loops[0], c)
 	} else {
 		l.acceptor.batches[n] = append(l.acceptor.batches[n], c)
 	}
@@ -284,7 +284,7 @@ func (l *listener) dealOut() {
 
 func (l *listener) serveAll(loop *stream.Loop, batch []accepted) {
 	for _, c := range batch {
-		l.serve(loop, c.fd, c.remote, nil)
+		l.arrive(loop, c)
 	}
 }
 

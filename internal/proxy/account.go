@@ -181,6 +181,8 @@ func (r *request) upgradeOutcome(err error) upgradeOutcome {
 		return upgraded
 	case r.responded:
 		return rejected
+	case isOverflow(err):
+		return overflowed
 	case !r.called && r.cause == nil:
 		return unreachable
 	}
@@ -241,8 +243,7 @@ func (r *request) tunnelOpened() any {
 	r.metrics.handshake.Observe(int64(took))
 	r.routeMetrics.tunnels.Inc()
 	r.routeMetrics.active.Add(1)
-	r.endpoint.TunnelOpened()
-	r.endpoint.Tunnels.Count(1)
+	r.endpoint.TunnelOpened(&r.call)
 	if r.m.options.AccessLog == nil {
 		return nil
 	}

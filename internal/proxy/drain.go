@@ -33,6 +33,7 @@ func (g *generation) drain(removed []string, hold, passage time.Duration) {
 		return
 	}
 	g.phase = draining
+	g.clusters.SetDraining(true)
 	g.vault.serving.Store(false)
 	g.stopAccepting(removed)
 	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
@@ -55,6 +56,7 @@ func (g *generation) resume() error {
 	}
 	g.openAccessLogs() // for their ends
 	g.phase, g.resumed = draining, true
+	g.clusters.SetDraining(true)
 	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
 	g.memory.Want()
 	g.log.Info("resuming the tunnels of a dead generation")
@@ -108,7 +110,7 @@ func (g *generation) onLimit() (end bool) {
 		g.limit.Reset(endMargin)
 	}
 	for _, l := range g.listeners {
-		l.server.Close()
+		l.cut()
 	}
 	return false
 }

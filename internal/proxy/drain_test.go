@@ -16,6 +16,7 @@ import (
 	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/task"
 	"holdfast/internal/tunnel"
+	"holdfast/internal/upstream"
 )
 
 // answers is a handler that answers at once.
@@ -57,8 +58,8 @@ func TestWhoComesFromAnEmptiedQueueHearsThatItsAnswerIsTheLast(t *testing.T) {
 			cfg := new(config.Config)
 			cfg.Drain.IdleGrace = time.Hour
 			g := &generation{
-				vault: newVault(nil, 0),
-				cfg:   cfg, log: log, phase: serving, changed: make(chan struct{}, 1), sockets: map[string]int{},
+				vault: newVault(nil, 0), clusters: new(upstream.Clusters),
+				cfg: cfg, log: log, phase: serving, changed: make(chan struct{}, 1), sockets: map[string]int{},
 				tunnels: tunnel.NewSet(tunnel.Options{Log: log}), limit: time.NewTimer(time.Hour),
 			}
 			g.handover = newHandover(g)

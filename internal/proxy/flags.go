@@ -30,6 +30,7 @@ var flagsOf = [...]struct {
 	{errNoAuthority, flags.InvalidHeader},
 	{errTryTimeout, flags.UpstreamTimeout},
 	{errResponseTimeout, flags.UpstreamTimeout},
+	{errPendingTimeout, flags.UpstreamTimeout},
 	{errHandshakeTimeout, flags.UpstreamTimeout},
 	{errUnasked101, flags.UpstreamProtocol},
 	{errImproper101, flags.UpstreamProtocol},
@@ -51,7 +52,7 @@ func flagsOfFailure(err error) flags.Set {
 	if _, ok := errors.AsType[*upstream.ConnectError](err); ok {
 		return flags.UpstreamFailure
 	}
-	if errors.Is(err, errCrowded) {
+	if errors.Is(err, errCrowded) || isOverflow(err) {
 		return flags.UpstreamOverflow
 	}
 	if b, ok := errors.AsType[bodyError](err); ok {
@@ -117,4 +118,7 @@ var flagsOfEnd = map[tunnel.Reason]flags.Set{
 	tunnel.LostInCrash:     flags.LocalReset,
 	tunnel.Quarantined:     flags.LocalReset,
 	tunnel.RouteRemoved:    flags.LocalReset,
+
+	tunnel.EndpointRemoved:   flags.LocalReset,
+	tunnel.EndpointUnhealthy: flags.LocalReset,
 }

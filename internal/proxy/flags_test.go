@@ -13,6 +13,7 @@ var flagsOfRequests = map[string]string{
 	"an endpoint that refuses connections":                                    "UF",
 	"an endpoint that never answers to a connection":                          "UF",
 	"a cluster that is not there":                                             "NC",
+	"a cluster without an endpoint":                                           "UH",
 	"an endpoint that does not answer in time":                                "UT",
 	"an endpoint that takes its time to be connected to, and does not answer": "UT",
 	"an endpoint that says nothing, and no timeout but the idle one":          "SI",

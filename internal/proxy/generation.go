@@ -2,8 +2,8 @@
 // drain of both.
 //
 // A generation is a process that the supervisor starts and commands over the
-// control channel ([Run]). It opens no listening socket and reads no file: both
-// come over the channel. One goroutine, the loop in [generation.run], owns its
+// control channel ([Run]). It opens no listening socket and no file of its own: both
+// come over the channel, but for the files that clusters follow. One goroutine, the loop in [generation.run], owns its
 // state. It outlives its supervisor and is adopted by another one, see adoption.go.
 //
 // Connections do not live there but on event loops, one for each processor (loops.go). The
@@ -102,6 +102,9 @@ type generation struct {
 	known    map[string][]netip.Addr // what names of endpoints stand for; see control.Learnt
 	values   dynamic.Set             // what the supervisor may override
 
+	inherited *control.ClusterStates // what the generation before knew of its clusters; nil: there was none
+	urgent    bool                   // that one is dead
+
 	runtimeKeys map[string][]string // where each key of values stands in the configuration
 
 	// Set by build, which is over when the loop has had its result.
@@ -111,6 +114,8 @@ type generation struct {
 	manager   *Manager
 	listeners []*listener
 	elsewhere *listener // stands for those of other configurations whose tunnels are here
+
+	clusterTalk clusterTalk
 
 	vault    *vault
 	handover *handover
@@ -177,7 +182,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := conn.Send(&control.Message{Type: control.TypeHello, Hello: &hello}, sendTimeout); err != nil {
 		return err
 	}
-	bundle, counts, err := receiveBundle(conn)
+	bundle, counts, states, err := receiveBundle(conn)
 	if err != nil {
 		return err
 	}
@@ -193,6 +198,10 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		logger.Log.Error("what this generation counts is not shown", "err", err)
 	}
+	inherited, err := inheritClusters(states)
+	if err != nil {
+		logger.Log.Error("what the generation before knew of its clusters cannot be read", "err", err)
+	}
 	var known map[string][]netip.Addr
 	if bundle.Learnt != nil {
 		known = bundle.Learnt.Addresses
@@ -202,6 +211,7 @@ func Run(ctx context.Context, o Options) error {
 		log: logger.Log, level: logger.Level, dropped: logger.Dropped, registry: registry, known: known, runtimeKeys: runtimeKeys,
 		seek:     seeking{reunite: o.Reunite, path: bundle.Rendezvous, key: bundle.Key},
 		messages: make(chan received), found: make(chan *control.Conn), built: make(chan error, 1), changed: make(chan struct{}, 1),
+		inherited: inherited, urgent: bundle.Urgent,
 		fence: fence.New(bundle.Epoch), channels: make(map[fence.Channel]*channel), kept: make(map[string]int),
 		sockets: make(map[string]int), logFiles: make(map[string]*os.File), process: newProcess(registry),
 		memory: scavenge.New(time.Now()), releaseMemory: scavenge.Release,
@@ -213,28 +223,35 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func newHello() control.Hello {
-	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion, Passage: control.PassageVersion, Runtime: control.RuntimeVersion}
+	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion, Passage: control.PassageVersion, Runtime: control.RuntimeVersion, Clusters: control.ClustersVersion}
 }
 
 // receiveBundle waits for what the generation is to run; nothing else means
 // anything before. The supervisor bounds the wait: it kills what is not ready in
-// time. counts is the memory file to count in, -1 from a supervisor that sends none.
-func receiveBundle(conn *control.Conn) (bundle *control.Bundle, counts int, err error) {
+// time. counts is the memory file to count in, -1 from a supervisor that sends none, and
+// states what the generation before knew of its clusters, -1 where nobody knows.
+func receiveBundle(conn *control.Conn) (bundle *control.Bundle, counts, states int, err error) {
 	for {
 		m, fds, err := conn.Receive()
 		if err != nil {
-			return nil, -1, fmt.Errorf("wait for the bundle: %w", err)
+			return nil, -1, -1, fmt.Errorf("wait for the bundle: %w", err)
 		}
 		if m.Type == control.TypeBundle && len(fds) > 0 {
-			counts := -1
-			if len(fds) > 1 {
-				counts = fds[1]
-			}
+			fds = append(fds, -1, -1)
 			bundle := new(control.Bundle)
-			return bundle, counts, control.ReadPayload(fds[0], bundle)
+			return bundle, fds[1], fds[2], control.ReadPayload(fds[0], bundle)
 		}
 		control.CloseAll(fds)
 	}
+}
+
+// inheritClusters reads what the generation before knew of its clusters; fd -1: nothing. With
+// an error there is nothing of use, which hinders nobody.
+func inheritClusters(fd int) (*control.ClusterStates, error) {
+	if fd < 0 {
+		return nil, nil
+	}
+	return control.ReadClusterStates(fd)
 }
 
 // openRegistry returns a registry in the memory file counts, or, with an error if
@@ -337,14 +354,22 @@ func (g *generation) build(ctx context.Context) error {
 	for _, s := range loops.streams {
 		s.LimitPipes(max(bodyPipes/len(loops.streams), 1), descriptors.allow)
 	}
-	clusters, err := upstream.New(ctx, g.cfg, g.known, g.registry, loops.streams, descriptors.allow)
+	clusters, err := upstream.New(ctx, upstream.Options{
+		Config: g.cfg, Known: g.known, Inherited: g.inherited, Urgent: g.urgent, Metrics: g.registry, Loops: loops.streams,
+		Values: &g.values, Log: g.log, MayHave: descriptors.allow,
+	})
 	if err != nil {
 		return errors.Join(err, loops.stop())
 	}
 	g.clusters, g.loops = clusters, loops
 	g.tunnels = tunnel.NewSet(tunnel.Options{
 		Log: g.log, OnEnd: g.onTunnelEnd, OnMoved: g.onTunnelMoved, Metrics: g.registry, MayHave: descriptors.allow, Loops: loops.all, Vault: g.vault,
+		Verdict: tunnel.Verdict{
+			Of:   func(o *tunnel.Origin) tunnel.Reason { return verdict(clusters, o) },
+			Over: g.cfg.Drain.CloseSpread,
+		},
 	})
+	clusters.Watch(g.endpointChanged)
 	loops.run()
 	g.manager = NewManager(ManagerOptions{
 		Routes: route.New(g.cfg, &g.values), Clusters: clusters, Listeners: g.cfg.HTTPListeners, Loops: len(loops.streams), Tunnels: g, Log: g.log, Metrics: g.registry,
@@ -353,14 +378,20 @@ func (g *generation) build(ctx context.Context) error {
 	for i, cfg := range g.cfg.HTTPListeners {
 		l := newListener(cfg, g.cfg.Listeners[i].Key(), loops.streams, g.log, g.registry, g.notice)
 		l.descriptors = descriptors
-		l.serveBy(http1.NewServer(http1.ServerOptions{
-			Limits: cfg.Limits, Scheme: "http", Listener: cfg.Name, Server: cfg.Server.Name, Handler: g.manager, Log: g.log,
-			Metrics: http1.NewServerMetrics(g.registry, cfg.Name), Loops: loops.streams, Refused: g.manager.Refused, Ended: l.ended,
-		}))
-		g.handover.add(l)
+		if cfg.TCP != nil {
+			l.relayBy(g.manager.NewTCPServer(cfg.Name, loops.streams, l.ended))
+		} else {
+			l.serveBy(http1.NewServer(http1.ServerOptions{
+				Limits: cfg.Limits, Scheme: "http", Listener: cfg.Name, Server: cfg.Server.Name, Handler: g.manager, Log: g.log,
+				Metrics: http1.NewServerMetrics(g.registry, cfg.Name), Loops: loops.streams, Refused: g.manager.Refused, Ended: l.ended,
+			}))
+			g.handover.add(l)
+		}
 		g.listeners = append(g.listeners, l)
 	}
 	g.elsewhere = &listener{descriptors: descriptors}
+	clusters.Run()
+	clusters.Warm(ctx)
 	descriptors.built()
 	return nil
 }
@@ -442,6 +473,13 @@ func (g *generation) do(ctx context.Context, r received) {
 		return
 	case control.TypeValues:
 		g.sayValues(r)
+	case control.TypeClusters:
+		g.sayClusters(r, func() any { return g.clusters.State() })
+	case control.TypeLoads:
+		g.sayClusters(r, func() any { return g.clusters.Loads() })
+	case control.TypeElsewhere:
+		g.hearElsewhere(r)
+		return
 	case control.TypeResume:
 		g.answer(r, control.Message{}, g.resume())
 	case control.TypeMove:
@@ -544,6 +582,7 @@ func (g *generation) serve() error {
 		}
 	}
 	g.dropSockets()
+	g.clusters.SetDraining(false)
 	g.vault.stay()
 	g.handover.stay()
 	g.tunnels.Undrain()
@@ -565,7 +604,7 @@ func (g *generation) status() *control.Status {
 	}
 	for _, l := range g.listeners {
 		l.queue.sample(l.fd)
-		st.Connections += l.server.Connections()
+		st.Connections += l.server.Connections() + l.heralds.connections()
 		st.Requests += l.server.Requests()
 	}
 	st.Tunnels, st.OldestTunnel = g.tunnels.Summary()
@@ -640,7 +679,7 @@ func (g *generation) endMirrors() {
 // moment to end.
 func (g *generation) cutConnections() {
 	for _, l := range g.listeners {
-		l.server.Close()
+		l.cut()
 	}
 	within := time.After(closeTime)
 	for slices.ContainsFunc(g.listeners, func(l *listener) bool { return l.connections() > 0 }) {

@@ -188,7 +188,9 @@ func (h *handover) take(fds []int) error {
 	}
 	t := &taker{h: h, p: p, listeners: make(map[string]*listener)}
 	for _, l := range h.g.listeners {
-		t.listeners[l.key] = l
+		if l.passes {
+			t.listeners[l.key] = l
+		}
 	}
 	h.takes[t] = true
 	h.talks.Go(t.talk)

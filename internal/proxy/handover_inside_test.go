@@ -185,3 +185,30 @@ func TestAConnectionIsDeclinedForWhichThereIsNoDescriptor(t *testing.T) {
 		t.Errorf("it is not closed: %d, %v", n, err)
 	}
 }
+
+// What a listener at the same address has relayed before, or is to relay now, is no idle
+// connection of HTTP.
+func TestAListenerThatRelaysTakesNoIdleConnections(t *testing.T) {
+	t.Parallel()
+	g := passer(t)
+	g.phase = serving
+	l := newListener(config.Listener{Name: "b"}, "relays", g.loops.streams, g.log, nil, g.notice)
+	l.relayBy(new(TCPServer))
+	g.listeners = append(g.listeners, l)
+	a, b, err := control.Ends()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := control.NewPassage(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.handover.take([]int{a}); err != nil {
+		t.Fatal(err)
+	}
+	if keys, err := p.ReceiveKeys(); err != nil || len(keys) != 1 || keys[0] != "key" {
+		t.Errorf("it takes those of %v, %v", keys, err)
+	}
+	p.Close()
+	g.handover.on(<-g.handover.events)
+}

@@ -28,7 +28,8 @@ type listener struct {
 	cfg     config.Listener
 	key     string
 	loops   []*stream.Loop // the first one accepts, and all of them serve in turn
-	server  *http1.Server
+	server  server
+	passes  bool // its idle connections may go to another generation
 	log     *slog.Logger
 	notice  func() // tells the generation's loop that the server has no connection any more
 	metrics acceptMetrics
@@ -39,6 +40,7 @@ type listener struct {
 	serve func(l *stream.Loop, fd int, remote netip.AddrPort, early []byte)
 	goOn  func(l *stream.Loop, i http1.Idle)
 
+	heralds     *heralds     // what reads PROXY headers; nil: there are none
 	descriptors *descriptors // of the process; nil: there are always enough
 
 	failing, full episode // accepting fails; there is no room
@@ -56,15 +58,34 @@ type listener struct {
 }
 
 func newListener(cfg config.Listener, key string, loops []*stream.Loop, log *slog.Logger, r *metrics.Registry, notice func()) *listener {
-	return &listener{
+	l := &listener{
 		cfg: cfg, key: key, loops: loops, log: log.With("listener", cfg.Name), notice: notice,
 		metrics: newAcceptMetrics(r, cfg.Name), queue: newQueueMetrics(r, cfg.Name),
 		fd: -1, acceptor: acceptor{aside: accepted{fd: -1}, batches: make([][]accepted, len(loops))},
 	}
+	l.announced(r)
+	return l
+}
+
+// server is what has the connections of a listener: an [http1.Server], or what relays them as
+// they are. Its methods are as those of the former.
+type server interface {
+	Drain(idleGrace time.Duration)
+	Retire(grace time.Duration)
+	Resume()
+	HandOver(give func(*stream.Loop, http1.Idle) bool)
+	Close()
+	Connections() int
+	Requests() int
 }
 
 // serveBy has connections served by a server, which calls ended.
-func (l *listener) serveBy(s *http1.Server) { l.server, l.serve, l.goOn = s, s.Serve, s.Take }
+func (l *listener) serveBy(s *http1.Server) {
+	l.server, l.serve, l.goOn, l.passes = s, s.Serve, s.Take, true
+}
+
+// relayBy has them relayed by one, which does the same.
+func (l *listener) relayBy(s *TCPServer) { l.server, l.serve = s, s.Serve }
 
 // accept begins to accept from fd, which does not block and which the listener owns from
 // now on.

@@ -178,9 +178,14 @@ func (l *loops) stop() (err error) {
 	return err
 }
 
-// largestBuffer is the most that a direction of any tunnel may hold; 0: no route makes
+// largestBuffer is the most that a direction of any tunnel may hold; 0: nothing makes
 // tunnels.
 func largestBuffer(c *config.Config) (most int64) {
+	for _, l := range c.HTTPListeners {
+		if l.TCP != nil {
+			most = max(most, l.TCP.Tunnels.Buffer)
+		}
+	}
 	for _, vh := range c.VirtualHosts {
 		for _, r := range vh.Routes {
 			if r.MakesTunnels() {

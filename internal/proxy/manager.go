@@ -40,6 +40,7 @@ import (
 type Manager struct {
 	options   ManagerOptions
 	listeners map[string]*side
+	relays    map[string]*tcpListener
 	retries   map[*route.Route]*retryPolicy
 	mirrors   map[*route.Route]*mirrorPolicy
 	budgets   map[string]*retryBudget // by cluster
@@ -122,7 +123,7 @@ func (l *perLoop) trim(loop *stream.Loop) {
 type ManagerOptions struct {
 	Routes    *route.Table
 	Clusters  *upstream.Clusters
-	Listeners []config.Listener // whose forwarding fields are believed
+	Listeners []config.Listener // whose forwarding fields are believed; and those that relay connections
 	Loops     int               // how many there are; 0 means 1
 	Tunnels   TunnelStarter
 	Log       *slog.Logger
@@ -151,7 +152,9 @@ func NewManager(o ManagerOptions) *Manager {
 	if o.Random == nil {
 		o.Random = rand.Uint64
 	}
-	m := &Manager{options: o, listeners: make(map[string]*side, len(o.Listeners)), adoptions: make(map[provenance]adoption)}
+	m := &Manager{options: o, listeners: make(map[string]*side, len(o.Listeners)), relays: make(map[string]*tcpListener), adoptions: make(map[provenance]adoption)}
+	m.addRelays()
+	o = m.options
 	chains := filter.New(filter.Options{
 		Routes: o.Routes.Routes(), Listeners: o.Listeners, Clusters: o.Clusters, Values: o.Values, Metrics: o.Metrics,
 	})

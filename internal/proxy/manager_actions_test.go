@@ -205,6 +205,14 @@ var applies = map[string]applying{
 		ask:   func(c *client) { c.asks("X: " + strings.Repeat("x", 1000)) },
 		shows: func(x *trial) bool { return x.c.status() == 431 },
 	},
+	"priority": {
+		route: func(r *config.Route, f *farm) {
+			r.Priority = config.PriorityHigh
+			f.limits[config.PriorityHigh][config.LimitedRequests].Set = true // at 0
+			f.limits[config.PriorityHigh][config.LimitedTunnels].Set = true
+		},
+		shows: func(x *trial) bool { return x.c.status() == 503 && x.c.answer.Fields.Has("Holdfast-Overloaded") },
+	},
 	"request_headers": {
 		route: func(r *config.Route, _ *farm) { r.RequestHeaders = set("X-Set", "%PROTOCOL%") },
 		shows: func(x *trial) bool { return slices.Equal(linesOf(x.sent().Fields, "X-Set"), []string{"HTTP/1.1"}) },

@@ -66,6 +66,7 @@ func (p *plain) renew() {
 
 func (p *plain) Request() *exchange.Request                  { return &p.request }
 func (p *plain) Downstream() *exchange.Downstream            { return &p.down }
+func (p *plain) Local() netip.AddrPort                       { return netip.AddrPort{} }
 func (p *plain) Loop() *stream.Loop                          { return p.loop }
 func (p *plain) Over() error                                 { return nil }
 func (p *plain) OnOver(exchange.Watcher)                     {}
@@ -98,6 +99,7 @@ type plainUpstream struct {
 
 func (u *plainUpstream) Exchange() (exchange.Upstream, error)           { return u, nil }
 func (u *plainUpstream) Alive() bool                                    { return true }
+func (u *plainUpstream) PassOn() (p stream.Passed, err error)           { return p, net.ErrClosed }
 func (u *plainUpstream) Send(*task.Task, *exchange.Request) error       { return nil }
 func (u *plainUpstream) Write(*task.Task, []byte) error                 { return nil }
 func (u *plainUpstream) Receive(*task.Task) (*exchange.Response, error) { return &u.response, nil }
@@ -253,11 +255,11 @@ var oneCluster = []config.Cluster{{Name: "web", IdleTimeout: time.Minute, Endpoi
 // managerOf is manager for another configuration.
 func (p *plain) managerOf(t testing.TB, cfg *config.Config) *proxy.Manager {
 	counted := metrics.NewRegistry()
-	clusters, err := upstream.NewOn(t.Context(), cfg, nil, counted, []*stream.Loop{p.loop}, upstream.Network{
+	clusters, err := upstream.New(t.Context(), upstream.Options{Config: cfg, Metrics: counted, Loops: []*stream.Loop{p.loop}, Network: upstream.Network{
 		Connect: func(_ *task.Task, _ *stream.Loop, _, _ string, _ time.Time, _ *upstream.Attempt, owner upstream.Owner) (upstream.Conn, error) {
 			return &plainUpstream{p, owner}, nil
 		},
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -149,6 +149,7 @@ func (c *client) wait() *client {
 
 func (c *client) Request() *exchange.Request       { return c.request }
 func (c *client) Downstream() *exchange.Downstream { return &c.down }
+func (c *client) Local() netip.AddrPort            { return netip.MustParseAddrPort("10.0.0.80:8080") }
 func (c *client) Loop() *stream.Loop               { return c.loop }
 func (c *client) Over() error                      { return context.Cause(c.ctx) }
 func (c *client) Trailers() exchange.Fields        { return c.more }
@@ -393,7 +394,8 @@ func (c *originConn) Exchange() (exchange.Upstream, error) {
 	return o, nil
 }
 
-func (c *originConn) Alive() bool { return true }
+func (c *originConn) Alive() bool                    { return true }
+func (c *originConn) PassOn() (stream.Passed, error) { return stream.Passed{}, net.ErrClosed }
 func (c *originConn) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -596,6 +598,7 @@ type farm struct {
 	connect  map[string]func(ctx context.Context) error // by address; nil: succeeds
 	cluster  map[string][]string                        // endpoints by cluster
 	budget   config.RetryBudget                         // of each cluster
+	limits   config.Breakers                            // of each cluster
 	options  func(o *proxy.ManagerOptions)
 	change   func(*config.Config) // what the manager is built from
 	listener string               // whose proxies are trusted
@@ -603,6 +606,7 @@ type farm struct {
 
 	mu        sync.Mutex
 	attempts  []string
+	headers   []string // that connections begin with
 	exchanges []*origin
 	tunnels   []tunnel.Spec
 	log       strings.Builder
@@ -655,7 +659,7 @@ func (f *farm) manager() *manager {
 			Name: "site", Listeners: []string{"public"}, Domains: []string{"a.example", "b.example", "[::1]"}, Routes: f.routes, Edits: f.hosts}},
 	}
 	for name, endpoints := range f.cluster {
-		c := config.Cluster{Name: name, ConnectTimeout: connectTimeout, RetryBudget: f.budget, Edits: f.clusters}
+		c := config.Cluster{Name: name, ConnectTimeout: connectTimeout, RetryBudget: f.budget, Breakers: f.limits, Edits: f.clusters}
 		for _, e := range endpoints {
 			c.Endpoints = append(c.Endpoints, config.Endpoint{Address: e})
 		}
@@ -664,7 +668,7 @@ func (f *farm) manager() *manager {
 	if f.change != nil {
 		f.change(cfg)
 	}
-	clusters, err := upstream.NewOn(f.t.Context(), cfg, nil, f.registry, []*stream.Loop{f.loop}, upstream.Network{
+	clusters, err := upstream.New(f.t.Context(), upstream.Options{Config: cfg, Metrics: f.registry, Loops: []*stream.Loop{f.loop}, Network: upstream.Network{
 		Lookup: func(_ context.Context, name string) ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("10.0.9.9")}, nil
 		},
@@ -674,7 +678,7 @@ func (f *farm) manager() *manager {
 			}
 			return &originConn{farm: f, address: address, owner: owner}, nil
 		},
-	})
+	}})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -698,6 +702,9 @@ func (i interrupter) Interrupt(err error) { i(err) }
 func (f *farm) dial(t *task.Task, address string, until time.Time, a *upstream.Attempt) (err error) {
 	f.mu.Lock()
 	f.attempts = append(f.attempts, address)
+	if h := a.Header(); h != nil {
+		f.headers = append(f.headers, string(h))
+	}
 	fail := f.connect[address]
 	f.mu.Unlock()
 	if fail == nil {

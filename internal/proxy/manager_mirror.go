@@ -18,6 +18,7 @@ import (
 	"holdfast/internal/stream"
 	"holdfast/internal/task"
 	"holdfast/internal/upstream"
+	"holdfast/internal/upstream/balance"
 )
 
 // Copies of a route's ordinary requests go to the mirror's cluster, in tasks of their own that
@@ -44,7 +45,7 @@ var (
 	routeMirrorsFailed = routeCounter("mirror_failures", "Copies of requests to which the route's mirror gave no complete response.")
 	routeMirrorDrops   = metrics.Define(metrics.Desc{
 		Name: "holdfast_route_mirror_drops_total",
-		Help: "Requests of which no copy was sent to the route's mirror although one was due, by the reason: the body is longer than mirror.buffer, or there are too many copies already.",
+		Help: "Requests of which no copy was sent to the route's mirror although one was due, by the reason: the body is longer than mirror.buffer, there are too many copies already, or a limit of the mirror's cluster was reached (overload), which is found out when the copy has been begun.",
 		Type: metrics.TypeCounter, Labels: []string{"virtual_host", "route", "reason"},
 	})
 )
@@ -55,7 +56,9 @@ type mirrorPolicy struct {
 	percent *dynamic.Value
 	limit   time.Duration // of a copy, from its beginning
 
-	mirrored, failures, tooLong, tooMany *metrics.Counter
+	priority config.Priority
+
+	mirrored, failures, tooLong, tooMany, overflows *metrics.Counter
 }
 
 // addMirrors makes those of all routes that have one.
@@ -78,12 +81,14 @@ func newMirrorPolicy(o *ManagerOptions, of *route.Route) *mirrorPolicy {
 		limit = shadowTime
 	}
 	return &mirrorPolicy{
-		Mirror: *c, limit: limit,
+		Mirror: *c, limit: limit, priority: of.Priority,
 		percent:  o.Values.New(c.Percent.Key, dynamic.Percent, c.Percent.Value, 0, dynamic.Whole),
 		mirrored: r.Counter(routeMirrored, virtualHost, name),
 		failures: r.Counter(routeMirrorsFailed, virtualHost, name),
 		tooLong:  r.Counter(routeMirrorDrops, virtualHost, name, "body too large"),
 		tooMany:  r.Counter(routeMirrorDrops, virtualHost, name, "too many"),
+
+		overflows: r.Counter(routeMirrorDrops, virtualHost, name, "overload"),
 	}
 }
 
@@ -125,6 +130,9 @@ func (r *request) mirror() {
 	r.copies = nil
 	s := &shadow{m: r.m, loop: r.loop, all: all, policy: p, body: append([]byte(nil), body...)}
 	s.head = shadowOf(r.head, len(body))
+	if c, ok := r.m.options.Clusters.Get(p.Cluster); ok && c.Announces() {
+		s.attempt.Announcement = r.announcement()
+	}
 	if all.live == nil {
 		all.live = make(map[*shadow]struct{})
 	}
@@ -186,7 +194,11 @@ type shadow struct {
 func (s *shadow) Run(t *task.Task) {
 	defer s.end()
 	s.loop.SetDeadline(&s.due, s, s.loop.Now().Add(s.policy.limit))
-	if err := s.send(t); err != nil {
+	switch err := s.send(t); {
+	case err == nil:
+	case isOverflow(err):
+		s.policy.overflows.Inc()
+	default:
 		s.policy.failures.Inc()
 		if log := s.m.options.Log; log.Enabled(context.Background(), slog.LevelDebug) {
 			log.Debug("a mirrored request was not answered", "cluster", s.policy.Cluster, "err", err)
@@ -230,16 +242,13 @@ func (s *shadow) send(t *task.Task) error {
 	if !ok {
 		return errNoCluster
 	}
-	round := cluster.Round()
-	if s.endpoint = round.Next(); s.endpoint == nil {
-		return errNoEndpoint
-	}
-	up, err := s.endpoint.Get(t, s.loop, &s.attempt)
+	s.attempt.Priority = s.policy.priority
+	up, err := s.connect(t, cluster)
 	if err != nil {
 		return err
 	}
 	s.up = up
-	s.endpoint.Begin(s.loop, &s.call)
+	s.endpoint.Begin(s.loop, &s.attempt, &s.call)
 	outcome := upstream.Cancelled // by a panic
 	defer func() {
 		s.close()
@@ -258,6 +267,23 @@ func (s *shadow) send(t *task.Task) error {
 		outcome = upstream.Reset
 	}
 	return err
+}
+
+// connect begins an exchange with one of the endpoints.
+func (s *shadow) connect(t *task.Task, cluster *upstream.Cluster) (up exchange.Upstream, err error) {
+	err = errNoEndpoint
+	round := cluster.Round(balance.Query{})
+	for range cluster.ConnectAttempts() {
+		e := round.Next()
+		if e == nil || s.cause != nil {
+			break
+		}
+		s.endpoint = e
+		if up, err = e.Get(t, s.loop, &s.attempt); err == nil || isOverflow(err) {
+			return up, err
+		}
+	}
+	return nil, err
 }
 
 // converse is one request and its response.
@@ -282,6 +308,7 @@ func (s *shadow) converse(t *task.Task, up exchange.Upstream) error {
 			return errUnasked101
 		case resp.Status >= 200:
 			s.call.Answered(resp.Status)
+			s.endpoint.Heed(resp)
 			return s.forget(t, up)
 		}
 	}

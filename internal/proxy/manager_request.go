@@ -16,10 +16,8 @@ import (
 	"holdfast/internal/stream"
 	"holdfast/internal/task"
 	"holdfast/internal/upstream"
+	"holdfast/internal/upstream/balance"
 )
-
-// maxAttempts is how many endpoints are tried until one is connected.
-const maxAttempts = 3
 
 // replyTimeout is how long a client may take to make room for an answer of our own.
 // The answer is small, but a client that sends requests and reads no answers has
@@ -29,7 +27,7 @@ const replyTimeout = 10 * time.Second
 // Why a request has failed, where no codec or kernel said it.
 var (
 	errNoCluster        = errors.New("no such cluster")
-	errNoEndpoint       = errors.New("the cluster has no endpoint")
+	errNoEndpoint       = errors.New("the cluster has no healthy endpoint")
 	errResponseTimeout  = errors.New("no response within the route's timeout")
 	errHandshakeTimeout = errors.New("no answer to the upgrade within its handshake_timeout")
 	errUnasked101       = errors.New("a 101 that nobody asked for")
@@ -115,6 +113,7 @@ type transit struct {
 	givenUp    bool     // nobody wants the rest of the request body
 	clientDue  bool     // the client's next bytes are waited for
 	clientSlow bool     // the client takes no more
+	overloaded bool     // it failed by a limit of its cluster
 	spliced    splicing // the response's body
 
 	own       exchange.Response // an answer of our own
@@ -249,15 +248,24 @@ func (r *request) connect(open opener) (exchange.Upstream, error) {
 	err := errNoEndpoint
 	attempts := 0
 	round := &r.tries.round
-	cluster.Again(round)
+	cluster.Again(round, r.query())
+	if cluster.Announces() {
+		r.attempt.Announcement = r.announcement()
+	}
+	r.attempt.Priority = r.route.Priority
+	r.limitPending(cluster)
+	defer r.endPending()
 	for e := round.Next(); e != nil; e = round.Next() {
 		r.endpoint = e
 		var up exchange.Upstream
 		if up, err = open(e, r.task, r.loop, &r.attempt); err == nil {
 			return up, nil
 		}
+		if isOverflow(err) {
+			return nil, err // which would be so with every endpoint
+		}
 		r.m.notConnected(err)
-		if attempts++; attempts == maxAttempts || r.cause != nil {
+		if attempts++; attempts == cluster.ConnectAttempts() || r.cause != nil {
 			break
 		}
 		if r.logs(slog.LevelDebug) {
@@ -265,16 +273,21 @@ func (r *request) connect(open opener) (exchange.Upstream, error) {
 		}
 	}
 	if r.cause == nil {
-		cluster.Exhausted()
+		cluster.Unserved(err != errNoEndpoint)
 	}
 	return nil, err
+}
+
+// query is what the choice of an endpoint may depend on.
+func (r *request) query() balance.Query {
+	return balance.Query{Hash: r.aim.hash, Hashed: r.aim.hashed}
 }
 
 // use begins what is counted of a request that its endpoint is given.
 func (r *request) use(up exchange.Upstream) {
 	r.up = up
 	r.called = true
-	r.endpoint.Begin(r.loop, &r.call)
+	r.endpoint.Begin(r.loop, &r.attempt, &r.call)
 }
 
 // leave ends what use has begun. Nobody reads the request's body any more then, unless the
@@ -287,7 +300,11 @@ func (r *request) leave(err error) {
 		r.detachUpload()
 	}
 	r.closeUpstream()
-	r.call.End(r.outcome(err))
+	outcome := r.outcome(err)
+	if outcome == upstream.Reset && r.tries.next == repeat {
+		outcome = upstream.Stale
+	}
+	r.call.End(outcome)
 }
 
 // rewrite makes the head the one that the chosen endpoint gets.
@@ -317,6 +334,7 @@ func (r *request) receive(up exchange.Upstream) (*exchange.Response, error) {
 				r.upstreamTime = r.loop.Now().Sub(r.began)
 			}
 			r.call.Answered(resp.Status)
+			r.endpoint.Heed(resp)
 			return resp, nil
 		}
 		if err := r.x.Inform(r.task, resp); err != nil {
@@ -398,7 +416,7 @@ func (r *request) failed(err error) {
 		err = over
 	}
 	switch err {
-	case errResponseTimeout, errHandshakeTimeout:
+	case errResponseTimeout, errPendingTimeout, errHandshakeTimeout:
 		r.routeMetrics.timeouts.Inc()
 	case errIdleClient, errIdleReader, errIdleUpstream:
 		r.routeMetrics.idleTimeouts.Inc()
@@ -431,6 +449,7 @@ func (r *request) failed(err error) {
 	default:
 		status, why := answerTo(err)
 		r.flag(flagsOfFailure(err))
+		r.overloaded = isOverflow(err)
 		r.refuse(status, why, err.Error())
 	}
 }
@@ -444,7 +463,7 @@ func answerTo(err error) (status int, why refusal) {
 		}
 		return 503, refusedUnreachable
 	}
-	if errors.Is(err, errCrowded) {
+	if errors.Is(err, errCrowded) || isOverflow(err) {
 		return 503, refusedOverload
 	}
 	if b, ok := errors.AsType[bodyError](err); ok {
@@ -464,7 +483,7 @@ func answerTo(err error) (status int, why refusal) {
 		return 503, refusedUnreachable
 	case errIdleClient:
 		return 408, refusedSlow
-	case errResponseTimeout, errHandshakeTimeout, errTryTimeout, errIdleUpstream:
+	case errResponseTimeout, errPendingTimeout, errHandshakeTimeout, errTryTimeout, errIdleUpstream:
 		return 504, refusedUpstreamSlow
 	}
 	if isInvalid(err) {
@@ -492,5 +511,9 @@ func (r *request) refuse(status int, why refusal, reason string) {
 	r.reason = reason
 	r.flag(flagsOfRefused[why])
 	r.metrics.refused[why].Inc()
-	r.reply(answer{status: status})
+	a := answer{status: status}
+	if r.overloaded {
+		a.fields = append(r.ownFields[:0], exchange.Field{Name: overloadedField, Value: "true"})
+	}
+	r.reply(a)
 }

@@ -48,7 +48,7 @@ var (
 	routeRetries          = routeCounter("retries", "Times that a request was given to its cluster once more because the route's retry says so.")
 	routeRetrySuccesses   = routeCounter("retry_successes", "Requests that were answered by a retry with what is no reason for another one.")
 	routeRetryLimits      = routeCounter("retry_limit_exceeded", "Requests that were not tried again because that was done retry.attempts times.")
-	routeRetryOverflows   = routeCounter("retry_overflows", "Requests that were not tried again because the retry_budget of their cluster was used up.")
+	routeRetryOverflows   = routeCounter("retry_overflows", "Requests that were not tried again because the retry_budget of their cluster was used up, or its limits.retries.")
 	routeRetriesAbandoned = routeCounter("retries_abandoned", "Requests that were not tried again because their body is longer than retry.buffer, or too much is kept of other bodies.")
 	routeTryTimeouts      = routeCounter("per_try_timeouts", "Tries that were given up because there was no response within retry.per_try_timeout.")
 )
@@ -106,7 +106,7 @@ func (p *retryPolicy) status(status int) bool {
 // failure says whether there being no response is one. What is no response ends as a 5xx, and
 // counts as that.
 func (p *retryPolicy) failure(err error) bool {
-	if err == errNoCluster || err == errNoEndpoint {
+	if err == errNoCluster || err == errNoEndpoint || isOverflow(err) {
 		return false
 	}
 	if _, gone := errors.AsType[goneError](err); gone {
@@ -217,13 +217,11 @@ func (r *request) mayRetry() bool {
 		return false
 	}
 	if r.tries.budget == nil {
-		b := r.m.budgets[r.cluster]
-		if !b.take() {
+		if !r.takeRetry() {
 			p.overflows.Inc()
 			r.flag(flags.UpstreamOverflow)
 			return false
 		}
-		r.tries.budget = b
 	}
 	r.tries.made++
 	p.retries.Inc()
@@ -291,13 +289,5 @@ func (r *request) limitTry() {
 func (r *request) endTry() {
 	if r.tries.policy != nil {
 		r.loop.DropAlarm(&r.tries.alarm)
-	}
-}
-
-// giveBack ends what the request has of its cluster's budget.
-func (r *request) giveBack() {
-	if r.tries.budget != nil {
-		r.tries.budget.give()
-		r.tries.budget = nil
 	}
 }

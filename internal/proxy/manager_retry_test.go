@@ -175,8 +175,8 @@ func TestARetryGoesToTheNextEndpoint(t *testing.T) {
 			t.Errorf("tried %v, want %v", f.addresses(), want)
 		}
 		f.wantRetries("retries 4\nretry_limit_exceeded 1")
-		get(t, "a.example", "/").start(m).wait() // the turn of others is not changed by that
-		if got := f.addresses()[5]; got != three[1] {
+		get(t, "a.example", "/").start(m).wait() // each try has taken a turn
+		if got := f.addresses()[5]; got != three[2] {
 			t.Errorf("the next request begins with %s", got)
 		}
 	})

@@ -146,7 +146,7 @@ func newSite(t *testing.T, options ...func(*site)) *site {
 			RetryBudget: config.RetryBudget{MinConcurrency: 100}, Endpoints: []config.Endpoint{{Address: endpoint}}}},
 	}
 	loops := []*stream.Loop{s.loop}
-	clusters, err := upstream.New(t.Context(), cfg, nil, s.counted, loops, nil)
+	clusters, err := upstream.New(t.Context(), upstream.Options{Config: cfg, Metrics: s.counted, Loops: loops})
 	if err != nil {
 		t.Fatal(err)
 	}

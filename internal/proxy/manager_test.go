@@ -64,7 +64,7 @@ func TestAnswersOfOurOwn(t *testing.T) {
 		{"no route", func(f *farm, _ *client) { f.routes = []config.Route{to("/elsewhere", "web")} }, 404, "no route"},
 		{"a redirect", func(_ *farm, c *client) { c.request.Target = "/old" }, 308, ""},
 		{"a cluster that is not there", func(f *farm, _ *client) { f.routes = []config.Route{to("/", "none")} }, 503, "no such cluster"},
-		{"a cluster without endpoints", func(f *farm, _ *client) { f.cluster["web"] = nil }, 503, "no endpoint"},
+		{"a cluster without endpoints", func(f *farm, _ *client) { f.cluster["web"] = nil }, 503, "no healthy endpoint"},
 		{"connection refused", func(f *farm, _ *client) { f.connect[first] = refused }, 503, "connection refused"},
 		{"connecting takes too long", func(f *farm, _ *client) { f.connect[first] = hangs }, 504, "no answer within 2s"},
 		{"nonsense from the upstream", func(f *farm, _ *client) { f.behave[first] = failing(bad) }, 502, "two lengths"},

@@ -12,6 +12,7 @@ import (
 	"holdfast/internal/stream"
 	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/tunnel"
+	"holdfast/internal/upstream"
 )
 
 // Connections and tunnels of all listeners count, as they come and as they go. A
@@ -21,7 +22,7 @@ func TestAGenerationGivesMemoryBackOnceForABurst(t *testing.T) {
 	var released atomic.Int64
 	log := slog.New(slog.DiscardHandler)
 	g := &generation{
-		vault: newVault(nil, 0),
+		vault: newVault(nil, 0), clusters: new(upstream.Clusters),
 		phase: serving, cfg: new(config.Config), log: log, changed: make(chan struct{}, 1),
 		tunnels: tunnel.NewSet(tunnel.Options{Log: log}), memory: scavenge.New(time.Now()), releaseMemory: func() { released.Add(1) },
 	}

@@ -65,7 +65,7 @@ var (
 	})
 	handshakeDuration = metrics.Define(metrics.Desc{
 		Name: "holdfast_tunnel_handshake_duration_seconds",
-		Help: "How long it took from a request to change to WebSocket until there was a tunnel.",
+		Help: "How long it took until there was a tunnel, from a request to change to WebSocket, or from the beginning of a connection that is relayed as it is.",
 		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"listener"}, Bounds: exchange.RequestBounds,
 	})
 )
@@ -132,7 +132,7 @@ const (
 	refusedFault // on purpose
 	refusedUnauthorized
 	refusedAuthorization // the authorization service could not be asked
-	refusedOverload      // too much is kept of the bodies of requests
+	refusedOverload      // too much is kept of the bodies of requests, or a limit of the cluster was reached
 	numRefusals
 )
 
@@ -186,6 +186,7 @@ const (
 	cancelled                           // the client went first, or its connection was cut
 	broken                              // the upstream's connection ended before it answered
 	filtered                            // a filter has answered
+	overflowed                          // a limit of the cluster was reached
 	numUpgradeOutcomes
 )
 
@@ -201,6 +202,7 @@ var upgradeOutcomes = [numUpgradeOutcomes]string{
 	cancelled:     "cancelled",
 	broken:        "upstream closed",
 	filtered:      "filtered",
+	overflowed:    "overload",
 }
 
 // acceptMetrics is what is counted of accepting on a listener. The zero value counts

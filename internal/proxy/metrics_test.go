@@ -23,6 +23,7 @@ import (
 	"holdfast/internal/http1"
 	"holdfast/internal/metrics"
 	"holdfast/internal/proxy"
+	"holdfast/internal/upstream"
 )
 
 // figures are all values of a registry that are not 0, by name and labels without
@@ -32,6 +33,9 @@ func figures(r *metrics.Registry) map[string]int64 { return figuresOf(r.Families
 func figuresOf(families []metrics.Family) map[string]int64 {
 	all := map[string]int64{}
 	for _, f := range families {
+		if f.Desc.Name == "holdfast_cluster_endpoints_healthy" {
+			continue // it is that of cluster_endpoints where nothing is wrong
+		}
 		for _, s := range f.Series {
 			v := s.Value
 			for _, n := range s.Buckets {
@@ -189,15 +193,16 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 	`
 	cutShort := fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, &exchange.StatusError{Status: 502, Text: "the connection ended within a response"})
 	tests := []struct {
-		name    string
-		client  func(*testing.T) *client
-		behave  func(*origin)
-		connect func(context.Context) error
-		during  func(*client) // once everything has come to a standstill
-		route   func(*config.Route)
-		figures string
-		took    string // sums of durations
-		record  map[string]any
+		name      string
+		client    func(*testing.T) *client
+		behave    func(*origin)
+		connect   func(context.Context) error
+		during    func(*client) // once everything has come to a standstill
+		route     func(*config.Route)
+		endpoints []upstream.Member // of the cluster, in place of those of the configuration
+		figures   string
+		took      string // sums of durations
+		record    map[string]any
 	}{
 		{
 			name:   "a request that is answered",
@@ -392,6 +397,16 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				downstream_requests_refused_total{public,upstream unreachable} 1
 			`,
 			record: map[string]any{"status": 503, "cluster": "none", "endpoint": ""},
+		},
+		{
+			name:      "a cluster without an endpoint",
+			client:    func(t *testing.T) *client { return get(t, "a.example", "/") },
+			endpoints: []upstream.Member{},
+			figures: answered("5xx") + `
+				cluster_none_healthy_total{web} 1
+				downstream_requests_refused_total{public,upstream unreachable} 1
+			`,
+			record: map[string]any{"status": 503, "endpoint": ""},
 		},
 		{
 			name:   "an endpoint that does not answer in time",
@@ -847,7 +862,12 @@ func TestARequestIsCountedAndRecordedHoweverItEnds(t *testing.T) {
 				f.routes = []config.Route{route}
 				f.behave[first], f.connect[first] = tt.behave, tt.connect
 				var access records
-				f.options = func(o *proxy.ManagerOptions) { o.AccessLog = access.open(t, nil) }
+				f.options = func(o *proxy.ManagerOptions) {
+					o.AccessLog = access.open(t, nil)
+					if web, _ := o.Clusters.Get("web"); tt.endpoints != nil {
+						web.SetMembers(tt.endpoints)
+					}
+				}
 				c := tt.client(t).start(f.manager())
 				if tt.during != nil {
 					synctest.Wait()
@@ -953,7 +973,7 @@ func TestEverySeriesIsThereFromTheStart(t *testing.T) {
 		"holdfast_downstream_requests_total":          1,
 		"holdfast_downstream_responses_total":         5,
 		"holdfast_downstream_requests_refused_total":  20,
-		"holdfast_downstream_upgrades_total":          11,
+		"holdfast_downstream_upgrades_total":          12,
 		"holdfast_downstream_requests_cut_total":      2,
 		"holdfast_route_responses_total":              5,
 		"holdfast_route_tunnels_active":               1,

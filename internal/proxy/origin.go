@@ -18,10 +18,11 @@ import (
 type provenance struct {
 	listener, virtualHost, route, cluster, endpoint string
 
-	address netip.AddrPort // the endpoint's; zero for a unix socket
+	address netip.AddrPort // the endpoint's; zero for a unix socket, and for a name with whatever addresses it has
 	limits  tunnel.Limits
 
 	surviveCrash, move, closeRemoved bool // as in config.Tunnels
+	endpointPolicy
 }
 
 // tunnelOwner is what the manager keeps of an origin.
@@ -29,6 +30,7 @@ type tunnelOwner struct {
 	active       *metrics.Gauge // of the route
 	endpoint     upstream.TunnelMetrics
 	closeRemoved bool
+	endpointPolicy
 }
 
 // count counts tunnels that have come, or with a negative n gone.
@@ -43,6 +45,7 @@ func (p *provenance) follow(c *config.Tunnels) {
 		IdleTimeout: c.IdleTimeout, MaxAge: c.MaxAge, DrainTimeout: c.DrainTimeout, Buffer: c.Buffer, KeepAlive: tunnel.KeepAlive(c.KeepAlive),
 	}
 	p.surviveCrash, p.move, p.closeRemoved = c.SurviveCrash, c.MoveOnReload, c.CloseOnRouteRemoved
+	p.endpointPolicy = endpointPolicyOf(c)
 }
 
 func newOrigin(p *provenance, r routeTunnels, e upstream.TunnelMetrics) *tunnel.Origin {
@@ -54,17 +57,18 @@ func newOrigin(p *provenance, r routeTunnels, e upstream.TunnelMetrics) *tunnel.
 		Move:         p.move,
 		UpBytes:      append(e.ToUpstream[:len(e.ToUpstream):len(e.ToUpstream)], r.relayedUp),
 		DownBytes:    append(e.ToDownstream[:len(e.ToDownstream):len(e.ToDownstream)], r.relayedDown),
-		Owner:        &tunnelOwner{r.active, e, p.closeRemoved},
+		Owner:        &tunnelOwner{r.active, e, p.closeRemoved, p.endpointPolicy},
 	}
 }
 
 // provenanceOf is the way back.
 func provenanceOf(o *tunnel.Origin) provenance {
+	owner := o.Owner.(*tunnelOwner)
 	return provenance{
 		listener: o.Listener, virtualHost: o.VirtualHost, route: o.Route, cluster: o.Cluster, endpoint: o.Endpoint,
 		address: o.EndpointAddr,
 		limits:  o.Limits, surviveCrash: o.SurviveCrash, move: o.Move,
-		closeRemoved: o.Owner.(*tunnelOwner).closeRemoved,
+		closeRemoved: owner.closeRemoved, endpointPolicy: owner.endpointPolicy,
 	}
 }
 
@@ -74,6 +78,9 @@ type originKey struct {
 	route    *route.Route
 	endpoint *upstream.Endpoint
 }
+
+// mostOrigins is how many a loop remembers. Tunnels keep theirs.
+const mostOrigins = 10_000
 
 // origin returns what all tunnels like the request's have in common that begin on its
 // loop.
@@ -88,7 +95,10 @@ func (m *Manager) origin(r *request) *tunnel.Origin {
 		cluster: r.cluster, endpoint: r.endpoint.Address, address: r.endpoint.Addr,
 	}
 	p.follow(&r.route.Tunnels)
-	o := newOrigin(&p, r.routeMetrics.routeTunnels, r.endpoint.Tunnels)
+	if len(origins) >= mostOrigins {
+		clear(origins) // endpoints come and go
+	}
+	o := newOrigin(&p, r.routeMetrics.routeTunnels, r.endpoint.Tunnels.At(r.route.Priority))
 	origins[key] = o
 	return o
 }
@@ -115,29 +125,54 @@ func (m *Manager) adopt(p provenance) adoption {
 		return a
 	}
 	was := p
-	r := m.namesake(&p)
+	route := m.namesake(&p)
 	_, known := m.options.Clusters.Get(p.cluster)
 	switch {
-	case r != nil && known:
-		p.route = r.Name // which may be longer than what travels
-		p.follow(&r.Tunnels)
-	case r != nil:
-		p.closeRemoved = r.Tunnels.CloseOnRouteRemoved
+	case route.tunnels != nil && known:
+		p.route = route.name // which may be longer than what travels
+		p.follow(route.tunnels)
+	case route.tunnels != nil:
+		p.closeRemoved, p.endpointPolicy = route.tunnels.CloseOnRouteRemoved, endpointPolicyOf(route.tunnels)
 	}
-	closes := p.closeRemoved && (r == nil || !known)
+	closes := p.closeRemoved && (route.tunnels == nil || !known)
 	if len(m.adoptions) >= mostAdoptions {
 		return adoption{newOrigin(&p, routeTunnels{}, upstream.TunnelMetrics{}), closes}
 	}
-	o := newOrigin(&p, newRouteTunnels(m.options.Metrics, p.virtualHost, p.route), upstream.NewTunnelMetrics(m.options.Metrics, p.cluster, p.endpoint))
+	endpoint := m.options.Clusters.Tunnels(p.cluster, p.endpoint, p.address).At(route.priority)
+	figures := newRouteTunnels
+	if p.relayed() {
+		figures = func(r *metrics.Registry, _, route string) routeTunnels { return newTCPTunnels(r, p.listener, route) }
+	}
+	o := newOrigin(&p, figures(m.options.Metrics, p.virtualHost, p.route), endpoint)
 	m.adoptions[was] = adoption{o, closes}
 	return m.adoptions[was]
 }
 
-// namesake returns the route for upgrades of the same name, or nil.
-func (m *Manager) namesake(p *provenance) *route.Route {
-	return m.options.Routes.Named(p.virtualHost, func(r *route.Route) bool {
+// relayed says whether the tunnels come from a listener that relays connections as they are:
+// every virtual host has a name.
+func (p *provenance) relayed() bool { return p.virtualHost == "" }
+
+// namesake is what the configuration says of the tunnels of a route. The zero value: it has none
+// of that name.
+type namesake struct {
+	name     string
+	tunnels  *config.Tunnels
+	priority config.Priority
+}
+
+// namesake returns the route for upgrades that is called the same. Where there is no virtual
+// host, it is that of the listener.
+func (m *Manager) namesake(p *provenance) namesake {
+	if p.relayed() {
+		return m.namesakeOfRelay(p)
+	}
+	r := m.options.Routes.Named(p.virtualHost, func(r *route.Route) bool {
 		return r.MakesTunnels() && brief(r.Name) == p.route
 	})
+	if r == nil {
+		return namesake{}
+	}
+	return namesake{r.Name, &r.Tunnels, r.Priority}
 }
 
 // mostName is how long a name may be that travels.

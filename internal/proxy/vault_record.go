@@ -38,6 +38,11 @@ const (
 	flagSurviveCrash = 1 << iota
 	flagMove
 	flagCloseRemoved
+
+	// Builds that do not know the following decline tunnels that have them: those stay where
+	// they are.
+	flagCloseEndpointRemoved
+	flagCloseEndpointUnhealthy
 	unknownRecord
 )
 
@@ -46,7 +51,8 @@ const (
 func appendRecord(b []byte, d *tunnel.Deposit) []byte {
 	begin := len(b)
 	p := provenanceOf(d.Origin)
-	flags := bits(flagSurviveCrash, p.surviveCrash) | bits(flagMove, p.move) | bits(flagCloseRemoved, p.closeRemoved)
+	flags := bits(flagSurviveCrash, p.surviveCrash) | bits(flagMove, p.move) | bits(flagCloseRemoved, p.closeRemoved) |
+		bits(flagCloseEndpointRemoved, p.closeLeft) | bits(flagCloseEndpointUnhealthy, p.closeUnhealthy)
 	b = append(b, recordVersion, flags)
 	b = appendPlace(b, &d.Place)
 	b = binary.NativeEndian.AppendUint64(b, uint64(d.Started.UnixNano()))
@@ -106,6 +112,7 @@ func parseRecord(data []byte) (*record, error) {
 		return nil, errRecord
 	}
 	r.surviveCrash, r.move, r.closeRemoved = flags&flagSurviveCrash != 0, flags&flagMove != 0, flags&flagCloseRemoved != 0
+	r.endpointPolicy = endpointPolicy{closeLeft: flags&flagCloseEndpointRemoved != 0, closeUnhealthy: flags&flagCloseEndpointUnhealthy != 0}
 	r.place = in.place()
 	r.started = time.Unix(0, int64(in.uint64()))
 	l := &r.limits

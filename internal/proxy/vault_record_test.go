@@ -51,7 +51,7 @@ func whole() provenance {
 			IdleTimeout: time.Hour, MaxAge: 1<<63 - 1, DrainTimeout: time.Minute, Buffer: 64 << 20,
 			KeepAlive: tunnel.KeepAlive{Idle: time.Second, Interval: 2 * time.Second, Count: 127},
 		},
-		surviveCrash: true, move: true, closeRemoved: true,
+		surviveCrash: true, move: true, closeRemoved: true, endpointPolicy: endpointPolicy{closeLeft: true, closeUnhealthy: true},
 	}
 }
 
@@ -68,8 +68,8 @@ func deposit(p provenance, tag any) *tunnel.Deposit {
 func TestARecordIsReadAsItWasWritten(t *testing.T) {
 	t.Parallel()
 	moved, closes := whole(), whole()
-	moved.surviveCrash, moved.closeRemoved = false, false
-	closes.surviveCrash, closes.move = false, false
+	moved.surviveCrash, moved.closeRemoved, moved.closeLeft = false, false, false
+	closes.surviveCrash, closes.move, closes.closeUnhealthy = false, false, false
 	for _, p := range []provenance{whole(), moved, closes, {}} {
 		for _, tag := range []*accesslog.Tunnel{nil, opened(t, 10)} {
 			d := deposit(p, tag)

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"log/slog"
-	"net/netip"
 	"strings"
 
 	"holdfast/internal/exchange"
@@ -140,8 +139,8 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 	r.m.options.Tunnels.Start(tunnel.Spec{
 		FDs: [2]int{client.FD, server.FD}, Loop: r.loop.Index,
 		On: r.loop.Loop, About: [2]tunnel.About{
-			about(&client, r.x.Downstream().Remote, clientKeepAlive, false), // systemd's may be multipath TCP
-			about(&server, r.endpoint.Addr, upstream.KeepAlive, true),
+			about(&client, r.x.Downstream().Remote.IsValid(), clientKeepAlive, false), // systemd's may be multipath TCP
+			about(&server, r.endpoint.Path == "", upstream.KeepAlive, true),
 		},
 		Head: head, DownEarly: client.Early, UpEarly: server.Early,
 		Origin: r.m.origin(r),
@@ -153,10 +152,10 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 }
 
 // about says what is known of a socket of a connection that was made with keep, so that it
-// needs not be set again. Nothing is set of unix sockets, which have no address here.
-func about(c *stream.Passed, peer netip.AddrPort, keep stream.KeepAlive, plain bool) tunnel.About {
+// needs not be set again. Nothing is set of unix sockets.
+func about(c *stream.Passed, tcp bool, keep stream.KeepAlive, plain bool) tunnel.About {
 	a := tunnel.About{Handle: c.Handle, Events: c.Events}
-	if peer.IsValid() {
+	if tcp {
 		a.Plain, a.KeepAlive = plain, tunnel.KeepAlive(keep)
 	}
 	return a

@@ -5,6 +5,7 @@ package routecheck
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -154,9 +155,18 @@ func (c *checker) listener(name string) (*config.Listener, error) {
 	var names []string
 	for i := range c.cfg.HTTPListeners {
 		l := &c.cfg.HTTPListeners[i]
+		if l.TCP != nil {
+			if l.Name == name {
+				return nil, fmt.Errorf("the listener %q relays connections as they are: no request has a route there", name)
+			}
+			continue
+		}
 		if names = append(names, l.Name); name == "" || name == l.Name {
 			return l, nil
 		}
+	}
+	if len(names) == 0 {
+		return nil, errors.New("no listener takes requests: all of them relay connections as they are")
 	}
 	return nil, fmt.Errorf("there is no listener %q; there are %s", name, strings.Join(names, ", "))
 }

@@ -13,6 +13,11 @@ import (
 
 const file = `
 [[listeners]]
+name = "relay"
+address = "127.0.0.1:0"
+protocol = "tcp"
+cluster = "web"
+[[listeners]]
 name = "public"
 address = "127.0.0.1:0"
 [[listeners]]
@@ -196,6 +201,7 @@ func TestAQuestionThatCannotBeAnswered(t *testing.T) {
 		`header "Host: x": the host stands in the URL`:                                                                {URL: "/", Headers: []string{"Host: x"}},
 		`the client "x" is no address`:                                                                                {URL: "/", Client: "x"},
 		`there is no listener "x"; there are public, inner`:                                                           {URL: "/", Listener: "x"},
+		`the listener "relay" relays connections as they are: no request has a route there`:                           {URL: "/", Listener: "relay"},
 		`"h2c" is no protocol that a route could have in its upgrades`:                                                {URL: "/", Upgrade: "h2c"},
 	} {
 		q.Method = "GET"

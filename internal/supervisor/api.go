@@ -178,6 +178,10 @@ type Commands interface {
 	// Runtime asks every generation which runtime values it has.
 	Runtime(ctx context.Context) (*Runtime, error)
 
+	// Clusters asks every generation what it knows of its clusters, or of the one of that
+	// name. The error says so where none answers.
+	Clusters(ctx context.Context, name string) (*Clusters, error)
+
 	// ReopenLogs has the access logs of all generations written to what their paths
 	// name now. A path that cannot be opened goes on as it was.
 	ReopenLogs(ctx context.Context) error

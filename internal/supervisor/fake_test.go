@@ -77,6 +77,10 @@ func fakeProxy(command string) int {
 		fakeRuntime = control.RuntimeVersion
 	case "knows overrides in its own way":
 		fakeRuntime = control.RuntimeVersion + 1
+	case "knows clusters":
+		fakeClusters = control.ClustersVersion
+	case "knows clusters in its own way":
+		fakeClusters = control.ClustersVersion + 1
 	case "keeps tunnels":
 		hello.Vault = control.VaultVersion
 	case "gives connections":
@@ -86,7 +90,7 @@ func fakeProxy(command string) int {
 	case "escapes":
 		hello.Version = "1.0\x1b[2J"
 	}
-	hello.Runtime = fakeRuntime
+	hello.Runtime, hello.Clusters = fakeRuntime, fakeClusters
 	conn.Send(&control.Message{Type: control.TypeHello, Hello: &hello}, time.Second)
 	return fakeGeneration(conn)
 }
@@ -135,6 +139,7 @@ func fakeGeneration(conn *control.Conn) int {
 	keeper := &fakeKeeper{b: &b, note: note}
 	giver := &fakeGiver{b: &b, note: note}
 	overridden := &fakeOverridden{b: &b, note: note}
+	clustered := &fakeClustered{b: &b, note: note}
 	for {
 		m, fds, err := conn.Receive()
 		if err != nil {
@@ -143,7 +148,7 @@ func fakeGeneration(conn *control.Conn) int {
 			}
 			continue
 		}
-		if own.take(conn, m, &fds) || keeper.take(conn, m, fds) || giver.take(conn, m, fds) || overridden.take(conn, m, fds) {
+		if own.take(conn, m, &fds) || keeper.take(conn, m, fds) || giver.take(conn, m, fds) || overridden.take(conn, m, fds) || clustered.take(conn, m, fds) {
 			continue
 		}
 		answer := func() {

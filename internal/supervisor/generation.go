@@ -68,6 +68,10 @@ type generation struct {
 	telling bool           // somebody is about to tell it of another one
 	file    *fileOverrides // that the release which it was started for brings, while that is not installed; nil: the one that holds
 
+	crowded          bool // it may believe that other generations have something with its clusters
+	askedLoads       bool // what it has with them
+	tellingElsewhere bool // it is being told what others have
+
 	counts *metrics.File // that it counts in, which belongs to the totals; nil: not known
 
 	overriding sync.Mutex // held while it is told of overrides
@@ -81,6 +85,8 @@ type generation struct {
 	vaultVersion   int // as it says; 0: it knows no vault
 	passageVersion int // the same of passages
 	runtimeVersion int // the same of runtime values
+
+	clustersVersion int // the same of what is told of clusters
 
 	waiting map[uint64]chan answer
 
@@ -168,6 +174,7 @@ func (g *generation) take(m *control.Message, fds []int) error {
 		}
 		g.mu.Lock()
 		g.version, g.vaultVersion, g.passageVersion, g.runtimeVersion = m.Hello.Version, m.Hello.Vault, m.Hello.Passage, m.Hello.Runtime
+		g.clustersVersion = m.Hello.Clusters
 		g.mu.Unlock()
 		offer(g.hello, m.Hello)
 	case control.TypeReady:
@@ -300,8 +307,8 @@ func (g *generation) question(ctx context.Context, m control.Message, within tim
 }
 
 // prepare brings a started process to ready: hello, bundle, what provide gives it, and
-// listeners.
-func (g *generation) prepare(ctx context.Context, listeners map[string]int, start control.Bundle, provide func() error) error {
+// listeners. states is what it begins with of its clusters; -1: nothing.
+func (g *generation) prepare(ctx context.Context, listeners map[string]int, start control.Bundle, states int, provide func() error) error {
 	hello, err := await(ctx, g, g.hello, "did not say hello")
 	if err != nil {
 		return err
@@ -314,7 +321,11 @@ func (g *generation) prepare(ctx context.Context, listeners map[string]int, star
 		return err
 	}
 	defer bundle.Close()
-	err = g.send(&control.Message{Type: control.TypeBundle}, int(bundle.Fd()), g.counts.FD())
+	files := []int{int(bundle.Fd()), g.counts.FD()}
+	if states >= 0 && g.sharesClusters() {
+		files = append(files, states)
+	}
+	err = g.send(&control.Message{Type: control.TypeBundle}, files...)
 	if err == nil {
 		err = provide()
 	}

@@ -25,6 +25,7 @@ type scenario struct {
 	commands   []string // done in this order, each at any moment after the one before
 	tunnels    []string // generations whose tunnels never end
 	clients    bool     // each generation that serves gets one, which stays and sends nothing
+	clusters   bool     // generations tell each other of their clusters
 	supervised bool     // there is a service manager
 	depth      int      // how much goes wrong on one path
 }

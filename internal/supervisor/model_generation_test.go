@@ -35,14 +35,15 @@ type simGeneration struct {
 	commanded fence.Channel // that it has obeyed last
 	lost      time.Time     // when it lost its supervisor; zero: it has one
 
-	phase     simPhase
-	bundle    control.Bundle
-	wants     []string       // keys of its listeners
-	sockets   map[string]int // that came and are not accepted from
-	accepts   map[string]int
-	kept      map[string]int
-	hold      time.Time // do not end before
-	passing             // the part that has clients
+	phase   simPhase
+	bundle  control.Bundle
+	wants   []string       // keys of its listeners
+	sockets map[string]int // that came and are not accepted from
+	accepts map[string]int
+	kept    map[string]int
+	hold    time.Time // do not end before
+	passing           // the part that has clients
+	talkingOfClusters
 	served    time.Time
 	counts    int // the memory file; -1: none
 	questions uint64
@@ -143,6 +144,7 @@ func (g *simGeneration) build(l *link, fds []int) {
 		panic(err)
 	}
 	g.counts = fds[1]
+	control.CloseAll(fds[2:]) // what the one before knew of its clusters
 	g.fence = fence.New(g.bundle.Epoch)
 	for _, o := range g.w.generations {
 		if o != g && o.bundle.Generation == g.bundle.Generation {
@@ -273,7 +275,7 @@ func (g *simGeneration) report() *control.Report {
 	phases := map[simPhase]control.Phase{simServing: control.PhaseServing, simDraining: control.PhaseDraining, simStopping: control.PhaseStopping}
 	return &control.Report{
 		Generation: g.bundle.Generation, Epoch: g.fence.Epoch(), Phase: phases[g.phase], Started: g.w.began, Served: g.served,
-		Passage: g.w.passageVersion(),
+		Passage: g.w.passageVersion(), Clusters: g.w.clustersVersion(),
 	}
 }
 
@@ -327,7 +329,7 @@ func (g *simGeneration) find(p *simSupervisor) {
 	l := g.w.connect(p, g, id)
 	hello := &control.Hello{
 		Core: control.Core, CoreMin: control.CoreMin, Version: "model", PID: g.pid,
-		Generation: g.bundle.Generation, Epoch: g.fence.Epoch(), Passage: g.w.passageVersion(),
+		Generation: g.bundle.Generation, Epoch: g.fence.Epoch(), Passage: g.w.passageVersion(), Clusters: g.w.clustersVersion(),
 	}
 	go p.s.arrive(l, hello)
 }

@@ -313,6 +313,7 @@ func (w *simWorld) checkEnd() {
 		}
 		w.checkServing(p, views)
 		w.checkPassed()
+		w.checkClusters()
 		w.checkCounters(p)
 		if shown := w.facts.shown[fakeQuestions.Name]; shown != float64(w.facts.questions) && !w.facts.lossy {
 			w.fail("7: %v questions are shown, and there were %d", shown, w.facts.questions)

@@ -24,6 +24,9 @@ var scenarios = []*scenario{
 	{name: "two reloads with clients", commands: []string{"reload B", "reload A"}, clients: true},
 	{name: "two reloads with clients that stay", commands: []string{"reload B", "reload A"}, clients: true, tunnels: []string{"g1", "g2"}},
 	{name: "reload and upgrade with clients", commands: []string{"reload B", "upgrade"}, clients: true},
+	{name: "reload with clusters", commands: []string{"reload B"}, clusters: true, tunnels: []string{"g1"}, depth: 1},
+	{name: "two reloads with clusters", commands: []string{"reload B", "reload A"}, clusters: true, tunnels: []string{"g1", "g2"}},
+	{name: "reload and upgrade with clusters", commands: []string{"reload B", "upgrade"}, clusters: true, tunnels: []string{"g1"}},
 	{name: "reload and stop", commands: []string{"reload B", "stop"}},
 	{name: "upgrade and stop", commands: []string{"upgrade", "stop"}, depth: 1},
 }

@@ -223,7 +223,7 @@ func (p *simSupervisor) start(r *release) (process, channel, error) {
 	w.startedBy(p, g)
 	l := w.connect(p, g, 1)
 	l.say(&control.Message{Type: control.TypeHello, Hello: &control.Hello{
-		Core: control.Core, CoreMin: control.CoreMin, Version: "model", PID: g.pid, Passage: w.passageVersion(),
+		Core: control.Core, CoreMin: control.CoreMin, Version: "model", PID: g.pid, Passage: w.passageVersion(), Clusters: w.clustersVersion(),
 	}})
 	return g.handle(p, true), l, nil
 }

@@ -280,6 +280,9 @@ func (l *link) Send(m *control.Message, _ time.Duration, fds ...int) error {
 	if w.over || l.s.dead || l.closedS || l.closedG || l.g == nil {
 		return fmt.Errorf("send %s: %w", m.Type, syscall.EPIPE)
 	}
+	if l.talksOfClusters(m, fds) {
+		return nil
+	}
 	sent, err := duplicates(fds)
 	if err != nil {
 		w.fail("5: %s sends %s with a descriptor that is not open: %v", l.s.name, m.Type, err)

@@ -223,6 +223,7 @@ func (s *Supervisor) openSockets(p *plan) error {
 
 // replace starts a generation and has it relieve the serving one: steps 3 to 7.
 func (s *Supervisor) replace(ctx context.Context, p *plan) (reloadOutcome, error) {
+	s.keepStates(ctx) // the next one begins with what this one knows now
 	g, err := s.launch(ctx, p)
 	if err != nil {
 		return reloadOutcome{}, refuse("start", err)
@@ -259,6 +260,7 @@ func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restor
 		err = s.tell(g, g.asking(ctx)) // what has changed since it was started holds for its first request
 	}
 	if err == nil {
+		s.shareNow(ctx)
 		_, err = g.ask(ctx, control.Message{Type: control.TypeServe}, answerTimeout)
 	}
 	s.do(func() {
@@ -333,6 +335,7 @@ func (s *Supervisor) drain(g *generation, removed []string) error {
 		return nil // it has ended, or the service ends
 	}
 	_, err := g.ask(s.work, m, answerTimeout)
+	s.shareSoon() // it takes no more
 	if err != nil {
 		s.do(func() { g.silent = g.state != ended })
 		g.log.Error("generation has not confirmed that it accepts no more", "err", err)

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"holdfast/internal/config"
+	"holdfast/internal/control"
 	"holdfast/internal/metrics"
 	"holdfast/internal/metrics/merge"
 	"holdfast/internal/socket"
@@ -161,6 +162,9 @@ type Supervisor struct {
 	level     *slog.Level // nil: as the configuration says
 	readyOff  bool
 	overrides overrides
+
+	sharing sharing
+	viewing chan struct{} // held, by putting into it, while clusters are shown
 }
 
 // New returns a supervisor that Run starts.
@@ -181,6 +185,8 @@ func New(opts Options) *Supervisor {
 		patience:   resumePatience,
 		stopNow:    make(chan struct{}),
 		switchTurn: make(chan struct{}, 1),
+		sharing:    newSharing(),
+		viewing:    make(chan struct{}, 1),
 	}
 	s.overrides.revision, s.overrides.told = 1, make(chan struct{})
 	s.vault = vault.New(vault.Options{Log: opts.Log, Reserve: vaultReserve, Lost: s.onVaultLost, Changed: s.followVault})
@@ -201,6 +207,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.estate.close()
+	defer s.sharing.close()
 	defer func() {
 		if s.succeeded { // the surface is the successor's: nothing may hold up the end of ours
 			go s.vault.Close()
@@ -320,6 +327,7 @@ func (s *Supervisor) stateChanged() {
 	s.rankForOOM()
 	s.retarget()
 	s.spread()
+	s.share()
 }
 
 // noteReadiness is called after every change of what it looks at. Called in the loop.
@@ -348,6 +356,11 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 	}
 	start := s.startOf(g)
 	start.Stores = s.vault.Stores(p.resumes)
+	states, urgent := s.statesFor(p)
+	start.Urgent = urgent
+	if states >= 0 {
+		defer control.CloseAll([]int{states})
+	}
 	provide := func() error {
 		err := s.handVault(g, g.send)
 		if err == nil && p.resumes != 0 {
@@ -358,7 +371,7 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 		}
 		return err
 	}
-	if err = g.prepare(ctx, descriptors(p), start, provide); err == nil {
+	if err = g.prepare(ctx, descriptors(p), start, states, provide); err == nil {
 		err = errors.Join(s.handLevel(g, g.send), s.handReadiness(g, g.send), s.handEstate(g))
 	}
 	s.do(func() {

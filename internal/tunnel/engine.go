@@ -56,6 +56,8 @@ type engine struct {
 	free  atomic.Int64 // slots that nobody has or waits for
 	first atomic.Int64 // when the oldest tunnel was started, in Unix nanoseconds; 0: there is none
 	holds atomic.Int64 // buffers in held
+
+	reconsidering atomic.Bool // the verdicts are about to be asked for again
 }
 
 // newEngine returns the engine of the loop with that place in [Options].
@@ -65,7 +67,7 @@ func newEngine(s *Set, l Loop, place int, v Vault) *engine {
 		loop:    l.Poller,
 		store:   l.Store,
 		table:   newTable(),
-		origins: newOrigins(&s.metrics),
+		origins: newOrigins(&s.metrics, &s.verdict),
 		ids:     make(map[uint32]string),
 		held:    make(map[inflight.Direction]held),
 		courier: courier{vault: v, loop: place},
@@ -172,6 +174,7 @@ func (e *engine) start(a *arrival) {
 	e.takeOver(n, t, a)
 	e.forget(n)
 	e.schedule.join(&t.dates, e.limits(t))
+	e.judge(t)
 	e.holdEarly(n, t, down, a.DownEarly)
 	e.holdEarly(n, t, up, a.upEarly())
 	t.flows[up].moved = -uint64(len(a.Head)) // which is not counted

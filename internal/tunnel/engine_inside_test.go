@@ -158,7 +158,7 @@ func TestOriginsAreKeptOnceAndCountedOncePerTurn(t *testing.T) {
 	t.Parallel()
 	registry := metrics.NewRegistry()
 	m := newSetMetrics(registry)
-	o := newOrigins(&m)
+	o := newOrigins(&m, new(Verdict))
 	var mine, both metrics.Counter
 	a := &Origin{UpBytes: []*metrics.Counter{&mine, &both}}
 	b := &Origin{UpBytes: []*metrics.Counter{&both}, DownBytes: []*metrics.Counter{&both}}

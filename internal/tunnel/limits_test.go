@@ -79,7 +79,33 @@ func TestATunnelIsClosedAtItsMaxAgeHoweverBusy(t *testing.T) {
 			_, err = client.Write([]byte("x"))
 		}
 		r := wantEnd(t, set, e, tunnel.MaxAge)
-		wantWithin(t, r.Ended.Sub(start), time.Hour, time.Hour+2*time.Second)
+		wantWithin(t, r.Ended.Sub(start), 54*time.Minute, time.Hour+2*time.Second)
+	})
+}
+
+func TestTunnelsThatWereOpenedTogetherDoNotReachTheirMaxAgeTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		set, e := newSet(t)
+		start := time.Now()
+		const n = 100
+		for range n {
+			client, server := memOpen(set, tunnel.Spec{Origin: limited(tunnel.Limits{MaxAge: time.Hour})})
+			polite(client, server)
+			time.Sleep(time.Microsecond)
+		}
+		<-set.Empty()
+		var parts [6]int // of the six minutes that are taken off
+		for _, r := range e.all() {
+			after := r.Ended.Sub(start)
+			wantWithin(t, after, 54*time.Minute, time.Hour+time.Minute)
+			parts[min(int((after-54*time.Minute)/time.Minute), 5)]++
+		}
+		for i, ended := range parts {
+			if ended < n/6/3 || ended > n/6*3 {
+				t.Errorf("in minute %d of the last six ended %d of %d: %v", i, ended, n, parts)
+			}
+		}
 	})
 }
 

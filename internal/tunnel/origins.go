@@ -17,6 +17,7 @@ type origins struct {
 	free    []uint32
 	changed []uint32            // whose moved is not zero
 	totals  [2]*metrics.Counter // by the flow
+	verdict *Verdict
 }
 
 // originUse is an origin that tunnels have.
@@ -28,12 +29,14 @@ type originUse struct {
 	read     int           // bytes that one read may take
 	splice   int           // bytes that a pipe may hold; 0: none are used
 	patience time.Duration // with a peer that has something to acknowledge
+	verdict  Reason        // why its tunnels are to be closed; Open: they are not
 }
 
-func newOrigins(m *setMetrics) origins {
+func newOrigins(m *setMetrics, v *Verdict) origins {
 	return origins{
 		numbers: make(map[*Origin]uint32),
 		totals:  [2]*metrics.Counter{down: m.toUpstream, up: m.toDownstream},
+		verdict: v,
 	}
 }
 
@@ -49,6 +52,7 @@ func (o *origins) take(origin *Origin) uint32 {
 		}
 		o.numbers[origin] = n
 		o.used[n] = newOriginUse(origin)
+		o.used[n].verdict = o.verdict.of(origin)
 	}
 	o.used[n].tunnels++
 	return n

@@ -78,6 +78,7 @@ func (e *engine) resume(r *Resumed, fds [2]int32) {
 	e.table.setBase(n, base{taken: r.Place.Taken, given: r.Place.Given, moved: r.Place.Moved})
 	e.schedule.join(&t.dates, e.limits(t))
 	e.sentence(t, &r.Sentence)
+	e.judge(t)
 	if reason, err := e.recall(n, t); err != nil {
 		e.set.log.Error("a tunnel cannot be resumed", "tunnel", t.number, "request_id", r.ID, "reason", reason, "err", err)
 		e.forfeit(n, t, reason)

@@ -34,6 +34,7 @@ func (c *routines) start(a *arrival) {
 	c.mu.Lock()
 	c.live[t] = struct{}{}
 	c.schedule.join(&t.dates, t.limits)
+	c.judgeLocked(t)
 	due, _ := t.due(t.limits, t.started)
 	c.sweeps.by(due)
 	c.mu.Unlock()

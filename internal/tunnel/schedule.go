@@ -60,7 +60,7 @@ func (d *dates) due(l *Limits, active time.Duration) (at time.Duration, reason R
 		sooner(active+l.IdleTimeout, IdleTimeout)
 	}
 	if l.MaxAge > 0 {
-		sooner(d.started+l.MaxAge, MaxAge)
+		sooner(d.started+l.MaxAge-d.share(l.MaxAge/10), MaxAge)
 	}
 	if d.drainAt > 0 {
 		sooner(d.drainAt, DrainLimit)
@@ -69,6 +69,13 @@ func (d *dates) due(l *Limits, active time.Duration) (at time.Duration, reason R
 		sooner(d.closeAt, d.closeReason)
 	}
 	return at, reason
+}
+
+// share is a part of a span, at random but always the same of one tunnel in its Set: tunnels that
+// were started together are not to end together.
+func (d *dates) share(of time.Duration) time.Duration {
+	n := uint64(d.started) * 0x9e3779b97f4a7c15 // moments differ in few bits (Fibonacci hashing)
+	return time.Duration((n ^ n>>32) % uint64(of+1))
 }
 
 // slack is how much later than due a tunnel may be closed: one that waits long can wait
@@ -140,9 +147,7 @@ func (s *schedule) closeAll(reason Reason, by spread, n int, all scheduled) {
 	}
 	slot := by.slots(n)
 	for d := range all {
-		if at := slot(); d.closeAt == 0 || at < d.closeAt {
-			d.closeAt, d.closeReason = at, reason
-		}
+		d.condemn(slot(), reason)
 	}
 }
 

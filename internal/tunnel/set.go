@@ -87,6 +87,8 @@ type Options struct {
 	// Vault keeps what the tunnels on loops need to outlive the process. nil: they do
 	// not.
 	Vault Vault
+
+	Verdict Verdict // which tunnels are to be closed for what is known of their origin
 }
 
 // Set holds the tunnels of one generation. Its methods may be called concurrently, but
@@ -103,7 +105,8 @@ type Set struct {
 	routines *routines
 	carriers []carrier // all of them
 
-	vault Vault // nil: there is none
+	vault   Vault // nil: there is none
+	verdict Verdict
 
 	numbers atomic.Uint64 // the last that was given
 	stands  atomic.Uint64 // the same
@@ -126,6 +129,7 @@ type carrier interface {
 	drain(by spread)
 	undrain()
 	closeAll(reason Reason, by spread)
+	reconsider()
 	abandon()
 
 	list() []Record
@@ -139,6 +143,7 @@ func NewSet(o Options) *Set {
 		log:     o.Log,
 		mayHave: o.MayHave,
 		vault:   o.Vault,
+		verdict: o.Verdict,
 		epoch:   time.Now().Add(-time.Second),
 		bounds:  defaultBounds,
 		metrics: newSetMetrics(o.Metrics),

@@ -85,6 +85,7 @@ func (e *engine) take(a *Arriving) {
 	e.entrust(t, arriving)
 	e.schedule.join(&t.dates, e.limits(t))
 	e.sentence(t, &a.Sentence)
+	e.judge(t)
 	e.settleIn(n, t, &a.Standing)
 	sound := adopt(a.FDs[down]) == nil && adopt(a.FDs[up]) == nil
 	if sound && !e.schedule.stopping && e.load(n, t, &a.Standing) {
@@ -102,10 +103,7 @@ func (e *engine) sentence(t *slot, s *Sentence) {
 	if s.Ends == Open {
 		return
 	}
-	at := spread{from: e.now(), over: s.Within}.at(0)
-	if t.closeAt == 0 || at < t.closeAt {
-		t.closeAt, t.closeReason = at, s.Ends
-	}
+	t.condemn(spread{from: e.now(), over: s.Within}.at(0), s.Ends)
 }
 
 // settleIn gives a tunnel the state that it had elsewhere.

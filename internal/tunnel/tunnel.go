@@ -172,7 +172,7 @@ type About struct {
 // Limits of a tunnel. A zero value is "off".
 type Limits struct {
 	IdleTimeout  time.Duration // no byte was passed on in either direction
-	MaxAge       time.Duration // since the start
+	MaxAge       time.Duration // since the start; each tunnel has up to a tenth of it taken off, at random
 	DrainTimeout time.Duration // since the start of a drain; see [Set.Drain]
 
 	// Buffer bounds the bytes that one direction holds while its receiver is

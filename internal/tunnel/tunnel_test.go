@@ -620,8 +620,11 @@ func TestReasonsReadAsTheyAreDocumented(t *testing.T) {
 		tunnel.LostInCrash:      "lost in crash",
 		tunnel.Quarantined:      "quarantined",
 		tunnel.RouteRemoved:     "route removed",
-		tunnel.RouteRemoved + 1: "unknown",
-		255:                     "unknown",
+
+		tunnel.EndpointRemoved:       "endpoint removed",
+		tunnel.EndpointUnhealthy:     "endpoint unhealthy",
+		tunnel.EndpointUnhealthy + 1: "unknown",
+		255:                          "unknown",
 	} {
 		if got := reason.String(); got != want {
 			t.Errorf("Reason(%d) is %q, want %q", reason, got, want)

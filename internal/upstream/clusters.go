@@ -2,7 +2,7 @@
 // chosen, how it is connected to, and the idle connections that are kept for
 // the next request.
 //
-//	round := cluster.Round()
+//	round := cluster.Round(query)
 //	for e := round.Next(); e != nil; e = round.Next() {
 //		up, err := e.Get(t, loop, &attempt)
 //		...
@@ -22,18 +22,25 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"holdfast/internal/config"
+	"holdfast/internal/control"
+	"holdfast/internal/dynamic"
 	"holdfast/internal/metrics"
 	"holdfast/internal/stream"
 	"holdfast/internal/task"
+	"holdfast/internal/upstream/balance"
+	"holdfast/internal/upstream/discovery"
+	"holdfast/internal/upstream/health"
 )
 
 // maxLookups is how many names are resolved at the same time.
@@ -44,6 +51,11 @@ type Clusters struct {
 	byName    map[string]*Cluster
 	addresses map[string][]netip.Addr
 	loops     []*stream.Loop
+	registry  *metrics.Registry
+	log       *slog.Logger
+
+	closesRemoved bool // see [config.Config.ClosesRemoved]
+	discoveries
 }
 
 // Cluster is a named group of endpoints. Its methods may be called on any loop.
@@ -51,9 +63,53 @@ type Cluster struct {
 	Name        string
 	RetryBudget config.RetryBudget // which who retries keeps to
 
-	endpoints []*Endpoint
-	next      atomic.Uint64 // where the next request begins its round
-	metrics   clusterMetrics
+	membership
+	warming  warming
+	checking checking
+	cfg      *config.Cluster
+	options  *Options
+	loops    []*stream.Loop
+	watch    func(e *Endpoint, was, now Condition) // nil: nobody does
+	metrics  clusterMetrics
+
+	priorities int // for which connections are kept: see newPools
+	breakers   [config.NumPriorities]breakers
+	former     map[identity]*control.EndpointState // of another generation; nil: it did not have the cluster
+	outliers   *outliers                           // nil: none are looked for
+}
+
+// Options are what clusters are made of.
+type Options struct {
+	Config *config.Config
+
+	// Known is what names among the endpoints stand for, where that is known: they are not
+	// looked up to begin with.
+	Known map[string][]netip.Addr
+
+	// Inherited is what another generation of the same service knew last, in its own
+	// configuration; nil: there was none.
+	Inherited *control.ClusterStates
+
+	// Urgent says that whoever is to be relieved is dead: nothing is waited for that is
+	// known by Inherited.
+	Urgent bool
+
+	Metrics *metrics.Registry // nil: nothing is counted
+	Loops   []*stream.Loop    // all on which there will be requests: the number of each is its place
+	Values  *dynamic.Set      // makes numbers that may be overridden at run time; nil: none is
+	Log     *slog.Logger      // nil: nothing is logged
+	Network Network
+
+	// Discovery is the world that endpoints are found in; nil: the host's.
+	Discovery *discovery.World
+
+	warming *metrics.Gauge // of clusters
+	checks  []*health.Loop // by the loop
+	checked *atomic.Uint32 // endpoints that were dealt to these
+
+	// MayHave says of a descriptor whether a connection may have it, and connecting fails
+	// as if there were none (EMFILE) where it may not; nil: always.
+	MayHave func(fd int) bool
 }
 
 // Network is the outside world as this package reaches it.
@@ -83,29 +139,111 @@ type Owner struct {
 	Traffic *stream.Traffic // counts its bytes
 }
 
-// NewOn is [New] on another network, for tests.
-func NewOn(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr, r *metrics.Registry, loops []*stream.Loop, network Network) (*Clusters, error) {
-	addresses, failures := resolve(ctx, network, known, names(cfg))
-	all := &Clusters{byName: make(map[string]*Cluster, len(cfg.Clusters)), addresses: addresses, loops: loops}
+// newOn is [New] on the network of o.
+func newOn(ctx context.Context, o Options) (*Clusters, error) {
+	cfg := o.Config
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	o.warming = o.Metrics.Gauge(clustersWarming)
+	o.checks, o.checked = newCheckLoops(o.Loops), new(atomic.Uint32)
+	addresses, failures := resolve(ctx, o.Network, knownNow(&o), names(cfg))
+	all := &Clusters{byName: make(map[string]*Cluster, len(cfg.Clusters)), addresses: addresses, closesRemoved: cfg.ClosesRemoved(), loops: o.Loops, registry: o.Metrics, log: o.Log}
+	world := o.Discovery
+	if world == nil {
+		world = new(discovery.World)
+	}
 	var errs []error
 	for i := range cfg.Clusters {
-		c := &Cluster{Name: cfg.Clusters[i].Name, RetryBudget: cfg.Clusters[i].RetryBudget, metrics: newClusterMetrics(r, cfg.Clusters[i].Name)}
+		c := newCluster(&cfg.Clusters[i], &o)
 		all.byName[c.Name] = c
-		for _, e := range cfg.Clusters[i].Endpoints {
-			endpoints, err := expand(e.Address, addresses, failures)
+		if c.cfg.Discovery.By != config.Static {
+			all.sources = append(all.sources, c.discover(world))
+			continue
+		}
+		var members []Member
+		for _, e := range c.cfg.Endpoints {
+			places, err := expand(e.Address, addresses, failures)
 			if err != nil {
+				places = c.inheritedAddresses(e.Address)
+			}
+			if err != nil && len(places) > 0 {
+				o.Log.Warn("a name of a cluster cannot be resolved: what it stood for last is used", "cluster", c.Name, "name", e.Address, "err", err)
+			} else if err != nil {
 				errs = append(errs, fmt.Errorf("cluster %q: endpoint %q: %w", c.Name, e.Address, err))
 			}
-			for _, at := range endpoints {
-				c.endpoints = append(c.endpoints, newEndpoint(c, &cfg.Clusters[i], e.Address, at, r, len(loops), network))
+			for _, at := range places {
+				members = append(members, Member{Address: e.Address, At: at, EndpointOptions: e.EndpointOptions})
 			}
 		}
-		c.metrics.endpoints.Set(int64(len(c.endpoints)))
+		c.SetMembers(members)
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
 	return all, nil
+}
+
+func newCluster(cfg *config.Cluster, o *Options) *Cluster {
+	c := &Cluster{
+		Name: cfg.Name, RetryBudget: cfg.RetryBudget, cfg: cfg, options: o, loops: o.Loops,
+		metrics:    newClusterMetrics(o.Metrics, cfg.Name),
+		priorities: 1,
+	}
+	c.former = formerEndpoints(c.inherited())
+	panicBelow := cfg.Balancing.PanicBelow
+	c.membership = membership{
+		known:   make(map[identity]*Endpoint),
+		earlier: c.inheritedStarts(),
+		balancer: balance.New(&cfg.Balancing, balance.Options{
+			PanicBelow: o.Values.New(panicBelow.Key, dynamic.Percent, panicBelow.Value, 0, dynamic.Whole),
+			Panics:     c.metrics.panics,
+		}),
+	}
+	if o.Config.UsesPriority(config.PriorityHigh) {
+		c.priorities = int(config.NumPriorities)
+	}
+	for p := range c.breakers {
+		c.breakers[p].init(c, config.Priority(p))
+	}
+	c.outliers = newOutliers(c, o)
+	c.checking = newChecking(c)
+	return c
+}
+
+// Watch has fn told of every change of what keeps an endpoint from new work, of all clusters.
+// It is called before anything runs, and fn by any goroutine: it must not wait.
+func (c *Clusters) Watch(fn func(e *Endpoint, was, now Condition)) {
+	for _, cluster := range c.byName {
+		cluster.watch = fn
+	}
+}
+
+// Run begins what goes on by itself until Close: discovery and health checks. The loops run by
+// then.
+func (c *Clusters) Run() {
+	c.runSources()
+	c.runChecks()
+	for _, cluster := range c.byName {
+		cluster.outliers.run()
+	}
+}
+
+// Warm waits until each cluster knows its endpoints and has checked their health once, as far
+// as that is configured, or the time for that is over, or ctx is done.
+func (c *Clusters) Warm(ctx context.Context) {
+	c.warm(ctx)
+	c.endWarming()
+}
+
+// SetDraining says whether the generation drains: there are no new requests then, but for a
+// few, and nothing is found out that concerns these alone.
+func (c *Clusters) SetDraining(on bool) {
+	c.drainChecks(on)
+	on = on && !c.closesRemoved // tunnels that it keeps end by what is found out
+	for _, s := range c.sources {
+		s.Pause(on)
+	}
 }
 
 // Get returns the cluster of that name.
@@ -126,6 +264,11 @@ func (c *Clusters) Addresses() map[string][]netip.Addr { return c.addresses }
 // It returns when every loop has done so. It may be called by any goroutine but those of
 // the loops. A loop that was stopped before keeps its idle connections open.
 func (c *Clusters) Close() {
+	c.stopSources()
+	for _, cluster := range c.byName {
+		cluster.outliers.close()
+	}
+	c.closeChecks()
 	var closing sync.WaitGroup
 	for i, l := range c.loops {
 		closing.Add(1)
@@ -139,63 +282,85 @@ func (c *Clusters) Close() {
 // closeOn is Close for the connections of one loop, on its goroutine.
 func (c *Clusters) closeOn(loop int) {
 	for _, cluster := range c.byName {
-		for _, e := range cluster.endpoints {
-			e.pools[loop].close()
+		for _, e := range cluster.Known() {
+			for p := range e.poolsOn(loop) {
+				p.close()
+			}
 		}
 	}
 }
 
-// Round returns every endpoint once, in the order in which a request should try
-// them. Each begins one endpoint further than the one before (round robin).
-func (c *Cluster) Round() Round {
-	if len(c.endpoints) == 0 {
-		return Round{}
-	}
-	first := (c.next.Add(1) - 1) % uint64(len(c.endpoints))
-	return Round{endpoints: c.endpoints, at: int(first), left: len(c.endpoints)}
-}
-
-// Again has a round return every endpoint once more, in the same order from where it has
-// stopped: what was not tried comes before what was. Without endpoints it begins as [Cluster.Round].
-func (c *Cluster) Again(r *Round) {
-	if r.left = len(r.endpoints); r.left == 0 {
-		*r = c.Round()
-	}
-}
+// mostTried is how many endpoints a round remembers.
+const mostTried = 16
 
 // Round is the order in which one request tries the endpoints of a cluster. The zero value
 // has none.
 type Round struct {
-	endpoints []*Endpoint
-	at, left  int
+	cluster *Cluster
+	query   balance.Query
+	tried   [mostTried]*Endpoint // the last ones that were returned
+	returns int                  // in tried
+	since   int                  // of them before the round was begun again
 }
 
-// Next returns the next endpoint, or nil if there is none that was not returned yet.
+// Round returns the endpoints that a request should try, each once, as the cluster balances
+// requests.
+func (c *Cluster) Round(q balance.Query) Round { return Round{cluster: c, query: q} }
+
+// Again has a round return every endpoint once more: what was not tried comes before what was.
+// Without a cluster it begins as [Cluster.Round].
+func (c *Cluster) Again(r *Round, q balance.Query) {
+	if r.cluster != c {
+		r.cluster, r.returns = c, 0 // and not all of it, which is large
+	}
+	r.query = q
+	if drop := r.returns - mostTried/2; drop > 0 { // those long ago
+		copy(r.tried[:], r.tried[drop:r.returns])
+		r.returns -= drop
+	}
+	r.since = r.returns
+}
+
+// Next returns the next endpoint, or nil if there is none that was not returned yet. Its load is
+// counted as soon as it is connected to, which must follow at once.
 func (r *Round) Next() *Endpoint {
-	if r.left == 0 {
+	if r.cluster == nil || r.returns == len(r.tried) {
 		return nil
 	}
-	e := r.endpoints[r.at]
-	r.left--
-	if r.at++; r.at == len(r.endpoints) {
-		r.at = 0
+	h := r.cluster.balancer.Pick(r.query)
+	if h != nil && slices.Contains(r.tried[:r.returns], h.Of.(*Endpoint)) {
+		h = r.cluster.balancer.Other(r.query, r.rank)
 	}
+	if h == nil {
+		return nil
+	}
+	e := h.Of.(*Endpoint)
+	r.tried[r.returns] = e
+	r.returns++
 	return e
 }
 
-// place is where an endpoint is: a TCP address, or the path of a unix socket.
-type place struct {
-	addr netip.AddrPort
-	path string
+// rank says how soon an endpoint is to be tried: 0 is one that was not, then come those that
+// were before the round was begun again, by how long ago that was; negative: not any more.
+func (r *Round) rank(h *balance.Host) int {
+	for i := r.returns - 1; i >= 0; i-- {
+		if r.tried[i] == h.Of.(*Endpoint) {
+			if i >= r.since {
+				return -1
+			}
+			return i + 1
+		}
+	}
+	return 0
 }
 
 // expand turns an endpoint as configured into the places that it stands for.
-func expand(address string, addresses map[string][]netip.Addr, failures map[string]error) ([]place, error) {
-	if path, ok := strings.CutPrefix(address, "unix:"); ok {
-		return []place{{path: path}}, nil
+func expand(address string, addresses map[string][]netip.Addr, failures map[string]error) ([]Place, error) {
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		return []Place{{Path: path}}, nil
 	}
 	if addr, err := netip.ParseAddrPort(address); err == nil {
-		return []place{{addr: addr}}, nil
+		return []Place{{Addr: addr}}, nil
 	}
 	name, portText, err := net.SplitHostPort(address)
 	if err != nil {
@@ -208,9 +373,9 @@ func expand(address string, addresses map[string][]netip.Addr, failures map[stri
 	if err := failures[name]; err != nil {
 		return nil, err
 	}
-	var places []place
+	var places []Place
 	for _, a := range addresses[name] {
-		places = append(places, place{addr: netip.AddrPortFrom(a, port)})
+		places = append(places, Place{Addr: netip.AddrPortFrom(a, port)})
 	}
 	return places, nil
 }
@@ -223,13 +388,16 @@ func parsePort(s string) (uint16, error) {
 	return p.Port(), nil
 }
 
-// names returns the names among the endpoints, each once.
+// names returns the names among the endpoints that are looked up once, each once.
 func names(cfg *config.Config) []string {
 	seen := make(map[string]bool)
 	var names []string
 	for _, c := range cfg.Clusters {
+		if c.Discovery.By != config.Static {
+			continue
+		}
 		for _, e := range c.Endpoints {
-			if strings.HasPrefix(e.Address, "unix:") {
+			if strings.HasPrefix(e.Address, unixPrefix) {
 				continue
 			}
 			name, _, err := net.SplitHostPort(e.Address)

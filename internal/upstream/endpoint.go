@@ -6,13 +6,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
-	"holdfast/internal/metrics"
 	"holdfast/internal/stream"
 	"holdfast/internal/task"
+	"holdfast/internal/upstream/balance"
+	"holdfast/internal/upstream/outlier"
 )
 
 // Conn is a connection to an endpoint that carries one exchange after another. It lives on
@@ -25,6 +27,10 @@ type Conn interface {
 	// Bytes that nobody asked for make it unusable. It does not block.
 	Alive() bool
 
+	// PassOn gives up a connection that carries nothing, for a tunnel: its socket is still
+	// on the loop, and the caller's.
+	PassOn() (stream.Passed, error)
+
 	// Close closes the connection, unless a tunnel took it.
 	Close()
 }
@@ -33,37 +39,55 @@ type Conn interface {
 type Endpoint struct {
 	Cluster string         // the name of its cluster
 	Address string         // as configured
-	Addr    netip.AddrPort // where it is; zero for a unix socket
+	Addr    netip.AddrPort // where it is; zero for a unix socket, and for a name with whatever addresses it has
 	Path    string         // of a unix socket
 
 	Tunnels TunnelMetrics // of those to it
 
-	name           string // see String
-	cluster        *Cluster
-	connectTimeout time.Duration
-	network        Network
-	pools          []pool // one a loop
-	metrics        endpointMetrics
+	name       string // see String
+	cluster    *Cluster
+	options    config.EndpointOptions           // owned by cluster.mu
+	kept       bool                             // it stays known, whatever becomes of it; owned by cluster.mu
+	starts                                      // owned by cluster.mu
+	addresses  atomic.Pointer[[]netip.AddrPort] // see Addresses
+	host       balance.Host
+	health     *endpointHealth // nil: it is not checked
+	conditions atomic.Uint32   // Condition; changed with cluster.mu
+	outlier    *outlier.Host   // nil: it is not looked after
+	pools      []pool          // one a loop, for each priority that is used: see pool
+	figures    figures
+	metrics    endpointMetrics
 }
 
-func newEndpoint(cluster *Cluster, c *config.Cluster, address string, at place, r *metrics.Registry, loops int, network Network) *Endpoint {
-	name := "unix:" + at.path
-	if at.path == "" {
-		name = at.addr.String()
+// newEndpoint returns one that is no member.
+func newEndpoint(c *Cluster, id identity) *Endpoint {
+	e := &Endpoint{
+		Cluster: c.Name,
+		Address: id.address,
+		Addr:    id.at.Addr,
+		Path:    id.at.Path,
+		name:    id.at.String(),
+		cluster: c,
+		pools:   c.newPools(),
+		metrics: newEndpointMetrics(c.options.Metrics, c.Name, c.series(id.address)),
 	}
-	return &Endpoint{
-		Cluster:        c.Name,
-		Address:        address,
-		Addr:           at.addr,
-		Path:           at.path,
-		Tunnels:        NewTunnelMetrics(r, c.Name, address),
-		name:           name,
-		cluster:        cluster,
-		connectTimeout: c.ConnectTimeout,
-		network:        network,
-		pools:          newPools(loops, c.IdleTimeout),
-		metrics:        newEndpointMetrics(r, c.Name, address),
+	var addresses []netip.AddrPort
+	if e.Addr.IsValid() {
+		addresses = append(addresses, e.Addr)
+	} else if e.Path == "" {
+		e.name = e.Address
 	}
+	e.addresses.Store(&addresses)
+	e.host.Key, e.host.Of = e.Address+" "+e.name, e
+	e.Tunnels = newTunnelMetrics(c.options.Metrics, c.Name, c.series(id.address), &e.host)
+	e.Tunnels.here = &e.figures.tunnels
+	e.Tunnels.cluster = c
+	e.Tunnels = e.Tunnels.At(config.PriorityDefault)
+	var begins Condition
+	e.health, begins = newEndpointHealth(e)
+	e.conditions.Store(uint32(Left | begins))
+	c.outliers.watch(e)
+	return e
 }
 
 // ConnectError says that an endpoint could not be connected to. Nothing was sent.
@@ -76,14 +100,29 @@ type ConnectError struct {
 func (e *ConnectError) Error() string { return "connect to " + e.Endpoint + ": " + e.Err.Error() }
 func (e *ConnectError) Unwrap() error { return e.Err }
 
-// String names the endpoint for logs: the address in numbers, or the path.
+// errNowhere is why a name cannot be connected to of which no address is known.
+var errNowhere = errors.New("the name has no address")
+
+// String names the endpoint for logs: the address in numbers, the path, or
+// the name of one that has whatever addresses that has.
 func (e *Endpoint) String() string { return e.name }
 
 // Attempt is one attempt to connect, which may be given up while it waits. The zero value
 // is ready, and it may be used for one attempt after the other until it was cancelled.
 type Attempt struct {
-	err   error
-	waits Interrupter
+	// Announcement is what the connection's PROXY header says, if it has one: see
+	// [Endpoint.Announces].
+	Announcement Announcement
+
+	// Priority says which limits of the cluster hold.
+	Priority config.Priority
+
+	err    error
+	waits  Interrupter
+	held   *breaker       // of which one was taken for the exchange; nil: none
+	source netip.Addr     // see Source
+	header []byte         // see Header
+	remote netip.AddrPort // see Remote
 }
 
 // An Interrupter is what waits for a connection: Interrupt has that fail with err. It is
@@ -109,74 +148,150 @@ func (a *Attempt) Err() error { return a.err }
 // nil: nothing any more.
 func (a *Attempt) Wait(i Interrupter) { a.waits = i }
 
+// Source is the address that the connection is to come from, for [Network.Connect]; zero: as
+// the kernel chooses.
+func (a *Attempt) Source() netip.Addr { return a.source }
+
+// Header is what is to be sent first on the connection, for [Network.Connect], which does so
+// before it returns; nil: nothing.
+func (a *Attempt) Header() []byte { return a.header }
+
+// Remote is the address to which the last attempt that succeeded has connected; zero for a unix
+// socket, and where no connection was made.
+func (a *Attempt) Remote() netip.AddrPort { return a.remote }
+
 // Get begins an exchange on the connection of l that became idle last, or on a new one
 // if none is alive, for which it waits. The connection is kept afterwards if it can be.
-// Errors are *[ConnectError], or what a was cancelled with.
+// Errors are *[ConnectError], *[OverflowError], or what a was cancelled with. Begin must follow
+// if there is none.
 func (e *Endpoint) Get(t *task.Task, l *stream.Loop, a *Attempt) (exchange.Upstream, error) {
-	if a.err != nil {
-		return nil, a.err
+	if err := e.admit(a, config.LimitedRequests); err != nil {
+		return nil, err
 	}
-	p := &e.pools[l.Index]
+	a.remote = netip.AddrPort{}
+	p := e.pool(a.Priority, l.Index)
 	for conn := p.take(); conn != nil; conn = p.take() {
 		if up, err := conn.Exchange(); err == nil {
 			return up, nil
 		}
 		conn.Close()
 	}
-	return e.begin(t, l, a, p)
+	return e.begin(t, l, a, p, p)
 }
 
 // Fresh is Get on a new connection always.
 func (e *Endpoint) Fresh(t *task.Task, l *stream.Loop, a *Attempt) (exchange.Upstream, error) {
-	return e.begin(t, l, a, &e.pools[l.Index])
+	if err := e.admit(a, config.LimitedRequests); err != nil {
+		return nil, err
+	}
+	return e.begin(t, l, a, e.pool(a.Priority, l.Index), nil)
 }
 
 // Dial is Fresh for upgrades: the connection carries this exchange and is never
 // kept.
 func (e *Endpoint) Dial(t *task.Task, l *stream.Loop, a *Attempt) (exchange.Upstream, error) {
-	return e.begin(t, l, a, nil)
-}
-
-func (e *Endpoint) begin(t *task.Task, l *stream.Loop, a *Attempt, p *pool) (exchange.Upstream, error) {
-	conn, err := e.connect(t, l, a, p)
-	if err != nil {
+	if err := e.admit(a, config.LimitedTunnels); err != nil {
 		return nil, err
 	}
-	up, err := conn.Exchange()
-	if err != nil {
-		conn.Close()
-		return nil, &ConnectError{Endpoint: e.String(), Err: err}
-	}
-	return up, nil
+	return e.begin(t, l, a, nil, nil)
 }
 
-// connect makes a connection, which is kept in p afterwards; nil: nowhere.
-func (e *Endpoint) connect(t *task.Task, l *stream.Loop, a *Attempt, p *pool) (Conn, error) {
+// admit begins an exchange, which counts as the endpoint's load until Call.End, if the cluster's
+// limit leaves one.
+func (e *Endpoint) admit(a *Attempt, what config.Limited) error {
 	if a.err != nil {
-		return nil, a.err
+		return a.err
 	}
-	network, address := "tcp", e.name
-	if e.Path != "" {
-		network, address = "unix", e.Path
+	if err := e.cluster.breakers[a.Priority].admit(a, what); err != nil {
+		return err
 	}
-	var until time.Time
-	if e.connectTimeout > 0 {
-		until = l.Now().Add(e.connectTimeout)
+	e.host.Add(1)
+	return nil
+}
+
+// Connect makes a connection that carries no exchange, for a tunnel of which no byte is looked
+// at. It counts as one from the attempt on: [Endpoint.TunnelConnected] or
+// [Endpoint.TunnelDropped] must follow where there is no error. Errors are as those of Get.
+func (e *Endpoint) Connect(t *task.Task, l *stream.Loop, a *Attempt) (_ stream.Passed, err error) {
+	none := stream.Passed{FD: -1}
+	if err := e.admit(a, config.LimitedTunnels); err != nil {
+		return none, err
+	}
+	defer e.takeBack(a, &err)
+	if _, err := e.cluster.breakers[a.Priority].acquire(t, l, a, e, nil); err != nil {
+		return none, err
+	}
+	conn, err := e.connect(t, l, a, nil)
+	if err != nil {
+		return none, err
+	}
+	passed, err := conn.PassOn()
+	if err != nil {
+		conn.Close()
+		e.notConnected(err)
+		return none, &ConnectError{Endpoint: e.String(), Err: err}
+	}
+	return passed, nil
+}
+
+// takeBack has what admit has counted not be counted any more where there is an error.
+func (e *Endpoint) takeBack(a *Attempt, err *error) {
+	if *err != nil {
+		e.host.Add(-1)
+		a.release()
+	}
+}
+
+// begin is Get without a kept connection, but for one of from that becomes idle while it waits
+// for there to be one more. What admit has counted is not counted any more if it fails.
+func (e *Endpoint) begin(t *task.Task, l *stream.Loop, a *Attempt, to, from *pool) (_ exchange.Upstream, err error) {
+	defer e.takeBack(a, &err)
+	for {
+		kept, err := e.cluster.breakers[a.Priority].acquire(t, l, a, e, from)
+		if err != nil {
+			return nil, err
+		}
+		if kept != nil {
+			if up, err := kept.exchange(); err == nil {
+				return up, nil
+			}
+			continue // it has ended just now
+		}
+		conn, err := e.connect(t, l, a, to)
+		if err != nil {
+			return nil, err
+		}
+		up, err := conn.Exchange()
+		if err != nil {
+			conn.Close()
+			e.notConnected(err)
+			return nil, &ConnectError{Endpoint: e.String(), Err: err}
+		}
+		return up, nil
+	}
+}
+
+// connect makes a connection, which is kept in p afterwards; nil: nowhere. There may be one more
+// on entry, which is counted until the connection has ended, or is not made.
+func (e *Endpoint) connect(t *task.Task, l *stream.Loop, a *Attempt, p *pool) (Conn, error) {
+	a.remote = netip.AddrPort{}
+	d := dial{e: e, of: &e.cluster.breakers[a.Priority].waiting, loop: l, pool: p, header: e.Header(a.Announcement)}
+	if e.cluster.cfg.ConnectTimeout > 0 {
+		d.until = l.Now().Add(e.cluster.cfg.ConnectTimeout)
 	}
 	if p != nil {
 		p.loop = l
 	}
-	life := &life{e: e, pool: p, since: time.Now()}
-	conn, err := e.network.Connect(t, l, network, address, until, a, Owner{
-		Idle: life.idle, Ended: life.ended, Taken: life.taken, Traffic: &e.cluster.metrics.traffic,
-	})
+	conn, to, err := d.connect(t, a)
 	a.Wait(nil)
+	if err != nil {
+		d.of.give()
+	}
 	switch {
+	case err == nil && a.err == nil:
+		a.remote = to
+		return conn, nil
 	case err == nil:
-		life.connected(conn)
-		if a.err == nil {
-			return conn, nil
-		}
 		conn.Close() // both have come at once
 		return nil, a.err
 	case a.err != nil:
@@ -185,10 +300,72 @@ func (e *Endpoint) connect(t *task.Task, l *stream.Loop, a *Attempt, p *pool) (C
 	// The kernel has a limit of its own (ETIMEDOUT, after two minutes by default).
 	timeout := isTimeout(err)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("no answer within %v", e.connectTimeout)
+		err = fmt.Errorf("no answer within %v", e.cluster.cfg.ConnectTimeout)
 	}
-	life.failed(timeout)
+	e.connectFailed(timeout)
+	e.notConnected(err)
 	return nil, &ConnectError{Endpoint: e.String(), Timeout: timeout, Err: err}
+}
+
+// dial is what all addresses of an endpoint have in common that is connected to.
+type dial struct {
+	e      *Endpoint
+	of     *waiting // what counts the connection
+	loop   *stream.Loop
+	pool   *pool // where the connection is kept; nil: nowhere
+	until  time.Time
+	header []byte
+}
+
+// connect connects to wherever the endpoint is, and says where that was; a unix socket is
+// nowhere.
+func (d dial) connect(t *task.Task, a *Attempt) (Conn, netip.AddrPort, error) {
+	e, source := d.e, d.e.cluster.cfg.Connecting.Source
+	switch {
+	case e.Path != "":
+		conn, err := d.one(t, a, "unix", e.Path)
+		return conn, netip.AddrPort{}, err
+	case e.Addr.IsValid():
+		if source.IsValid() && source.Is4() != e.Addr.Addr().Unmap().Is4() {
+			return nil, netip.AddrPort{}, sourceError{source, e.Addr.Addr()}
+		}
+		conn, err := d.one(t, a, "tcp", e.name)
+		return conn, e.Addr, err
+	}
+	all := e.Addresses()
+	if len(all) == 0 {
+		return nil, netip.AddrPort{}, errNowhere
+	}
+	fit := interleave(all, source)
+	if len(fit) == 0 {
+		return nil, netip.AddrPort{}, sourceError{source, all[0].Addr()}
+	}
+	if len(fit) == 1 {
+		conn, err := d.one(t, a, "tcp", fit[0].String())
+		return conn, fit[0], err
+	}
+	return d.race(t, a, fit)
+}
+
+// sourceError says that nobody can connect from an address of one family to another's.
+type sourceError struct{ source, to netip.Addr }
+
+func (e sourceError) Error() string {
+	return fmt.Sprintf("the cluster's source_address %v and %v are of two families", e.source, e.to)
+}
+
+// one connects to one address.
+func (d dial) one(t *task.Task, a *Attempt, network, address string) (Conn, error) {
+	a.source, a.header = d.e.cluster.cfg.Connecting.Source, d.header
+	life := &life{e: d.e, of: d.of, pool: d.pool, since: time.Now()}
+	conn, err := d.e.cluster.options.Network.Connect(t, d.loop, network, address, d.until, a, Owner{
+		Idle: life.idle, Ended: life.ended, Taken: life.taken, Traffic: &d.e.cluster.metrics.traffic,
+	})
+	if err != nil {
+		return nil, err
+	}
+	life.connected(conn)
+	return conn, nil
 }
 
 func isTimeout(err error) bool {

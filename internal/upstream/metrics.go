@@ -1,11 +1,15 @@
 package upstream
 
 import (
+	"net"
+	"sync/atomic"
 	"time"
 
+	"holdfast/internal/config"
 	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
 	"holdfast/internal/stream"
+	"holdfast/internal/upstream/balance"
 )
 
 // connectBounds are those of the histogram of connects, in seconds.
@@ -33,6 +37,7 @@ var (
 	clusterConnectFailures  = clusterCounter("connect_failures", "Attempts to connect to an endpoint of the cluster that failed, those that took too long included.")
 	clusterConnectTimeouts  = clusterCounter("connect_timeouts", "Attempts to connect to an endpoint of the cluster that were not answered in time.")
 	clusterConnectExhausted = clusterCounter("connect_attempts_exhausted", "Requests that failed because no endpoint of the cluster that was tried could be connected to.")
+	clusterNoneHealthy      = clusterCounter("none_healthy", "Requests that found no endpoint of the cluster that could be chosen.")
 	clusterConnectDuration  = metrics.Define(metrics.Desc{
 		Name: "holdfast_cluster_connect_duration_seconds",
 		Help: "How long it took to connect to an endpoint of the cluster, where that worked.",
@@ -44,6 +49,7 @@ var (
 		Type: metrics.TypeHistogram, Unit: metrics.Seconds, Labels: []string{"cluster"},
 		Bounds: []float64{0.01, 0.1, 1, 10, 60, 300, 900, 3600, 14400, 86400},
 	})
+	clusterPanics   = clusterCounter("panic", "Choices of an endpoint among all of a priority, the unhealthy ones included, because too few are healthy.")
 	clusterReceived = clusterCounter("received_bytes", "Bytes that were received from endpoints of the cluster, heads and framing included, without those of tunnels.")
 	clusterSent     = clusterCounter("sent_bytes", "Bytes that were sent to endpoints of the cluster, heads and framing included, without those of tunnels.")
 
@@ -82,7 +88,8 @@ var (
 )
 
 // What is counted of endpoints. The label is the address as it is configured: a name
-// with several addresses is one.
+// with several addresses is one, and so are all endpoints of a file or a service; see
+// [Cluster.series].
 var (
 	endpointConnections       = endpointCounter("connections", "Connections that were made to the endpoint.")
 	endpointConnectionsActive = endpointGauge("connections_active", "Open connections to the endpoint, idle ones included, without those that became tunnels.")
@@ -118,19 +125,23 @@ func endpointGauge(what, help string) *metrics.Desc {
 
 // clusterMetrics is what is counted of one cluster.
 type clusterMetrics struct {
-	connections, connectFailures, connectTimeouts, connectExhausted *metrics.Counter
-	closedByEndpoint, closedByUs                                    *metrics.Counter
-	requests, retries, timeouts, resets, cancelled, errors, tunnels *metrics.Counter
-	connectionsActive, requestsActive, endpoints                    *metrics.Gauge
-	connectDuration, connectionDuration, requestDuration            *metrics.Histogram
-	responses                                                       exchange.Classes
-	traffic                                                         stream.Traffic
+	connections, connectFailures, connectTimeouts, connectExhausted, noneHealthy *metrics.Counter
+	closedByEndpoint, closedByUs                                                 *metrics.Counter
+	requests, retries, timeouts, resets, cancelled, errors, tunnels              *metrics.Counter
+	membershipChanges                                                            *metrics.Counter
+	panics                                                                       *metrics.Counter
+	connectionsActive, requestsActive, endpoints, healthy                        *metrics.Gauge
+	connectDuration, connectionDuration, requestDuration                         *metrics.Histogram
+	responses                                                                    exchange.Classes
+	traffic                                                                      stream.Traffic
 }
 
 func newClusterMetrics(r *metrics.Registry, name string) clusterMetrics {
 	return clusterMetrics{
 		responses:          exchange.NewClasses(r, clusterResponses, name),
 		endpoints:          r.Gauge(clusterEndpoints, name),
+		healthy:            r.Gauge(clusterHealthy, name),
+		membershipChanges:  r.Counter(clusterMembershipChanges, name),
 		connections:        r.Counter(clusterConnections, name),
 		connectionsActive:  r.Gauge(clusterConnectionsActive, name),
 		closedByEndpoint:   r.Counter(clusterConnectionsClosed, name, "upstream"),
@@ -138,8 +149,10 @@ func newClusterMetrics(r *metrics.Registry, name string) clusterMetrics {
 		connectFailures:    r.Counter(clusterConnectFailures, name),
 		connectTimeouts:    r.Counter(clusterConnectTimeouts, name),
 		connectExhausted:   r.Counter(clusterConnectExhausted, name),
+		noneHealthy:        r.Counter(clusterNoneHealthy, name),
 		connectDuration:    r.Histogram(clusterConnectDuration, name),
 		connectionDuration: r.Histogram(clusterConnectionDuration, name),
+		panics:             r.Counter(clusterPanics, name),
 		traffic:            stream.Traffic{Received: r.Counter(clusterReceived, name), Sent: r.Counter(clusterSent, name)},
 		requests:           r.Counter(clusterRequests, name),
 		requestsActive:     r.Gauge(clusterRequestsActive, name),
@@ -174,14 +187,22 @@ func newEndpointMetrics(r *metrics.Registry, cluster, address string) endpointMe
 // loop.
 func (c *Cluster) Active() int64 { return c.metrics.requestsActive.Value() }
 
-// Exhausted counts a request that found no endpoint to connect to.
-func (c *Cluster) Exhausted() { c.metrics.connectExhausted.Inc() }
+// Unserved counts a request that no endpoint was connected for: none that was tried could be, or
+// none was found that could be tried.
+func (c *Cluster) Unserved(tried bool) {
+	if tried {
+		c.metrics.connectExhausted.Inc()
+	} else {
+		c.metrics.noneHealthy.Inc()
+	}
+}
 
 // life is an attempt to connect, and the connection that comes of it: it counts what becomes
 // of them, and takes the connection out of its pool when it ends there.
 type life struct {
 	e     *Endpoint
-	pool  *pool // where the connection is kept; nil: nowhere
+	of    *waiting // counts the connection, and has who waits for one
+	pool  *pool    // where the connection is kept; nil: nowhere
 	conn  Conn
 	since time.Time // when the attempt began; once connected, since when
 }
@@ -189,20 +210,44 @@ type life struct {
 // connected counts the connection. It comes before anybody can end it.
 func (l *life) connected(conn Conn) {
 	l.conn = conn
+	l.e.connected()
 	c, began := &l.e.cluster.metrics, l.since
 	l.since = time.Now()
 	c.connectDuration.Observe(int64(l.since.Sub(began)))
 	c.connections.Inc()
 	c.connectionsActive.Add(1)
+	l.e.figures.connected(l.since.Sub(began))
 	l.e.metrics.connections.Inc()
 	l.e.metrics.connectionsActive.Add(1)
 }
 
 // idle keeps the connection, which carries nothing, or closes it.
 func (l *life) idle(conn Conn) {
-	if l.pool == nil || !l.pool.keep(conn) {
+	if l.pool == nil || l.e.Conditions()&Left != 0 || !l.pool.keep(conn) {
 		conn.Close()
+		return
 	}
+	l.of.pass(l)
+}
+
+// again is idle for a connection that was given to somebody who does not need it any more.
+func (l *life) again() {
+	if l.conn.Alive() {
+		l.idle(l.conn)
+	} else {
+		l.conn.Close()
+	}
+}
+
+// exchange begins the next exchange, or closes the connection.
+func (l *life) exchange() (exchange.Upstream, error) {
+	if l.conn.Alive() {
+		if up, err := l.conn.Exchange(); err == nil {
+			return up, nil
+		}
+	}
+	l.conn.Close()
+	return nil, net.ErrClosed
 }
 
 // ended counts that the connection was closed, and by whom.
@@ -227,14 +272,17 @@ func (l *life) over() {
 	c.connectionDuration.Observe(int64(time.Since(l.since)))
 	c.connectionsActive.Add(-1)
 	l.e.metrics.connectionsActive.Add(-1)
+	l.e.figures.connections.Add(-1)
+	l.of.give()
 }
 
-// failed counts that there is no connection.
-func (l *life) failed(timeout bool) {
-	l.e.cluster.metrics.connectFailures.Inc()
-	l.e.metrics.connectFailures.Inc()
+// connectFailed counts that there is no connection.
+func (e *Endpoint) connectFailed(timeout bool) {
+	e.cluster.metrics.connectFailures.Inc()
+	e.metrics.connectFailures.Inc()
+	e.figures.connectFails.Add(1)
 	if timeout {
-		l.e.cluster.metrics.connectTimeouts.Inc()
+		e.cluster.metrics.connectTimeouts.Inc()
 	}
 }
 
@@ -247,6 +295,7 @@ const (
 	BecameTunnel                // the endpoint agreed to an upgrade
 	TimedOut                    // the endpoint did not answer, or go on answering, in time
 	Reset                       // the connection to the endpoint ended before the response was complete
+	Stale                       // the same, but the endpoint had closed it while it was kept: the request is made again
 	Invalid                     // the response was not valid
 	Cancelled                   // it ended on the client's side
 	Discarded                   // the endpoint has answered, but the client is not to get that
@@ -259,22 +308,28 @@ type Call struct {
 	loop   *stream.Loop
 	began  time.Time
 	failed bool
+	held   *breaker // of which it has one
 }
 
-// Begin counts a request as given to the endpoint, as c. [Call.End] must follow. All is done
+// Begin counts a request as given to the endpoint, as c, which [Endpoint.Get] and its kin have
+// begun an exchange for by a. [Call.End] must follow. All is done
 // on the goroutine of l, whose clock it is that counts.
-func (e *Endpoint) Begin(l *stream.Loop, c *Call) {
+func (e *Endpoint) Begin(l *stream.Loop, a *Attempt, c *Call) {
 	l.Counts.Inc(e.cluster.metrics.requests)
 	l.Counts.Move(e.cluster.metrics.requestsActive, 1)
 	l.Counts.Inc(e.metrics.requests)
 	l.Counts.Move(e.metrics.requestsActive, 1)
-	*c = Call{e: e, loop: l, began: l.Now()}
+	sum := &e.pools[l.Index].requests
+	sum.Store(sum.Load() + 1) // cheaper than to add: nobody else does
+	*c = Call{e: e, loop: l, began: l.Now(), held: a.held}
+	a.held = nil
 }
 
 // Answered counts the head of the final response, or a 101.
 func (c *Call) Answered(status int) {
 	c.loop.Counts.Inc(c.e.cluster.metrics.responses.Of(status))
 	c.failed = status >= 500
+	c.answered(status)
 }
 
 // End counts the request's end, once.
@@ -282,19 +337,24 @@ func (c *Call) End(o Outcome) {
 	cluster, endpoint, counts := &c.e.cluster.metrics, &c.e.metrics, &c.loop.Counts
 	counts.Move(cluster.requestsActive, -1)
 	counts.Move(endpoint.requestsActive, -1)
+	c.e.host.Add(-1)
+	if c.held != nil {
+		c.held.give()
+	}
+	c.ended(o)
 	switch o {
 	case Complete:
 		counts.Observe(cluster.requestDuration, int64(c.loop.Now().Sub(c.began)))
 	case TimedOut:
 		counts.Inc(cluster.timeouts)
-	case Reset:
+	case Reset, Stale:
 		counts.Inc(cluster.resets)
 	case Invalid:
 		counts.Inc(cluster.errors)
 	case Cancelled:
 		counts.Inc(cluster.cancelled)
 	}
-	if c.failed || o == TimedOut || o == Reset || o == Invalid {
+	if c.failed || o == TimedOut || o == Reset || o == Stale || o == Invalid {
 		counts.Inc(endpoint.errors)
 	}
 }
@@ -303,9 +363,29 @@ func (c *Call) End(o Outcome) {
 // connection.
 func (e *Endpoint) Retried() { e.cluster.metrics.retries.Inc() }
 
-// TunnelOpened counts that the endpoint has agreed to a tunnel. Whether it lives is counted
-// by [TunnelMetrics.Count].
-func (e *Endpoint) TunnelOpened() { e.cluster.metrics.tunnels.Inc() }
+// TunnelOpened counts a tunnel that the call, which Dial has begun, became: what the limit has
+// let through is the tunnel's from then on. It ends, or leaves, by [TunnelMetrics.Count] at the
+// call's priority.
+func (e *Endpoint) TunnelOpened(c *Call) {
+	e.cluster.metrics.tunnels.Inc()
+	e.Tunnels.count(1)
+	c.held = nil
+}
+
+// TunnelConnected counts a tunnel of a connection that [Endpoint.Connect] has made.
+func (e *Endpoint) TunnelConnected(a *Attempt) {
+	e.cluster.metrics.tunnels.Inc()
+	e.Tunnels.count(1)
+	e.host.Add(-1) // that of the attempt
+	a.held = nil
+}
+
+// TunnelDropped counts that such a connection was closed without one.
+func (e *Endpoint) TunnelDropped(a *Attempt) {
+	e.TunnelFailed()
+	e.host.Add(-1)
+	a.release()
+}
 
 // TunnelFailed counts that a connection which the endpoint gave away for a tunnel was
 // closed without one.
@@ -314,24 +394,52 @@ func (e *Endpoint) TunnelFailed() { e.cluster.metrics.closedByUs.Inc() }
 // TunnelMetrics is what is counted of the living tunnels to an endpoint, for the endpoint
 // itself and for its cluster.
 type TunnelMetrics struct {
+	host         *balance.Host // which has them as its load; nil: none
+	here         *atomic.Int64 // counts them for [Clusters.State]; nil: nobody shows them
+	cluster      *Cluster      // nil: it is not known here
+	limit        *breaker      // which counts them; nil: none
 	active       []*metrics.Gauge
 	ToUpstream   []*metrics.Counter // bytes that the endpoint's sockets have taken
 	ToDownstream []*metrics.Counter // bytes that the clients' have
 }
 
-// NewTunnelMetrics returns those of an endpoint by its address as configured. It may be
-// one of a former configuration: its tunnels may live on.
-func NewTunnelMetrics(r *metrics.Registry, cluster, address string) TunnelMetrics {
+// newTunnelMetrics returns those of an endpoint by its address as configured, which is host
+// unless that is nil.
+func newTunnelMetrics(r *metrics.Registry, cluster, address string, host *balance.Host) TunnelMetrics {
 	return TunnelMetrics{
+		host:         host,
 		active:       []*metrics.Gauge{r.Gauge(endpointTunnelsActive, cluster, address), r.Gauge(clusterTunnelsActive, cluster)},
 		ToUpstream:   []*metrics.Counter{r.Counter(endpointRelayed, cluster, address, "upstream"), r.Counter(clusterRelayed, cluster, "upstream")},
 		ToDownstream: []*metrics.Counter{r.Counter(endpointRelayed, cluster, address, "downstream"), r.Counter(clusterRelayed, cluster, "downstream")},
 	}
 }
 
-// Count counts tunnels that have come, or with a negative n gone.
+// At is what counts those that go by the limits of a priority.
+func (m TunnelMetrics) At(p config.Priority) TunnelMetrics {
+	if m.cluster != nil {
+		m.limit = &m.cluster.breakers[p].of[config.LimitedTunnels]
+	}
+	return m
+}
+
+// Count counts tunnels that have come, or with a negative n gone. None is too many: they are
+// there.
 func (m *TunnelMetrics) Count(n int64) {
+	m.count(n)
+	if m.limit != nil {
+		m.limit.force(n)
+	}
+}
+
+// count is Count without the limit.
+func (m *TunnelMetrics) count(n int64) {
 	for _, g := range m.active {
 		g.Add(n)
+	}
+	if m.host != nil {
+		m.host.Add(n)
+	}
+	if m.here != nil {
+		m.here.Add(n)
 	}
 }

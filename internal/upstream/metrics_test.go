@@ -21,14 +21,20 @@ import (
 // counted builds the only cluster over a registry of its own.
 func counted(t *testing.T, n *fakeNetwork, c config.Cluster) ([]*endpoint, *metrics.Registry) {
 	t.Helper()
+	endpoints, _, r := countedClusters(t, n, c)
+	return endpoints, r
+}
+
+func countedClusters(t *testing.T, n *fakeNetwork, c config.Cluster) ([]*endpoint, *upstream.Clusters, *metrics.Registry) {
+	t.Helper()
 	r := metrics.NewRegistry()
 	loops := loopsFor(t, 1)
-	cs, err := upstream.NewOn(t.Context(), &config.Config{Clusters: []config.Cluster{c}}, nil, r, loops, n.network())
+	cs, err := upstream.New(t.Context(), upstream.Options{Config: &config.Config{Clusters: []config.Cluster{c}}, Metrics: r, Loops: loops, Network: n.network()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(cs.Close)
-	return (&world{t, loops, cs}).of(c.Name), r
+	return (&world{t, loops, cs}).of(c.Name), cs, r
 }
 
 // wantFigures compares every value that is not 0, of histograms the number of values,
@@ -37,6 +43,9 @@ func wantFigures(t *testing.T, r *metrics.Registry, want ...string) {
 	t.Helper()
 	var got []string
 	for _, f := range r.Families() {
+		if f.Desc.Name == "holdfast_cluster_endpoints_healthy" {
+			continue // it is that of cluster_endpoints where nothing is wrong
+		}
 		for _, s := range f.Series {
 			v := s.Value
 			for _, n := range s.Buckets {
@@ -88,8 +97,7 @@ func TestConnectionsAreCountedByWhoHasEndedThem(t *testing.T) {
 	e.get() // finds it dead
 	busy.closeConn()
 	streamtest.Do(tunnel.loop, tunnel.conn.owner.Taken)
-	e.TunnelOpened()
-	e.Tunnels.Count(1)
+	e.TunnelOpened(new(upstream.Call))
 	streamtest.Do(failed.loop, failed.conn.owner.Taken)
 	e.TunnelFailed()
 	wantFigures(t, r,
@@ -149,8 +157,7 @@ func TestAllAddressesOfANameAreOneEndpointInFigures(t *testing.T) {
 	n := &fakeNetwork{names: map[string][]netip.Addr{"app.internal": {netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("10.0.0.8")}}}
 	endpoints, r := counted(t, n, web("app.internal:80"))
 	for _, e := range endpoints {
-		e.TunnelOpened()
-		e.Tunnels.Count(1)
+		e.TunnelOpened(new(upstream.Call))
 	}
 	endpoints[0].Tunnels.Count(-1)
 	wantFigures(t, r,
@@ -164,9 +171,10 @@ func TestAllAddressesOfANameAreOneEndpointInFigures(t *testing.T) {
 // So a tunnel that outlives its endpoint is counted where it was before.
 func TestTheTunnelsOfAFormerEndpointAreCountedByItsName(t *testing.T) {
 	t.Parallel()
-	endpoints, r := counted(t, &fakeNetwork{}, web("10.0.0.1:80"))
-	same, former := upstream.NewTunnelMetrics(r, "web", "10.0.0.1:80"), upstream.NewTunnelMetrics(r, "web", "10.0.0.9:80")
-	other := upstream.NewTunnelMetrics(r, "chat", "10.0.0.9:80")
+	endpoints, cs, r := countedClusters(t, &fakeNetwork{}, web("10.0.0.1:80"))
+	at, gone := netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.9:80")
+	same, former := cs.Tunnels("web", "10.0.0.1:80", at), cs.Tunnels("web", "10.0.0.9:80", gone)
+	other := cs.Tunnels("chat", "10.0.0.9:80", gone)
 	for i, m := range []upstream.TunnelMetrics{endpoints[0].Tunnels, same, former, other} {
 		m.Count(1)
 		for _, c := range m.ToUpstream {
@@ -218,7 +226,7 @@ func TestACallIsCountedByItsOutcome(t *testing.T) {
 			total := []string{"cluster_endpoints{web} 1", "cluster_requests_total{web} 1", "endpoint_requests_total{web,10.0.0.1:80} 1"}
 			var call upstream.Call
 			l := streamtest.NewVirtual(t)
-			streamtest.Do(l, func() { endpoints[0].Begin(l, &call) })
+			streamtest.Do(l, func() { endpoints[0].Begin(l, new(upstream.Attempt), &call) })
 			wantFigures(t, r, append([]string{"cluster_requests_active{web} 1", "endpoint_requests_active{web,10.0.0.1:80} 1"}, total...)...)
 			streamtest.Do(l, func() {
 				if tt.status != 0 {

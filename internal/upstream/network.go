@@ -6,9 +6,7 @@ import (
 	"net/netip"
 	"time"
 
-	"holdfast/internal/config"
 	"holdfast/internal/http1"
-	"holdfast/internal/metrics"
 	"holdfast/internal/stream"
 	"holdfast/internal/task"
 )
@@ -17,29 +15,37 @@ import (
 // without a word in two minutes.
 var KeepAlive = stream.KeepAlive{Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
 
-// New builds the clusters of cfg with the host's resolver and HTTP/1.1 connections.
-// It resolves the names among the endpoints that are not known, and blocks until all
-// are answered or ctx is done; every address of a name becomes an endpoint. The error names
-// each cluster and endpoint that could not be resolved. Nothing is connected to.
-// r counts; it may be nil. loops are all on which there will be requests: the number of each
-// is its place. mayHave says of a descriptor whether a connection may have it,
-// and connecting fails as if there were none (EMFILE) where it may not; nil: always.
-func New(ctx context.Context, cfg *config.Config, known map[string][]netip.Addr, r *metrics.Registry, loops []*stream.Loop, mayHave func(fd int) bool) (*Clusters, error) {
-	spare := make(spares, len(loops))
-	return NewOn(ctx, cfg, known, r, loops, Network{
-		Lookup: func(ctx context.Context, name string) ([]netip.Addr, error) {
+// New builds the clusters of a configuration with HTTP/1.1 connections, on the host's network
+// unless there is another one in o. It resolves the names among the endpoints that are not
+// known, and blocks until all are answered or ctx is done; every address of a name becomes an
+// endpoint. The error names each cluster and endpoint that could not be resolved. Nothing is
+// connected to.
+func New(ctx context.Context, o Options) (*Clusters, error) {
+	if o.Network.Lookup == nil {
+		o.Network.Lookup = func(ctx context.Context, name string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
-		},
-		Connect: func(t *task.Task, l *stream.Loop, network, address string, until time.Time, a *Attempt, owner Owner) (Conn, error) {
-			conn := spare.take(l.Index, owner)
-			a.Wait(conn)
-			err := dial(t, l, conn, network, address, &stream.DialOptions{Until: until, MayHave: mayHave, KeepAlive: KeepAlive})
-			if err != nil {
-				return nil, err
-			}
-			return conn, nil
-		},
-	})
+		}
+	}
+	if o.Network.Connect == nil {
+		o.Network.Connect = connector(&o)
+	}
+	return newOn(ctx, o)
+}
+
+// connector makes HTTP/1.1 connections.
+func connector(o *Options) func(*task.Task, *stream.Loop, string, string, time.Time, *Attempt, Owner) (Conn, error) {
+	spare := make(spares, len(o.Loops))
+	return func(t *task.Task, l *stream.Loop, network, address string, until time.Time, a *Attempt, owner Owner) (Conn, error) {
+		conn := spare.take(l.Index, owner)
+		a.Wait(conn)
+		err := dialOn(t, l, conn, network, address, &stream.DialOptions{
+			Until: until, MayHave: o.MayHave, KeepAlive: KeepAlive, Source: a.Source(), First: a.Header(),
+		})
+		if err != nil {
+			return nil, err
+		}
+		return conn, nil
+	}
 }
 
 // client is a connection, and the memory of those that became tunnels before it.
@@ -81,8 +87,8 @@ func (s spares) take(loop int, owner Owner) *http1.Conn {
 	return c.Conn
 }
 
-// dial connects conn. Its errors say what net's do.
-func dial(t *task.Task, l *stream.Loop, conn *http1.Conn, network, address string, o *stream.DialOptions) error {
+// dialOn connects conn. Its errors say what net's do.
+func dialOn(t *task.Task, l *stream.Loop, conn *http1.Conn, network, address string, o *stream.DialOptions) error {
 	if network == "unix" {
 		if err := conn.DialUnix(t, l, address, o); err != nil {
 			return &net.OpError{Op: "dial", Net: network, Addr: &net.UnixAddr{Name: address, Net: network}, Err: err}

@@ -29,9 +29,16 @@ import (
 	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/task"
 	"holdfast/internal/upstream"
+	"holdfast/internal/upstream/balance"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(upstream.ManyEnv) != "" {
+		upstream.ServeMany()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // fakeNetwork answers for names, and hands out fakeConns.
 type fakeNetwork struct {
@@ -129,6 +136,13 @@ func (c *fakeConn) Exchange() (exchange.Upstream, error) {
 	return u, nil
 }
 func (c *fakeConn) Alive() bool { return !c.dead.Load() && !c.closed.Load() }
+func (c *fakeConn) PassOn() (stream.Passed, error) {
+	if c.closed.Swap(true) {
+		return stream.Passed{}, net.ErrClosed
+	}
+	c.owner.Taken()
+	return stream.Passed{FD: 4711}, nil
+}
 func (c *fakeConn) Close() {
 	if !c.closed.Swap(true) {
 		c.owner.Ended(c.dead.Load())
@@ -163,7 +177,7 @@ func loopsFor(t *testing.T, n int) (loops []*stream.Loop) {
 
 func clusters(t *testing.T, n *fakeNetwork, loops []*stream.Loop, c ...config.Cluster) *world {
 	t.Helper()
-	cs, err := upstream.NewOn(t.Context(), &config.Config{Clusters: c}, nil, nil, loops, n.network())
+	cs, err := upstream.New(t.Context(), upstream.Options{Config: &config.Config{Clusters: c}, Loops: loops, Network: n.network()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,8 +199,7 @@ func (w *world) of(cluster string) (all []*endpoint) {
 	if !ok {
 		w.t.Fatalf("no cluster %q", cluster)
 	}
-	round := c.Round()
-	for e := round.Next(); e != nil; e = round.Next() {
+	for _, e := range c.Members() {
 		all = append(all, &endpoint{e, w.t, w.loops})
 	}
 	return all
@@ -269,8 +282,8 @@ func TestEveryUnresolvedNameIsReported(t *testing.T) {
 	n := &fakeNetwork{names: map[string][]netip.Addr{"empty.internal": nil}}
 	other := web("gone.internal:1")
 	other.Name = "other"
-	cs, err := upstream.NewOn(t.Context(), &config.Config{Clusters: []config.Cluster{
-		web("10.0.0.1:9000", "gone.internal:80", "empty.internal:81"), other}}, nil, nil, nil, n.network())
+	cs, err := upstream.New(t.Context(), upstream.Options{Network: n.network(), Config: &config.Config{Clusters: []config.Cluster{
+		web("10.0.0.1:9000", "gone.internal:80", "empty.internal:81"), other}}})
 	if cs != nil || err == nil {
 		t.Fatalf("got %v, %v", cs, err)
 	}
@@ -288,12 +301,12 @@ func TestKnownNamesAreNotAskedForAgain(t *testing.T) {
 	t.Parallel()
 	cfg := &config.Config{Clusters: []config.Cluster{web("app.internal:80")}}
 	n := &fakeNetwork{names: map[string][]netip.Addr{"app.internal": {netip.MustParseAddr("10.0.0.7")}}}
-	first, err := upstream.NewOn(t.Context(), cfg, nil, nil, nil, n.network())
+	first, err := upstream.New(t.Context(), upstream.Options{Config: cfg, Network: n.network()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	broken := new(fakeNetwork) // resolves nothing
-	second, err := upstream.NewOn(t.Context(), cfg, first.Addresses(), nil, nil, broken.network())
+	second, err := upstream.New(t.Context(), upstream.Options{Config: cfg, Known: first.Addresses(), Network: broken.network()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -319,7 +332,7 @@ func TestLookupsAreBoundedByTheContext(t *testing.T) {
 			names = append(names, string(l)+".internal:80")
 		}
 		start := time.Now()
-		_, err := upstream.NewOn(ctx, &config.Config{Clusters: []config.Cluster{web(names...)}}, nil, nil, nil, network)
+		_, err := upstream.New(ctx, upstream.Options{Config: &config.Config{Clusters: []config.Cluster{web(names...)}}, Network: network})
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 5*time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
@@ -332,7 +345,7 @@ func TestEndpointsTakeTurns(t *testing.T) {
 	c, _ := w.Get("web")
 	firsts := map[string]int{}
 	for range 300 {
-		round := c.Round()
+		round := c.Round(balance.Query{})
 		firsts[round.Next().Address]++
 	}
 	for a, n := range firsts {
@@ -726,7 +739,7 @@ func TestACancelTogetherWithTheConnectionClosesIt(t *testing.T) {
 func realClusters(t *testing.T, r *metrics.Registry, mayHave func(int) bool, c config.Cluster) *world {
 	t.Helper()
 	loops := []*stream.Loop{streamtest.New(t)}
-	cs, err := upstream.New(t.Context(), &config.Config{Clusters: []config.Cluster{c}}, nil, r, loops, mayHave)
+	cs, err := upstream.New(t.Context(), upstream.Options{Config: &config.Config{Clusters: []config.Cluster{c}}, Metrics: r, Loops: loops, MayHave: mayHave})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -771,6 +784,60 @@ func TestRealConnections(t *testing.T) {
 				t.Errorf("the error is %q, want %q before the reason", err, want)
 			}
 		})
+	}
+}
+
+// A connection that is given away as it is carries what comes first, and is counted like any
+// other that becomes a tunnel.
+func TestAConnectionIsGivenAwayAsItIs(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r := metrics.NewRegistry()
+	w := realClusters(t, r, nil, web(l.Addr().String()))
+	e := w.of("web")[0]
+	for range 2 { // the second one with the memory of the first
+		var passed stream.Passed
+		streamtest.Go(e.loops[0], func(t *task.Task) {
+			var a upstream.Attempt
+			if passed, err = e.Connect(t, e.loops[0], &a); err == nil {
+				e.TunnelConnected(&a)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Write(passed.FD, []byte("first"))
+		got := make([]byte, 5)
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != "first" {
+			t.Errorf("got %q, %v", got, err)
+		}
+		streamtest.Do(e.loops[0], func() { passed.Close(e.loops[0]) })
+		e.Tunnels.Count(-1)
+		conn.Close()
+	}
+	w.Close()
+	l.Close()
+	streamtest.Go(e.loops[0], func(t *task.Task) { _, err = e.Connect(t, e.loops[0], new(upstream.Attempt)) })
+	if _, ok := errors.AsType[*upstream.ConnectError](err); !ok {
+		t.Errorf("nobody listens: %v", err)
+	}
+	address := e.Address
+	wantFigures(t, r,
+		"cluster_endpoints{web} 1", "cluster_connections_total{web} 2", "endpoint_connections_total{web,"+address+"} 2", "cluster_connect_duration_seconds{web} 2",
+		"cluster_connection_duration_seconds{web} 2", "cluster_connect_failures_total{web} 1", "endpoint_connect_failures_total{web,"+address+"} 1",
+		"cluster_tunnels_total{web} 2",
+	)
+	c, _ := w.Get("web")
+	if c.SetMembers(nil); len(c.Known()) > 0 {
+		t.Error("something is with the endpoint still")
 	}
 }
 
@@ -873,7 +940,7 @@ func TestARequestOnAKeptConnectionAllocatesNothing(t *testing.T) { // not parall
 	var call upstream.Call
 	loop := w.loops[0]
 	once := func(task *task.Task) {
-		round := cluster.Round()
+		round := cluster.Round(balance.Query{})
 		e := round.Next()
 		up, err := e.Get(task, loop, &attempt)
 		if err != nil {
@@ -881,7 +948,7 @@ func TestARequestOnAKeptConnectionAllocatesNothing(t *testing.T) { // not parall
 			return
 		}
 		defer up.Close()
-		e.Begin(loop, &call)
+		e.Begin(loop, new(upstream.Attempt), &call)
 		err = up.Send(task, request)
 		if err == nil {
 			err = up.Finish(task, nil)

@@ -12,6 +12,7 @@ const (
 	RequestWithoutQuery // REQ_WITHOUT_QUERY
 	Response            // RESP
 	Protocol
+	RequestedServerName
 	ResponseCode
 	ResponseCodeDetails
 	ResponseFlags
@@ -50,7 +51,8 @@ var Operators = [...]Operator{
 	{Request, "REQ", "(NAME?OTHER):MAX", false, "A field of the request's head, or `:METHOD`, `:PATH`, `:AUTHORITY`, `:SCHEME` as the client sent them"},
 	{RequestWithoutQuery, "REQ_WITHOUT_QUERY", "(NAME?OTHER):MAX", false, "The same up to the first `?`"},
 	{Response, "RESP", "(NAME?OTHER):MAX", false, "A field of the response's head"},
-	{Protocol, "PROTOCOL", "", false, "`HTTP/1.1` or `HTTP/1.0`"},
+	{Protocol, "PROTOCOL", "", false, "`HTTP/1.1` or `HTTP/1.0`; `TCP` of a connection that is relayed as it is"},
+	{RequestedServerName, "REQUESTED_SERVER_NAME", "", false, "The server that a TLS client asks for, of a connection that is relayed by that"},
 	{ResponseCode, "RESPONSE_CODE", "", true, "The status of the response; 0: none was begun"},
 	{ResponseCodeDetails, "RESPONSE_CODE_DETAILS", "", false, "`via_upstream`, `direct_response`, or the reason with `_` for each space"},
 	{ResponseFlags, "RESPONSE_FLAGS", "", false, "The flags, with a comma between two"},

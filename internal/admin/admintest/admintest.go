@@ -32,6 +32,7 @@ type Supervisor struct {
 	OnRuntime func() (*supervisor.Runtime, error)
 	OnSet     func(values map[string]float64) (*supervisor.OverrideResult, error)
 	OnReset   func(key string) (*supervisor.OverrideResult, error)
+	OnShow    func(name string) (*supervisor.Clusters, error)
 	Dead      bool
 	NotReady  bool
 
@@ -173,3 +174,10 @@ func (s *Supervisor) Profile(ctx context.Context, generation int, name string, o
 
 func (s *Supervisor) Alive() bool { return !s.Dead }
 func (s *Supervisor) Ready() bool { return !s.NotReady }
+
+func (s *Supervisor) Clusters(_ context.Context, name string) (*supervisor.Clusters, error) {
+	if s.OnShow == nil {
+		return &supervisor.Clusters{}, nil
+	}
+	return s.OnShow(name)
+}
