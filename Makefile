@@ -9,7 +9,7 @@ STATICCHECK = $(GO) tool -modfile=tools.mod staticcheck
 # A test that misses a tool of the machine skips by default; here it fails.
 export HOLDFAST_TEST_REQUIRE_TOOLS ?= 1
 
-.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-http bench-vault bench-routes bench-smoke soak soak-vault drill drill-long fuzz mutations clean
+.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-http bench-vault bench-routes bench-balance bench-checks bench-smoke soak soak-vault drill drill-long fuzz mutations clean
 
 build:
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/supervisor
@@ -63,6 +63,15 @@ bench-vault:
 # docs/performance.md. These are Go benchmarks: the differences are lost in the kernel's work.
 bench-routes:
 	$(GO) test -run '^$$' -bench '^Benchmark(Load|Match|Request)$$' -cpu 1 ./internal/route ./internal/proxy
+
+# What the choice of an endpoint costs, by policy, with ten endpoints and a thousand.
+bench-balance:
+	$(GO) test -run '^$$' -bench . -cpu 1,2 ./internal/upstream/balance
+
+# What 10,000 endpoints cost that are checked, in percent of a core, for the figures in
+# docs/performance.md. Takes some three minutes.
+bench-checks:
+	ulimit -n 20000 && $(GO) test -run '^$$' -bench '^BenchmarkChecks$$' -benchtime 1x ./internal/upstream
 
 # Shows that the tool still works. Its figures mean nothing.
 bench-smoke:
