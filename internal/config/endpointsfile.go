@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"strings"
-	"syscall"
 )
 
 // maxEndpointsSize is how long a file with endpoints may be.
@@ -18,19 +16,7 @@ const maxEndpointsSize = 4 << 20
 // ReadEndpoints returns the content of a file with endpoints. What never ends is cut off, and
 // what is no file is refused without waiting for anybody.
 func ReadEndpoints(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(err, fmt.Errorf("%s is not a regular file", path))
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxEndpointsSize+1))
-	if err == nil && len(data) > maxEndpointsSize {
-		err = &Problem{File: path, Text: fmt.Sprintf("the file has more than %d MiB, which is the most that is read", maxEndpointsSize>>20)}
-	}
-	return data, err
+	return readWatched(path, maxEndpointsSize, fmt.Sprintf("%d MiB", maxEndpointsSize>>20))
 }
 
 // ParseEndpoints reads a file with the endpoints of a cluster: its key endpoints, as a cluster

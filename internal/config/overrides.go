@@ -3,12 +3,9 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math"
-	"os"
 	"slices"
-	"syscall"
 )
 
 // The bounds of a file with overrides, and of what may be overridden at all.
@@ -25,19 +22,7 @@ var errTorn = errors.New("the last line has no end: it may be half written")
 // ReadOverrides returns the content of a file with overrides. What never ends is cut off, and
 // what is no file is refused without waiting for anybody.
 func ReadOverrides(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(err, fmt.Errorf("%s is not a regular file", path))
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxOverridesSize+1))
-	if err == nil && len(data) > maxOverridesSize {
-		err = &Problem{File: path, Text: fmt.Sprintf("the file has more than %d KiB, which is the most that is read", maxOverridesSize>>10)}
-	}
-	return data, err
+	return readWatched(path, maxOverridesSize, fmt.Sprintf("%d KiB", maxOverridesSize>>10))
 }
 
 // ParseOverrides reads a file with overrides: TOML with nothing but numbers, whose keys, with

@@ -103,9 +103,10 @@ type Options struct {
 	// Discovery is the world that endpoints are found in; nil: the host's.
 	Discovery *discovery.World
 
-	warming *metrics.Gauge // of clusters
-	checks  []*health.Loop // by the loop
-	checked *atomic.Uint32 // endpoints that were dealt to these
+	states  map[string]*control.ClusterState // Inherited, by name
+	warming *metrics.Gauge                   // of clusters
+	checks  []*health.Loop                   // by the loop
+	checked *atomic.Uint32                   // endpoints that were dealt to these
 
 	// MayHave says of a descriptor whether a connection may have it, and connecting fails
 	// as if there were none (EMFILE) where it may not; nil: always.
@@ -147,6 +148,7 @@ func newOn(ctx context.Context, o Options) (*Clusters, error) {
 	}
 	o.warming = o.Metrics.Gauge(clustersWarming)
 	o.checks, o.checked = newCheckLoops(o.Loops), new(atomic.Uint32)
+	o.states = statesByName(o.Inherited)
 	addresses, failures := resolve(ctx, o.Network, knownNow(&o), names(cfg))
 	all := &Clusters{byName: make(map[string]*Cluster, len(cfg.Clusters)), addresses: addresses, closesRemoved: cfg.ClosesRemoved(), loops: o.Loops, registry: o.Metrics, log: o.Log}
 	world := o.Discovery

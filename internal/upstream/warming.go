@@ -119,15 +119,21 @@ func (c *Clusters) warm(ctx context.Context) {
 
 // inherited is what another generation knew of the cluster last, or nil.
 func (c *Cluster) inherited() *control.ClusterState {
-	if c.options.Inherited == nil {
+	return c.options.states[c.Name]
+}
+
+// statesByName are the clusters of another generation; of one name the first.
+func statesByName(all *control.ClusterStates) map[string]*control.ClusterState {
+	if all == nil {
 		return nil
 	}
-	for i := range c.options.Inherited.Clusters {
-		if s := &c.options.Inherited.Clusters[i]; s.Name == c.Name {
-			return s
+	states := make(map[string]*control.ClusterState, len(all.Clusters))
+	for i := range all.Clusters {
+		if s := &all.Clusters[i]; states[s.Name] == nil {
+			states[s.Name] = s
 		}
 	}
-	return nil
+	return states
 }
 
 // mostCold is how many clusters the line of the log names.
