@@ -20,6 +20,8 @@ func readClusters(tables []*table, ready time.Duration) []Cluster {
 		readWarming(t, &c.WarmingTimeout, ready)
 		read(t, "connect_timeout", &c.ConnectTimeout, duration)
 		c.Connecting = readConnecting(t, c.Endpoints)
+		c.TLS = readClusterTLS(t, c.Endpoints)
+		readClusterProtocol(t, &c)
 		read(t, "idle_timeout", &c.IdleTimeout, duration)
 		c.RetryBudget = readRetryBudget(t.table("retry_budget"))
 		c.Breakers = readBreakers(t)

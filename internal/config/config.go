@@ -37,6 +37,7 @@ type Supervisor struct {
 	Runtime   Runtime
 	Reload    Reload
 	Stop      Stop
+	Tickets   Tickets
 	Listeners []Socket
 
 	AccessLogs []AccessLog // in the order of the file; no two of one path
@@ -143,6 +144,8 @@ type Listener struct {
 	Limits         ListenerLimits
 	TrustedProxies []netip.Prefix // whose forwarding fields are believed
 	ReceivedProxy  ReceivedProxy
+	TLS            *ListenerTLS // nil: none
+	HTTP2          ListenerHTTP2
 	Edge
 	HealthCheck *HealthCheck // nil: none
 	Filters     *Filters     // of all of its requests
@@ -158,6 +161,8 @@ type ListenerLimits struct {
 	BodyTimeout time.Duration // between two bytes of a request body: 408 beyond
 	BodyRate    int64         // bytes of a request body per second, over BodyTimeout: 408 below; 0: none
 	IdleTimeout time.Duration // of a kept-alive connection between two requests
+
+	HTTP2Streams int // requests at once on a connection of HTTP/2: others are refused, and may be sent again
 }
 
 // VirtualHost is a set of domains and their routes.
@@ -221,6 +226,9 @@ type Cluster struct {
 	Outliers       *Outliers      // nil: none is looked for
 	Breakers       Breakers
 	Connecting     Connecting
+	TLS            *ClusterTLS // nil: none
+	Protocol       Protocol
+	HTTP2          ClusterHTTP2
 	WarmingTimeout time.Duration // how long a generation waits until it is warm before it says ready
 	ConnectTimeout time.Duration
 	IdleTimeout    time.Duration // of a pooled connection

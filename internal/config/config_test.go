@@ -35,7 +35,7 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 	brokers.MoveOnReload, brokers.SurviveCrash, brokers.IdleTimeout, brokers.MaxAge = false, true, 0, 24*time.Hour
 	brokers.CloseOnEndpointRemoved = true
 	limits := config.ListenerLimits{
-		HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, BodyRate: 64, IdleTimeout: time.Minute,
+		HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, BodyRate: 64, IdleTimeout: time.Minute, HTTP2Streams: 100,
 	}
 	slow := limits
 	slow.BodyRate = 0
@@ -50,6 +50,7 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 			Runtime: config.Runtime{File: "/etc/holdfast/runtime.toml"},
 			Reload:  config.Reload{ReadyTimeout: 40 * time.Second, Probation: 15 * time.Second, MaxGenerations: 12},
 			Stop:    config.Stop{Delay: 5 * time.Second, Timeout: time.Minute},
+			Tickets: config.Tickets{Off: true, Rotation: 6 * time.Hour},
 			Listeners: []config.Socket{
 				{Name: "public", Address: tcp("[::]:8080"), IPv6Only: true},
 				{Name: "local", Address: config.Address{Network: "unix", Path: "/run/holdfast/http.sock"}, Mode: 0o600},
@@ -90,10 +91,21 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 				Name: "public",
 				Limits: config.ListenerLimits{
 					Connections: 20_000, HeadSize: 32 << 10, HeadTimeout: 5 * time.Second,
-					BodySize: 1 << 30, BodyTimeout: 30 * time.Second, BodyRate: 1 << 10, IdleTimeout: 2 * time.Minute,
+					BodySize: 1 << 30, BodyTimeout: 30 * time.Second, BodyRate: 1 << 10, IdleTimeout: 2 * time.Minute, HTTP2Streams: 250,
 				},
+				HTTP2: config.ListenerHTTP2{Enabled: true, WebSockets: true},
 				ReceivedProxy: config.ReceivedProxy{
 					Mode: config.ProxyRequired, Trusted: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("::1/128")},
+				},
+				TLS: &config.ListenerTLS{
+					Certificates: []config.KeyPair{{Certificate: "/etc/holdfast/a.pem", Key: "/etc/holdfast/a.key"}, {Certificate: "/etc/holdfast/b.pem", Key: "/etc/holdfast/b.key"}},
+					MinVersion:   config.TLS13, StrictSNI: true,
+					ClientCertificates: config.ClientCertificatesOptional, ClientCA: "/etc/holdfast/clients.pem",
+					ClientNames: []config.ClientName{
+						{Kind: "dns", Text: "app.example.com"}, {Kind: "dns", Text: "*.app.example.com"}, {Kind: "uri", Text: "spiffe://Example.com/app"},
+						{Kind: "email", Text: "Ops@example.com"}, {Kind: "ip", Text: "10.0.0.1"}, {Kind: "ip", Text: "::1"},
+					},
+					HandshakeTimeout: 5 * time.Second, Handshakes: 200, ForwardCertificate: config.AppendCertificate, KeyLog: "/var/lib/holdfast/keys.log",
 				},
 				TrustedProxies: []netip.Prefix{
 					netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("::1/128"),
@@ -105,9 +117,14 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 				},
 			},
 			{Name: "local", Limits: slow},
-			{Name: "public-v4", Limits: limits, Edge: config.Edge{
-				TrustedHops: 2, Server: config.ServerHeader{Action: config.AppendServer, Name: "edge"}, Path: urlpath.Policy{Off: true},
-			}},
+			{
+				Name: "public-v4", Limits: limits, HTTP2: config.ListenerHTTP2{Enabled: true},
+				TLS: &config.ListenerTLS{
+					Certificates: []config.KeyPair{{Certificate: "/etc/holdfast/c.pem", Key: "/etc/holdfast/c.key"}},
+					MinVersion:   config.TLS12, HandshakeTimeout: 10 * time.Second, Handshakes: 1000,
+				},
+				Edge: config.Edge{TrustedHops: 2, Server: config.ServerHeader{Action: config.AppendServer, Name: "edge"}, Path: urlpath.Policy{Off: true}},
+			},
 			{
 				Name: "broker", Limits: config.ListenerLimits{Connections: 500, HeadTimeout: 10 * time.Second},
 				Filters: &config.Filters{Allow: networks("10.0.0.0/8"), Deny: networks("10.9.0.0/16")},
@@ -288,7 +305,12 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 					Policy: config.LeastConnections, PanicBelow: config.Dynamic{Value: 300_000, Key: "chat.v2.panic"},
 					SlowStart: &config.SlowStart{Window: time.Minute, Aggression: 1.5, LeastWeight: 200_000},
 				},
-				Connecting:     config.Connecting{Attempts: 2, Source: netip.MustParseAddr("10.0.1.100"), ProxyProtocol: 2},
+				Connecting: config.Connecting{Attempts: 2, Source: netip.MustParseAddr("10.0.1.100"), ProxyProtocol: 2},
+				TLS: &config.ClusterTLS{
+					CA: "/etc/holdfast/chat-ca.pem", SNI: "chat.internal", MinVersion: "1.3",
+					Names:       []string{"chat.internal", "10.0.1.1", "10.0.1.2", "spiffe://example.org/chat"},
+					Certificate: config.KeyPair{Certificate: "/etc/holdfast/client.pem", Key: "/etc/holdfast/client.key"},
+				},
 				WarmingTimeout: 8 * time.Second, ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute, RetryBudget: budget,
 				HealthCheck: &config.EndpointCheck{
 					TCP:      &config.TCPCheck{Send: []byte("PING"), Receive: [][]byte{[]byte("+PONG"), []byte("\r\n")}},
@@ -303,6 +325,13 @@ func TestASampleWithEveryKeyMeansWhatItSays(t *testing.T) {
 					Enforcing:            config.Dynamic{Value: 900_000, Key: "chat-v2.outliers"},
 					EnforcingSuccessRate: config.Dynamic{Key: "chat-v2.outliers.rate"},
 				},
+			},
+			{
+				Name: "grpc", Endpoints: []config.Endpoint{{Address: "10.0.2.1:9000", EndpointOptions: config.EndpointOptions{Weight: 1}}},
+				Balancing:  config.Balancing{PanicBelow: config.Dynamic{Value: 500_000}},
+				Connecting: config.Connecting{Attempts: 3},
+				Protocol:   config.HTTP2, HTTP2: config.ClusterHTTP2{Streams: 250, PingInterval: 30 * time.Second},
+				WarmingTimeout: 15 * time.Second, ConnectTimeout: 5 * time.Second, IdleTimeout: time.Minute, RetryBudget: budget,
 			},
 			{
 				Name: "web", Endpoints: []config.Endpoint{{Address: "unix:/run/web/http.sock", EndpointOptions: config.EndpointOptions{Weight: 1}}},
@@ -446,6 +475,7 @@ func TestOneListenerIsEnoughAndTheRestHasDefaults(t *testing.T) {
 			Log:       config.Log{Level: slog.LevelInfo, Format: "text"},
 			Reload:    config.Reload{ReadyTimeout: 30 * time.Second, Probation: 10 * time.Second},
 			Stop:      config.Stop{Timeout: 30 * time.Second},
+			Tickets:   config.Tickets{Rotation: 12 * time.Hour},
 			Listeners: []config.Socket{{Name: "public", Address: tcp("127.0.0.1:8080")}},
 		},
 		Drain: config.Drain{IdleGrace: 5 * time.Second, CloseSpread: 5 * time.Minute},
@@ -455,7 +485,7 @@ func TestOneListenerIsEnoughAndTheRestHasDefaults(t *testing.T) {
 			KeepAlive:    config.KeepAlive{Idle: time.Minute, Interval: 15 * time.Second, Count: 4},
 		},
 		HTTPListeners: []config.Listener{{Name: "public", Limits: config.ListenerLimits{
-			HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, BodyRate: 64, IdleTimeout: time.Minute,
+			HeadSize: 64 << 10, HeadTimeout: 10 * time.Second, BodyTimeout: time.Minute, BodyRate: 64, IdleTimeout: time.Minute, HTTP2Streams: 100,
 		}}},
 	})
 }
@@ -572,7 +602,7 @@ new_key = 1
 
 func TestTheSupervisorIsStrictAboutItsOwn(t *testing.T) {
 	t.Parallel()
-	own := []string{"process-", "admin-", "log-", "access-log-path", "access-log-stdout", "access-logs-is", "runtime-", "reload-", "stop-", "no-listener", "syntax", "shape-",
+	own := []string{"process-", "admin-", "log-", "access-log-path", "access-log-stdout", "access-logs-is", "runtime-", "reload-", "stop-", "session-", "no-listener", "syntax", "shape-",
 		"listener-name", "listener-address", "listener-overlap", "listener-mode", "listener-ipv6", "unknown-key-like"}
 	files, err := filepath.Glob("testdata/bad/*.toml")
 	if err != nil {

@@ -99,6 +99,7 @@ var kinds = map[string]kind{
 	"access_logs":                            {"access log", "path", false, false},
 	"access_logs.filter.headers":             {"condition", "name", false, false},
 	"listeners":                              {"listener", "name", false, false},
+	"listeners.tls.certificates":             {"certificate", "cert", true, false},
 	"listeners.weighted_clusters":            {"share of cluster", "cluster", false, false},
 	"listeners.tcp_routes":                   {"route", "server_names", false, false},
 	"listeners.tcp_routes.weighted_clusters": {"share of cluster", "cluster", false, false},

@@ -38,7 +38,7 @@ func Effective(name string, data []byte) ([]byte, error) {
 
 // sections are those of the file, in the order of the documentation.
 var sections = []string{
-	"process", "admin", "log", "access_logs", "runtime", "reload", "drain", "stop", "tunnels", "listeners", "virtual_hosts", "clusters",
+	"process", "admin", "log", "access_logs", "runtime", "reload", "drain", "stop", "tls", "tunnels", "listeners", "virtual_hosts", "clusters",
 }
 
 // maxLine is how long a line gets before an array is written with an element a line.

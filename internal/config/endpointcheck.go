@@ -18,6 +18,7 @@ type EndpointCheck struct {
 	TCP  *TCPCheck  // nil: by HTTP
 
 	Port              uint16        // of a TCP address that is asked; 0: the endpoint's own
+	Plain             bool          // without the cluster's TLS
 	Interval          time.Duration // from the end of a check to the next one
 	UnhealthyInterval time.Duration // in place of it for an endpoint that fails
 	NoTrafficInterval time.Duration // in place of it where nobody uses the cluster; not shorter
@@ -90,11 +91,22 @@ func readEndpointCheck(cluster *table) *EndpointCheck {
 		t.integer("port", &port, 1, 65535)
 		c.Port = uint16(port)
 	}
+	readCheckTLS(cluster, t, c)
 	readCheckTimes(t, c)
 	t.integer("unhealthy_threshold", &c.UnhealthyThreshold, 1, maxThreshold)
 	t.integer("healthy_threshold", &c.HealthyThreshold, 1, maxThreshold)
 	t.strict()
 	return c
+}
+
+// readCheckTLS reads whether the cluster's TLS is that of its checks.
+func readCheckTLS(cluster, t *table, c *EndpointCheck) {
+	encrypted := cluster.has("tls")
+	t.boolean("tls", &encrypted)
+	if !cluster.has("tls") {
+		t.inapplicable("tls", "the cluster has no tls, and so have its checks none")
+	}
+	c.Plain = cluster.has("tls") && !encrypted
 }
 
 // readCheckTimes reads when an endpoint is checked. What the file leaves out goes by the

@@ -109,6 +109,7 @@ func readListener(t *table, refs *references) Listener {
 	l.Name, _ = t.keys["name"].(string)
 	relays := readProtocol(t)
 	l.ReceivedProxy = readReceivedProxy(t)
+	l.TLS = readListenerTLS(t)
 	if relays {
 		readTCP(t, &l, refs)
 		t.strict()
@@ -118,20 +119,23 @@ func readListener(t *table, refs *references) Listener {
 		l.TrustedProxies = append(l.TrustedProxies, e.value)
 	}
 	readEdge(t, &l)
-	l.Limits = readListenerLimits(t.table("limits"))
+	l.HTTP2 = readListenerHTTP2(t)
+	l.Limits = readListenerLimits(t.table("limits"), l.HTTP2)
 	l.HealthCheck = readHealthCheck(t, l.Path)
 	l.Filters = readListenerFilters(t)
 	t.strict()
 	return l
 }
 
-func readListenerLimits(t *table) ListenerLimits {
+func readListenerLimits(t *table, http2 ListenerHTTP2) ListenerLimits {
 	l := ListenerLimits{
 		HeadSize:    64 << 10,
 		HeadTimeout: 10 * time.Second,
 		BodyTimeout: 60 * time.Second,
 		BodyRate:    64,
 		IdleTimeout: 60 * time.Second,
+
+		HTTP2Streams: 100,
 	}
 	t.limit("connections", &l.Connections, 1)
 	read(t, "head_size", &l.HeadSize, sizeBetween(1, 1))
@@ -140,6 +144,7 @@ func readListenerLimits(t *table) ListenerLimits {
 	read(t, "body_timeout", &l.BodyTimeout, duration)
 	read(t, "body_rate", &l.BodyRate, rate)
 	read(t, "idle_timeout", &l.IdleTimeout, duration)
+	readHTTP2Limits(t, &l, http2)
 	t.strict()
 	return l
 }

@@ -77,6 +77,7 @@ func readSupervisor(root *table, listeners, accessLogs []*table) Supervisor {
 		Runtime:   readRuntime(root.table("runtime")),
 		Reload:    readReload(root.table("reload")),
 		Stop:      readStop(root.table("stop")),
+		Tickets:   readTickets(root.table("tls")),
 		Listeners: readSockets(listeners),
 
 		AccessLogs: readAccessLogs(accessLogs),

@@ -29,6 +29,7 @@ func readRoute(t *table, r *Route, refs *references, names *places, earlier *tak
 	r.Match = readMatch(t, earlier)
 	readTarget(t, r, refs)
 	readUpgrades(t, r)
+	checkUpgradable(t, r, refs)
 	readRewrites(t, r, refs)
 	read(t, "timeout", &r.Timeout, durationOrOff)
 	read(t, "stream_idle_timeout", &r.StreamIdleTimeout, durationOrOff)

@@ -28,9 +28,9 @@ type TCPRoute struct {
 var (
 	keysOfHTTP = []string{
 		"trusted_proxies", "trusted_hops", "internal_headers", "forwarded", "request_id_in_response", "server", "path", "health_check",
-		"rate_limit", "tunnel_rate_limit",
+		"rate_limit", "tunnel_rate_limit", "http2", "http2_websockets",
 	}
-	limitsOfHTTP = []string{"head_size", "head_timeout", "body_size", "body_timeout", "body_rate", "idle_timeout"}
+	limitsOfHTTP = []string{"head_size", "head_timeout", "body_size", "body_timeout", "body_rate", "idle_timeout", "http2_streams"}
 	keysOfTCP    = []string{"cluster", "weighted_clusters", "tcp_routes", "sni_timeout", "tunnels"}
 )
 

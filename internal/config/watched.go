@@ -26,3 +26,7 @@ func readWatched(path string, most int64, size string) ([]byte, error) {
 	}
 	return data, err
 }
+
+// ReadTLS returns the content of a file with certificates or a key, of which it takes no more
+// than 1 MiB.
+func ReadTLS(path string) ([]byte, error) { return readWatched(path, 1<<20, "1 MiB") }
