@@ -1,0 +1,305 @@
+// Package clienttls is what a cluster needs to speak TLS to its endpoints: its roots and its
+// certificate, which are read again when their files have changed, who is believed to be an
+// endpoint, and what is said of one who is not.
+//
+//	client, err := clienttls.New(clienttls.Options{...})
+//	peer := client.Peer("chat.internal:9000")
+//	config, err := peer.Config(clienttls.Requests)
+//	... a handshake by config, which fails with err
+//	err = client.Failed(err)
+package clienttls
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"holdfast/internal/certfiles"
+	"holdfast/internal/config"
+	"holdfast/internal/metrics"
+)
+
+// Options say what a cluster's TLS is made of.
+type Options struct {
+	Config   *config.ClusterTLS
+	Cluster  string // its name
+	Protocol config.Protocol
+	Log      *slog.Logger      // nil: nothing is logged
+	Metrics  *metrics.Registry // nil: nothing is counted
+
+	// Urgent has a client come about whose files are of no use: it has no configuration until
+	// they are.
+	Urgent bool
+}
+
+// Client is the TLS of one cluster. Its methods may be called by anybody.
+type Client struct {
+	o       Options
+	files   *certfiles.Files        // nil: there are none
+	current atomic.Pointer[content] // what was of use last; replaced as a whole
+	problem atomic.Pointer[string]  // of the last reading; nil: none
+	metrics clientMetrics
+}
+
+// content is what files had.
+type content struct {
+	roots       *x509.CertPool   // nil: the system's
+	certificate *tls.Certificate // nil: none
+}
+
+// New reads what the configuration names.
+func New(o Options) (*Client, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	o.Log = o.Log.With(slog.String("cluster", o.Cluster))
+	c := &Client{o: o, metrics: newClientMetrics(o.Metrics, o.Cluster, o.Config.Certificate != config.KeyPair{})}
+	if o.Config.Unverified {
+		o.Log.Warn(`anybody is believed to be an endpoint of the cluster: its tls has verify = "none"`)
+	}
+	if paths := Paths(o.Config); len(paths) > 0 {
+		c.files = certfiles.Watch(paths, c.read)
+		if err := c.files.Read(); err != nil && !o.Urgent {
+			return nil, fmt.Errorf("cluster %q: tls: %w", o.Cluster, err)
+		}
+	} else {
+		c.current.Store(new(content))
+	}
+	c.Looked()
+	return c, nil
+}
+
+// Paths are the files that a configuration names.
+func Paths(c *config.ClusterTLS) (paths []string) {
+	for _, path := range []string{c.CA, c.Certificate.Certificate, c.Certificate.Key} {
+		if path != "" {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// Check reads the files of all clusters. The error joins one for each cluster whose files are of
+// no use.
+func Check(cfg *config.Config) error {
+	var errs []error
+	for i := range cfg.Clusters {
+		if c := &cfg.Clusters[i]; c.TLS != nil {
+			if _, err := load(c.TLS); err != nil {
+				errs = append(errs, fmt.Errorf("cluster %q: tls: %w", c.Name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func load(cfg *config.ClusterTLS) (*content, error) {
+	all := new(content)
+	var errs [2]error
+	if cfg.CA != "" {
+		all.roots, errs[0] = certfiles.Roots(cfg.CA)
+	}
+	if cfg.Certificate != (config.KeyPair{}) {
+		all.certificate, errs[1] = certfiles.Pair(cfg.Certificate)
+	}
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// read reads the files, and has what is of use hold from now on.
+func (c *Client) read() error {
+	all, err := load(c.o.Config)
+	if err != nil {
+		c.refuse(err)
+		return err
+	}
+	had := c.problem.Swap(nil) != nil
+	if before := c.current.Swap(all); before != nil || had {
+		c.o.Log.Info("the files of a cluster's TLS were read again: what they have now holds for new connections")
+	}
+	return nil
+}
+
+// refuse tells of files that are of no use.
+func (c *Client) refuse(err error) {
+	problem := err.Error()
+	c.problem.Store(&problem)
+	switch {
+	case c.current.Load() != nil:
+		c.metrics.refused.Inc()
+		c.o.Log.Warn("the files of a cluster's TLS are of no use: what they had before holds", "err", err)
+	case c.o.Urgent:
+		c.metrics.refused.Inc()
+		c.o.Log.Error("the files of a cluster's TLS are of no use: no endpoint is connected to", "err", err)
+	}
+}
+
+// Files are those to be looked at, if there are any; [Client.Looked] is to be called once in a while.
+func (c *Client) Files() (f *certfiles.Files, ok bool) { return c.files, c.files != nil }
+
+// Looked brings up to date what is said of the certificate.
+func (c *Client) Looked() {
+	if until, ok := c.Expires(); ok {
+		c.metrics.days.Set(int64(math.Floor(time.Until(until).Hours() / 24)))
+	}
+}
+
+// Expires says until when the cluster's own certificate is good, if it has one.
+func (c *Client) Expires() (until time.Time, ok bool) {
+	all := c.current.Load()
+	if all == nil || all.certificate == nil {
+		return until, false
+	}
+	return all.certificate.Leaf.NotAfter, true
+}
+
+// Verifies says whether it is found out who an endpoint is.
+func (c *Client) Verifies() bool { return !c.o.Config.Unverified }
+
+// Problem is what was wrong with the files when they were read last; "": nothing.
+func (c *Client) Problem() string {
+	if p := c.problem.Load(); p != nil {
+		return *p
+	}
+	return ""
+}
+
+// A Purpose is what a connection is for: another protocol is agreed on then.
+type Purpose uint8
+
+// The purposes.
+const (
+	Requests Purpose = iota
+	Upgrades         // requests for another protocol, and what else HTTP/1.1 alone is for
+	Bytes            // whatever a client says
+	numPurposes
+)
+
+// protocols are those that are offered, the best first; none: ALPN is not spoken of.
+func (c *Client) protocols(p Purpose) []string {
+	switch {
+	case p == Bytes:
+		return nil
+	case p == Upgrades || c.o.Protocol == config.HTTP1:
+		return []string{http1}
+	case c.o.Protocol == config.Negotiated:
+		return []string{h2, http1}
+	}
+	return []string{h2}
+}
+
+const (
+	h2    = "h2"
+	http1 = "http/1.1"
+)
+
+// Peer is one endpoint. Its methods may be called by anybody.
+type Peer struct {
+	client   *Client
+	name     string   // that it is asked for by; "": none
+	names    []string // of which it must have one
+	prepared [numPurposes]atomic.Pointer[prepared]
+}
+
+type prepared struct {
+	by     *content
+	config *tls.Config
+}
+
+// Peer returns an endpoint by its address, "host:port" or that of a unix socket.
+func (c *Client) Peer(address string) *Peer {
+	cfg := c.o.Config
+	host := hostOf(address)
+	p := &Peer{client: c, name: cfg.SNI, names: cfg.Names}
+	if p.name == "" {
+		p.name = host
+	}
+	if len(p.names) == 0 && p.name != "" {
+		p.names = []string{p.name}
+	}
+	if _, err := netip.ParseAddr(p.name); err == nil {
+		p.name = "" // nobody is asked for by an address (RFC 6066 §3)
+	}
+	return p
+}
+
+// hostOf is the host of an address, without the dot at the end of one that is complete; "": it has
+// none.
+func hostOf(address string) string {
+	if strings.HasPrefix(address, "unix:") {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(host, ".")
+}
+
+// Config is for the next handshake with the endpoint. It is not to be changed. It fails with an
+// [*Error] as long as the cluster's files are of no use.
+func (p *Peer) Config(purpose Purpose) (*tls.Config, error) {
+	current := p.client.current.Load()
+	if current == nil {
+		p.client.metrics.failed[ourFiles].Inc()
+		return nil, &Error{ourFiles, "the files of the cluster's TLS are of no use"}
+	}
+	last := p.prepared[purpose].Load()
+	if last == nil || last.by != current {
+		last = &prepared{current, p.prepare(current, purpose)}
+		p.prepared[purpose].Store(last)
+	}
+	return last.config, nil
+}
+
+// versions by their names in the configuration.
+var versions = map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
+
+func (p *Peer) prepare(by *content, purpose Purpose) *tls.Config {
+	c := &tls.Config{
+		MinVersion: max(versions[p.client.o.Config.MinVersion], tls.VersionTLS12),
+		ServerName: p.name, NextProtos: p.client.protocols(purpose), ClientSessionCache: new(session),
+
+		// Who an endpoint is we find out ourselves: crypto/tls knows of one name, and looks at
+		// the certificate of a session that is resumed with less care.
+		InsecureSkipVerify: true,
+	}
+	verifies, h2Only := p.client.Verifies(), len(c.NextProtos) == 1 && c.NextProtos[0] == h2
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		if h2Only && s.NegotiatedProtocol != h2 {
+			return &Error{badProtocol, "it does not speak HTTP/2"}
+		}
+		if !verifies {
+			return nil
+		}
+		return verify(s.PeerCertificates, by.roots, p.names, time.Now())
+	}
+	if by.certificate != nil {
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return by.certificate, nil // whatever authorities it says that it knows
+		}
+	}
+	return c
+}
+
+// session is the last one with an endpoint. It implements [tls.ClientSessionCache].
+type session struct {
+	last atomic.Pointer[tls.ClientSessionState]
+}
+
+func (s *session) Get(string) (*tls.ClientSessionState, bool) {
+	last := s.last.Load()
+	return last, last != nil
+}
+
+func (s *session) Put(_ string, state *tls.ClientSessionState) { s.last.Store(state) }
