@@ -29,6 +29,14 @@ type ClusterState struct {
 	Policy    string          `json:"policy,omitempty"`    // how it balances
 	Endpoints []EndpointState `json:"endpoints,omitempty"` // also those that have left and hold something still
 	Breakers  []BreakerState  `json:"breakers,omitempty"`
+	TLS       *TLSState       `json:"tls,omitempty"` // nil: its endpoints are spoken to without
+}
+
+// TLSState is how the endpoints of a cluster are spoken to by TLS.
+type TLSState struct {
+	Unverified bool      `json:"unverified,omitempty"` // anybody is believed to be an endpoint
+	Expires    time.Time `json:"certificate_expires,omitzero"`
+	Problem    string    `json:"problem,omitempty"` // what was wrong with the files when they were read last
 }
 
 // EndpointState is one endpoint.
@@ -110,6 +118,7 @@ const (
 	mostEndpointStates = 100_000 // of all clusters
 	mostOfEndpoint     = 64 << 10
 	mostOfBreakers     = 64 << 10
+	mostOfTLS          = 4 << 10
 )
 
 // ReadClusterStates is [ReadPayload] for what a generation answers to [TypeClusters].
@@ -132,12 +141,16 @@ func EachClusterState(fd int, f func(*ClusterState)) error {
 			Policy    string          `json:"policy"`
 			Endpoints json.RawMessage `json:"endpoints"`
 			Breakers  json.RawMessage `json:"breakers"`
+			TLS       json.RawMessage `json:"tls"`
 		}
 		if err := d.Decode(&raw); err != nil {
 			return err
 		}
 		c := &ClusterState{Name: raw.Name, Policy: raw.Policy}
 		if err := boundedJSON(raw.Breakers, mostOfBreakers, &c.Breakers); err != nil {
+			return err
+		}
+		if err := boundedJSON(raw.TLS, mostOfTLS, &c.TLS); err != nil {
 			return err
 		}
 		err := eachElement(raw.Endpoints, func(d *json.Decoder) error {

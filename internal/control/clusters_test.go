@@ -57,6 +57,7 @@ func TestWhatIsToldOfClustersArrives(t *testing.T) {
 				},
 				{Address: "unix:/a", Name: "unix:/a", Healthy: true},
 			},
+			TLS:      &control.TLSState{Unverified: true, Expires: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), Problem: "no such file"},
 			Breakers: []control.BreakerState{{Priority: "default", Limits: map[string]control.BreakerUsed{"tunnels": {Limit: 1, Here: 2, Elsewhere: 3, Open: true, Overflows: 4}}}},
 		},
 		{Name: "empty"},

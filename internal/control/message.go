@@ -72,6 +72,16 @@ const (
 	TypeLoads     Type = "loads"     // S→G asks for what it has with its clusters; answered with one payload, Loads
 	TypeElsewhere Type = "elsewhere" // S→G Keys, numbers of other generations, each with one payload, its Loads: all that there are
 
+	// Session tickets of TLS, which are no part of the core: see [TicketKeys]. Only a generation
+	// that says in Hello and Report to have the same TicketsVersion hears of them.
+	TypeTickets Type = "tickets" // S→G from its bundle on: one payload, TicketKeys, in place of those before
+
+	// Copies of files, which are no part of the core: see [Copies]. Only a generation that says in
+	// Hello and Report to have the same CopiesVersion hears of them.
+	TypeCopies Type = "copies" // S→G asks for its copies; answered with one payload, Copies
+	TypeCopied Type = "copied" // G→S its copies are others now
+	TypeLegacy Type = "legacy" // S→G before its bundle, in the place of a dead one: one payload, the Copies of that
+
 	// Between a generation that has lost its supervisor and one that it finds at the
 	// rendezvous: each proves to know the generation's key. TypeHello, with a Nonce,
 	// comes first.
@@ -100,7 +110,7 @@ const (
 
 // How many descriptors a message of a type may carry depends on who sends it.
 var (
-	filesOfSupervisor  = map[Type]int{TypeBundle: 3, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 2, TypeVault: 1, TypeTake: 1, TypeGive: 1, TypeOverride: 1, TypeElsewhere: FilesPerMessage}
+	filesOfSupervisor  = map[Type]int{TypeBundle: 3, TypeListeners: FilesPerMessage, TypeLogs: FilesPerMessage, TypeKeep: FilesPerMessage, TypePrepare: 2, TypeVault: 1, TypeTake: 1, TypeGive: 1, TypeOverride: 1, TypeTickets: 1, TypeLegacy: 1, TypeElsewhere: FilesPerMessage}
 	filesOfGeneration  = map[Type]int{TypeReady: 1, TypeAnswer: 1, TypeListeners: FilesPerMessage, TypeKept: FilesPerMessage}
 	filesOfPredecessor = map[Type]int{TypeInherit: FilesPerMessage, TypeEstate: 1}
 )
@@ -151,6 +161,8 @@ type Hello struct {
 	Runtime int    `json:"runtime,omitempty"` // its RuntimeVersion; 0: its numbers cannot be overridden
 
 	Clusters int `json:"clusters,omitempty"` // its ClustersVersion; 0: it says nothing of its clusters
+	Tickets  int `json:"tickets,omitempty"`  // its TicketsVersion; 0: it knows no ticket keys
+	Copies   int `json:"copies,omitempty"`   // its CopiesVersion; 0: it has none
 
 	// At the rendezvous.
 	Generation int    `json:"generation,omitempty"`
@@ -169,6 +181,8 @@ type Report struct {
 	Passage    int       `json:"passage,omitempty"`   // as in Hello
 	Runtime    int       `json:"runtime,omitempty"`   // as in Hello
 	Clusters   int       `json:"clusters,omitempty"`  // as in Hello
+	Tickets    int       `json:"tickets,omitempty"`   // as in Hello
+	Copies     int       `json:"copies,omitempty"`    // as in Hello
 }
 
 // Phase is what a generation is doing, as it sees it.
@@ -185,13 +199,14 @@ const (
 // The keys of what a supervisor has its generations keep. Log files have the key
 // KeptLog and their path.
 const (
-	KeptBundle = "bundle" // what the generation was started from: a payload, [Bundle]
-	KeptBinary = "binary" // the program that it is
-	KeptCounts = "counts" // the memory file that it counts in
-	KeptLedger = "ledger" // of the supervisor: facts
-	KeptTotals = "totals" // of the supervisor: what ended generations have counted
-	KeptStats  = "stats"  // the memory file that the supervisor counts in
-	KeptLog    = "log:"
+	KeptBundle  = "bundle"  // what the generation was started from: a payload, [Bundle]
+	KeptBinary  = "binary"  // the program that it is
+	KeptCounts  = "counts"  // the memory file that it counts in
+	KeptLedger  = "ledger"  // of the supervisor: facts
+	KeptTotals  = "totals"  // of the supervisor: what ended generations have counted
+	KeptStats   = "stats"   // the memory file that the supervisor counts in
+	KeptTickets = "tickets" // of the supervisor: the keys of session tickets
+	KeptLog     = "log:"
 )
 
 // Estate is what a supervisor leaves to its successor, besides descriptors. What the
