@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -18,11 +19,13 @@ import (
 	"syscall"
 	"time"
 
+	"holdfast/internal/clienttls"
 	"holdfast/internal/config"
 	"holdfast/internal/control"
 	"holdfast/internal/logs"
 	"holdfast/internal/proxy"
 	"holdfast/internal/routecheck"
+	"holdfast/internal/servertls"
 	"holdfast/internal/version"
 )
 
@@ -38,6 +41,9 @@ const (
 	binaryFD  = 3 // what was executed; of no use to us
 	controlFD = 4
 )
+
+// What libraries say by themselves nobody asked for, and HTTP/2 peers decide how much that is.
+func silence() { log.SetOutput(io.Discard) }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
@@ -56,6 +62,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case "route":
 		return answer(stdout, stderr)
 	case "run":
+		silence()
 		return serve(stderr)
 	}
 	fmt.Fprintln(stderr, "holdfast-proxy is started by the supervisor: see `holdfast run`")
@@ -67,7 +74,7 @@ func check(stdout, stderr io.Writer) int {
 	return consult(stdout, stderr, func(b *control.Bundle) ([]byte, error) {
 		cfg, err := config.Parse(b.Path, b.Config)
 		if err == nil {
-			err = cfg.ReadBodies()
+			err = errors.Join(cfg.ReadBodies(), clienttls.Check(cfg), servertls.Check(cfg))
 		}
 		return nil, err
 	})

@@ -41,6 +41,13 @@
 //	user_agent, referer, forwarded_for
 //	                  the request's fields; in tunnel_close text "", and in JSON left out
 //
+// Where the client speaks TLS, the JSON format has these before the last three:
+//
+//	tls_version, server_name
+//	                  the version, and the server that it has asked for
+//	peer_subject, peer_fingerprint
+//	                  of the certificate that it has shown, if it has: the subject, and its SHA-256 in hex
+//
 // Strings are JSON strings in both formats. Nothing that a client sends can end a line
 // or a string, or reach a terminal as a control sequence: whatever cannot be printed
 // is escaped, also where JSON does not ask for it. A string that is longer than its
@@ -187,8 +194,27 @@ type Record struct {
 
 	HealthCheck bool // a health check was answered by ourselves
 
+	TLS *TLS // that the client speaks; nil: none
+
 	// The values of [Log.RequestFields] and [Log.ResponseFields], in their order.
 	RequestFields, ResponseFields []Value
+}
+
+// TLS is what is known of a client's. It is not changed, and may be shared.
+type TLS struct {
+	Version    string // "TLSv1.3"
+	Cipher     string // as IANA calls it
+	ServerName string // that the client has asked for; "": none
+	Peer       *Peer  // nil: the client has shown no certificate that was verified
+}
+
+// Peer is whose certificate a client has shown. Names in it may be anything that a certificate
+// may have.
+type Peer struct {
+	Subject, Issuer string // as RFC 2253 writes them
+	Serial          string // in hex
+	Fingerprint     string // SHA-256 in hex
+	URIs, DNSNames  string // those that it is for, with a comma between two
 }
 
 // Value is that of a field.
@@ -220,7 +246,7 @@ func (l *Log) TunnelOpened(r *Record) *Tunnel {
 		return nil
 	}
 	l.record(tunnelOpen, r)
-	return &Tunnel{l.appendOpening(nil, r)}
+	return &Tunnel{l.appendOpening(nil, r), r.TLS}
 }
 
 func (l *Log) record(e event, r *Record) {
@@ -248,6 +274,7 @@ func (l *Log) TunnelClosed(t *Tunnel, end End) {
 	if err != nil {
 		return // a Tunnel that nobody has opened
 	}
+	opening.TLS = t.tls
 	opening.RequestFields, opening.ResponseFields = fields.of(requestHead, l.request), fields.of(responseHead, l.response)
 	l.write(&occasion{
 		opening, tunnelClose, end.At.Add(-end.Duration), end.Duration, end.ToUpstream, end.ToDownstream, end.Reason, opening.Flags | end.Flags,

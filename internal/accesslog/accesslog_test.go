@@ -214,6 +214,11 @@ func TestEveryFieldIsDocumentedInItsPlace(t *testing.T) {
 	}
 }
 
+// tlsEverywhere is TLS in which every string is s.
+func tlsEverywhere(s string) *accesslog.TLS {
+	return &accesslog.TLS{Version: s, Cipher: s, ServerName: s, Peer: &accesslog.Peer{Subject: s, Issuer: s, Serial: s, Fingerprint: s, URIs: s, DNSNames: s}}
+}
+
 // everywhere returns a record in which every string is s.
 func everywhere(s string) *accesslog.Record {
 	r := upgrade()
@@ -234,6 +239,7 @@ func TestALineIsNeverLongerThanAPipeKeepsTogether(t *testing.T) {
 	huge := uint64(1<<64 - 1)
 	for _, c := range []string{"x", `"`, "\\", " ", "\x00", "\x1b", "\xff", "é", "\u2028", "…", "\U0001f600", "\U000e0001"} {
 		r := everywhere(strings.Repeat(c, 1<<13))
+		r.TLS = tlsEverywhere(strings.Repeat(c, 1<<13))
 		r.Received, r.Sent, r.Duration, r.Upstream, r.Status, r.Flags = huge, huge, 1<<63-1, 1<<63-1, 1<<31, flags.Known
 		for _, format := range formats {
 			lines := written(t, format, func(l *accesslog.Log) {
@@ -323,7 +329,7 @@ func checkObject(t testing.TB, line string) {
 		token, err := d.Token()
 		switch {
 		case err == io.EOF:
-			if n := len(keys); n != 26 && n != 23 {
+			if n := len(keys); n != 26 && n != 23 && n != 26+4 && n != 23+4 { // with TLS, and without
 				t.Fatalf("%d keys in %q", n, line)
 			}
 			return
@@ -675,5 +681,48 @@ func BenchmarkTunnel(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		l.TunnelClosed(l.TunnelOpened(r), end())
+	}
+}
+
+// Of TLS the JSON format and operators tell, also at the end of a tunnel.
+func TestTLSIsRecorded(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name, json, custom string
+		tls                *accesslog.TLS
+	}{
+		{"none", ``, "- - - - - - - - -", nil},
+		{"without a certificate", `"tls_version":"TLSv1.2","server_name":"a.test"`, "TLSv1.2 C a.test - - - - - -", &accesslog.TLS{Version: "TLSv1.2", Cipher: "C", ServerName: "a.test"}},
+		{"with one", `"tls_version":"TLSv1.3","server_name":"","peer_subject":"CN=\"x\"","peer_fingerprint":"ab"`, `TLSv1.3 C - CN=\"x\" CN=y 1f ab a://b,c://d e.test`, &accesslog.TLS{
+			Version: "TLSv1.3", Cipher: "C", Peer: &accesslog.Peer{Subject: `CN="x"`, Issuer: "CN=y", Serial: "1f", Fingerprint: "ab", URIs: "a://b,c://d", DNSNames: "e.test"},
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r := upgrade()
+			r.TLS = test.tls
+			record := func(l *accesslog.Log) {
+				l.Request(r)
+				l.TunnelClosed(l.TunnelOpened(r), end())
+			}
+			for _, line := range written(t, "json", record) {
+				if !strings.Contains(line, test.json) || strings.Contains(line, "tls_version") != (test.tls != nil) {
+					t.Errorf("got  %s\nwant %s", line, test.json)
+				}
+			}
+			f := "%DOWNSTREAM_TLS_VERSION% %DOWNSTREAM_TLS_CIPHER% %REQUESTED_SERVER_NAME% %DOWNSTREAM_PEER_SUBJECT% %DOWNSTREAM_PEER_ISSUER% " +
+				"%DOWNSTREAM_PEER_SERIAL% %DOWNSTREAM_PEER_FINGERPRINT_256% %DOWNSTREAM_PEER_URI_SAN% %DOWNSTREAM_PEER_DNS_SAN%"
+			l, lines := output(t, accesslog.Output{Custom: textFormat(t, f)})
+			record(l)
+			got := lines()
+			if len(got) != 3 {
+				t.Fatalf("%q", got)
+			}
+			for _, line := range got {
+				if line != test.custom {
+					t.Errorf("got  %s\nwant %s", line, test.custom)
+				}
+			}
+		})
 	}
 }

@@ -167,6 +167,9 @@ func (e *encoder) piece(p *customPiece, o *occasion, generation int) {
 }
 
 // text returns the value of an operator that is a string, and what it may take in a line.
+// tlsError is what a reason has before why an endpoint could not be spoken to by TLS.
+const tlsError = ": TLS error: "
+
 func (o *occasion) text(p *customPiece) (s string, limit int) {
 	switch p.Op {
 	case format.Event:
@@ -185,12 +188,40 @@ func (o *occasion) text(p *customPiece) (s string, limit int) {
 	case format.Protocol:
 		return o.Protocol, maxProtocol
 	case format.RequestedServerName:
-		if o.Protocol == TCP {
+		switch {
+		case o.TLS != nil:
+			return o.TLS.ServerName, maxServerName
+		case o.Protocol == TCP:
 			return o.Authority, maxAuthority
 		}
 		return "", 0
+	case format.TLSVersion:
+		if o.TLS != nil {
+			return o.TLS.Version, maxVersion
+		}
+		return "", 0
+	case format.TLSCipher:
+		if o.TLS != nil {
+			return o.TLS.Cipher, maxCipher
+		}
+		return "", 0
+	case format.PeerSubject:
+		return o.TLS.peer().Subject, maxSubject
+	case format.PeerIssuer:
+		return o.TLS.peer().Issuer, maxSubject
+	case format.PeerSerial:
+		return o.TLS.peer().Serial, maxSerial
+	case format.PeerFingerprint:
+		return o.TLS.peer().Fingerprint, maxFingerprint
+	case format.PeerURIs:
+		return o.TLS.peer().URIs, maxSANs
+	case format.PeerDNSNames:
+		return o.TLS.peer().DNSNames, maxSANs
 	case format.Reason:
 		return o.reason, maxReason
+	case format.TransportFailureReason:
+		_, why, _ := strings.Cut(o.reason, tlsError)
+		return why, maxReason
 	case format.UpstreamHost:
 		return o.Endpoint, maxEndpoint
 	case format.UpstreamCluster:

@@ -2,6 +2,7 @@ package accesslog_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -76,6 +77,17 @@ func TestAConnectionThatIsRelayedHasOneRecordOfItsEndWhateverBecomesOfIt(t *test
 	l.TunnelClosed(l.TunnelOpened(r), accesslog.End{At: opened, Reason: "idle", Flags: flags.LocalReset})
 	want := []string{"tunnel_close TCP a.example - - 0 slow SI", "tunnel_close TCP - - - 0 idle LR"}
 	if got := lines(); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestWhyTLSHasFailedStandsByItself(t *testing.T) {
+	t.Parallel()
+	l, lines := output(t, accesslog.Output{Custom: textFormat(t, `"%UPSTREAM_TRANSPORT_FAILURE_REASON%"`), Events: accesslog.TunnelsClosed})
+	for _, reason := range []string{"connect to 10.0.0.1:443: TLS error: it does not speak TLS", "connect to 10.0.0.1:443: connection refused", ""} {
+		l.TunnelRefused(&accesslog.Record{Start: opened, Protocol: accesslog.TCP, Reason: reason})
+	}
+	if got, want := lines(), []string{`"it does not speak TLS"`, `"-"`, `"-"`}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -216,13 +228,13 @@ func TestALineInACustomFormatIsNeverTooLong(t *testing.T) {
 	t.Parallel()
 	var all strings.Builder
 	table := map[string]string{}
-	for _, o := range format.Operators {
+	for i, o := range format.Operators {
 		operator := "%" + o.Name + "%"
 		if strings.Contains(o.Takes, "NAME") {
 			operator = "%" + o.Name + "(X-A):1024%"
 		}
 		all.WriteString(operator + " ")
-		table[o.Name], table["x"+o.Name] = operator, "<"+operator+">"
+		table[fmt.Sprint(i)], table[fmt.Sprint("x", i)] = operator, "<"+operator+">"
 	}
 	for range 6 {
 		all.WriteString(`"%REQ(:PATH):1024%" %REQ(X-A):1024% `)
@@ -231,6 +243,7 @@ func TestALineInACustomFormatIsNeverTooLong(t *testing.T) {
 		for _, f := range []*format.Format{textFormat(t, all.String()), jsonFormat(t, table)} {
 			l, lines := output(t, accesslog.Output{Custom: f})
 			r := everywhere(strings.Repeat(c, 1<<13))
+			r.TLS = tlsEverywhere(strings.Repeat(c, 1<<13))
 			r.Received, r.Sent, r.Duration, r.Upstream, r.Status, r.Flags = 1<<64-1, 1<<64-1, 1<<63-1, 1<<63-1, 1<<31, flags.Known
 			h := heads{map[string]string{"x-a": strings.Repeat(c, 1<<13)}, map[string]string{"x-a": strings.Repeat(c, 1<<13)}}
 			l.TunnelClosed(l.TunnelOpened(h.fill(l, r)), accesslog.End{At: opened, Duration: 1<<63 - 1, ToUpstream: 1<<64 - 1, ToDownstream: 1<<64 - 1, Reason: r.Reason})

@@ -47,17 +47,27 @@ const (
 	maxRoute     = 256
 	maxEndpoint  = 256
 	maxRequestID = 128
+
+	maxVersion     = 8 // of TLS
+	maxCipher      = 64
+	maxServerName  = 255
+	maxSubject     = 256
+	maxSANs        = 256
+	maxSerial      = 64
+	maxFingerprint = 64
 )
 
 // standard makes a line in a format of our own.
 func (e *encoder) standard(o *occasion, generation int) {
 	e.begin(o)
 	e.common(o.Record, generation)
+	e.tls(o.TLS)
 	switch {
 	case o.event != tunnelClose:
-		e.string("user_agent", o.UserAgent, 256)
-		e.string("referer", o.Referer, 320)
-		e.string("forwarded_for", o.ForwardedFor, 256)
+		// What is known of TLS takes the room of what anybody may say of himself.
+		e.string("user_agent", o.UserAgent, e.within(256, `,"user_agent":"","referer":"","forwarded_for":""}`))
+		e.string("referer", o.Referer, e.within(320, `,"referer":"","forwarded_for":""}`))
+		e.string("forwarded_for", o.ForwardedFor, e.within(256, `,"forwarded_for":""}`))
 	case e.format == textFormat:
 		e.line = append(e.line, ` "" "" ""`...) // each line has the same number of fields
 	}
@@ -108,6 +118,34 @@ func (e *encoder) common(r *Record, generation int) {
 	e.string("endpoint", r.Endpoint, maxEndpoint)
 	e.number("generation", uint64(max(generation, 0)))
 	e.string("request_id", r.RequestID, maxRequestID)
+}
+
+// within returns how much of its limit a string can take, with this around it and behind it.
+func (e *encoder) within(limit int, around string) int {
+	return max(min(limit, maxLine-len(e.line)-len(around)-len("\n")), 0)
+}
+
+// tls appends what is known of the client's TLS, if there is any.
+func (e *encoder) tls(t *TLS) {
+	if t == nil || e.format == textFormat {
+		return
+	}
+	e.string("tls_version", t.Version, maxVersion)
+	e.string("server_name", t.ServerName, maxServerName)
+	if t.Peer != nil {
+		e.string("peer_subject", t.Peer.Subject, maxSubject)
+		e.string("peer_fingerprint", t.Peer.Fingerprint, maxFingerprint)
+	}
+}
+
+var noPeer Peer
+
+// peer is of somebody unknown where there is none.
+func (t *TLS) peer() *Peer {
+	if t == nil || t.Peer == nil {
+		return &noPeer
+	}
+	return t.Peer
 }
 
 func (e *encoder) requestLine(r *Record) {

@@ -9,7 +9,7 @@ func Lines(style string, r *Record, end End) map[string]string {
 	return map[string]string{
 		"request":      lineOf(style, &occasion{r, request, r.Start, r.Duration, r.Received, r.Sent, r.Reason, r.Flags}),
 		"tunnel_open":  lineOf(style, &occasion{r, tunnelOpen, r.Start, r.Duration, r.Received, r.Sent, r.Reason, r.Flags}),
-		"tunnel_close": EndOf(style, &Tunnel{new(Log).appendOpening(nil, r)}, end),
+		"tunnel_close": EndOf(style, &Tunnel{new(Log).appendOpening(nil, r), r.TLS}, end),
 	}
 }
 
@@ -19,6 +19,7 @@ func EndOf(style string, t *Tunnel, end End) string {
 	if err != nil {
 		panic(err)
 	}
+	opening.TLS = t.tls
 	return lineOf(style, &occasion{opening, tunnelClose, end.At.Add(-end.Duration), end.Duration, end.ToUpstream, end.ToDownstream, end.Reason, opening.Flags | end.Flags})
 }
 

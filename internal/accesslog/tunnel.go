@@ -12,9 +12,11 @@ import (
 )
 
 // Tunnel is what the record of a tunnel's end needs of its opening. It can go to another
-// process, whose Log may have other outputs: see [Tunnel.AppendBinary].
+// process, whose Log may have other outputs: see [Tunnel.AppendBinary]. One whose client speaks TLS
+// goes nowhere, so of that nothing goes with it.
 type Tunnel struct {
 	opening []byte // as appendOpening makes it, which is small
+	tls     *TLS
 }
 
 // AppendBinary appends at most some 3 KiB, and as a rule a tenth of that. The error is

@@ -186,6 +186,12 @@ func (c *Client) ReopenLogs(ctx context.Context) error {
 	return err
 }
 
+// RotateTickets is [supervisor.Commands.RotateTickets].
+func (c *Client) RotateTickets(ctx context.Context) error {
+	_, err := c.do(ctx, "POST", "/tickets/rotate", nil)
+	return err
+}
+
 // Profile is [supervisor.Commands.Profile]; of generation 0 it is one of the
 // supervisor itself. over is 0, or whole seconds, at most 60.
 func (c *Client) Profile(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error) {

@@ -48,6 +48,7 @@ func (s *Server) resources() []resource {
 		{"GET", "/runtime", "runtime values: what is configured, what overrides it, and what holds, as JSON", s.runtime},
 		{"POST", "/runtime/set", "?key=KEY&value=NUMBER overrides a runtime value; both may be there several times", s.setRuntime},
 		{"POST", "/runtime/reset", "?key=KEY takes back what was set by command, of every key if none is given", s.resetRuntime},
+		{"POST", "/tickets/rotate", "make other keys of TLS session tickets, and drop all former ones", s.rotateTickets},
 		{"POST", "/reopen-logs", "write access logs to what their paths name now", s.reopenLogs},
 	}
 }
@@ -376,6 +377,16 @@ func (s *Server) reopenLogs(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
 	defer cancel()
 	if err := s.cmds.ReopenLogs(ctx); err != nil {
+		return err
+	}
+	answerText(w, http.StatusOK, "ok")
+	return nil
+}
+
+func (s *Server) rotateTickets(w http.ResponseWriter, r *http.Request) error {
+	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
+	defer cancel()
+	if err := s.cmds.RotateTickets(ctx); err != nil {
 		return err
 	}
 	answerText(w, http.StatusOK, "ok")

@@ -136,7 +136,7 @@ func TestCommandsThatFindNoSupervisor(t *testing.T) {
 	dir := shortDir(t)
 	for _, line := range []string{
 		"reload", "status", "stop", "ready off", "kill --generation 3", "move --generation 3",
-		"config", "diff", "metrics", "log-level debug", "reopen-logs", "profile heap",
+		"config", "diff", "metrics", "log-level debug", "reopen-logs", "tickets rotate", "profile heap",
 	} {
 		got := execute(&cli.Program{}, "--runtime-dir "+dir+" "+line)
 		if got.code != 1 || got.stdout != "" || !strings.HasSuffix(got.stderr,
@@ -171,6 +171,7 @@ func TestCommandsWhoseAnswerIsLost(t *testing.T) {
 		"kill --generation 3":  "whether generation 3 was killed is not known",
 		"move --generation 3":  "whether generation 3 moves its tunnels is not known",
 		"log-level debug":      "whether the log level was set is not known",
+		"tickets rotate":       "whether the keys of session tickets are rotated everywhere is not known",
 		"reopen-logs":          "whether the access logs were opened again is not known",
 	} {
 		got := execute(&cli.Program{}, "--runtime-dir "+dir+" "+line)

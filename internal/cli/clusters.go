@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/admin"
+	"holdfast/internal/control"
 	"holdfast/internal/supervisor"
 )
 
@@ -66,6 +67,9 @@ func showClusters(w io.Writer, all *supervisor.Clusters, now time.Time) {
 			fmt.Fprintln(w)
 		}
 		fmt.Fprintln(w, cut(c.Name+clusterNote(c, all), widestNote))
+		for _, note := range tlsNotes(c.TLS, now) {
+			fmt.Fprintln(w, cut("  "+note, widestNote))
+		}
 		for _, b := range c.Breakers {
 			for _, l := range b.Limits {
 				fmt.Fprintln(w, cut("  "+breakerNote(&b, &l), widestNote))
@@ -88,6 +92,29 @@ func clusterNote(c *supervisor.Cluster, all *supervisor.Clusters) string {
 		note += ", in generation " + strings.Trim(strings.Join(strings.Fields(fmt.Sprint(c.Generations)), ", "), "[]") + " only"
 	}
 	return note
+}
+
+// tlsNotes say how a cluster speaks TLS, if it does.
+func tlsNotes(s *control.TLSState, now time.Time) (notes []string) {
+	if s == nil {
+		return nil
+	}
+	note := "TLS"
+	if s.Unverified {
+		note += ", who an endpoint is is not verified"
+	}
+	switch left := s.Expires.Sub(now); {
+	case s.Expires.IsZero():
+	case left <= 0:
+		note += ", its own certificate has expired " + age(-left) + " ago"
+	default:
+		note += ", its own certificate expires in " + age(left)
+	}
+	notes = append(notes, note)
+	if s.Problem != "" {
+		notes = append(notes, "its files are of no use: "+s.Problem)
+	}
+	return notes
 }
 
 func breakerNote(b *supervisor.Breaker, l *supervisor.BreakerLimit) string {

@@ -39,7 +39,9 @@ func TestClusters(t *testing.T) {
 					}, Generations: []supervisor.EndpointHeld{held(3, 0, 0)}},
 				},
 			},
-			{Name: "old", Generations: []int{2}},
+			{Name: "old", Generations: []int{2}, TLS: &control.TLSState{
+				Unverified: true, Expires: time.Now().Add(50*time.Hour + 30*time.Minute), Problem: "open /etc/ca.pem: permission denied",
+			}},
 		},
 	}
 	for name, test := range map[string]struct {
@@ -62,6 +64,8 @@ func TestClusters(t *testing.T) {
     ejected for another 1h 40m, the 2. time in a row
 
 old, in generation 2 only
+  TLS, who an endpoint is is not verified, its own certificate expires in 2d 2h
+  its files are of no use: open /etc/ca.pem: permission denied
   it has no endpoint
 
 4 more

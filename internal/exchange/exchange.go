@@ -117,6 +117,7 @@ type Response struct {
 type Downstream struct {
 	Listener string         // the listener's name in the configuration
 	Remote   netip.AddrPort // zero for a unix socket
+	Secure   *stream.Secure // its TLS; nil: there is none
 }
 
 // Exchange is one request as its downstream codec hands it to the [Handler].
@@ -301,6 +302,11 @@ type Sink interface {
 // to, before the first byte of a response came. Send and Receive of an [Upstream]
 // wrap it. Whether the upstream has acted on the request is then unknown.
 var ErrNoAnswer = errors.New("connection ended before the upstream answered")
+
+// ErrRefused says that an upstream has done nothing with a request, for certain: it may be sent
+// again whatever its method is. Where [ErrNoAnswer] is wrapped as well, the connection takes no
+// more, and another one may; otherwise the upstream has refused it.
+var ErrRefused = errors.New("the upstream has done nothing with the request")
 
 // StatusError is an error of a codec that has a proper answer.
 type StatusError struct {

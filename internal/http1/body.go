@@ -274,6 +274,9 @@ var trailerPrefixes = [...]string{
 	"X-Amz-Checksum-", // S3 and what speaks like it: CRC32, SHA256 and others over the content
 }
 
+// MayTrail says whether a field may stand in trailers, of whatever protocol.
+func MayTrail(name string) bool { return mayTrail(name) }
+
 // mayTrail says whether a field may stand in a trailer section. A name that nobody has
 // vouched for may not: it could be one that the recipient heeds in a head, in this
 // spelling or in one that it takes for the same (X_Forwarded_For).

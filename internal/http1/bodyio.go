@@ -77,7 +77,7 @@ func (b *bodyReader) more(t *task.Task) error { return b.failure(b.in.Fill(t)) }
 // failure returns what it means for the body that no more can be read.
 func (b *bodyReader) failure(err error) error {
 	switch {
-	case err == io.EOF && b.dec.kind == untilClose:
+	case err == io.EOF && b.dec.kind == untilClose && !b.truncated():
 		b.dec.finished = true
 	case err == io.EOF:
 		err = io.ErrUnexpectedEOF
@@ -87,9 +87,16 @@ func (b *bodyReader) failure(err error) error {
 	return err
 }
 
+// truncated says that TLS does not know of the end that was read: it could be anybody's, so a
+// body is not complete that nothing else ends (RFC 9112 §9.8).
+func (b *bodyReader) truncated() bool {
+	s := b.in.Secure()
+	return s != nil && s.Truncated()
+}
+
 // source is that of [exchange.Source].
 func (b *bodyReader) source() (from *stream.Conn, left int64) {
-	if b.err != nil || b.next != nil || b.dec.kind != byLength {
+	if b.err != nil || b.next != nil || b.dec.kind != byLength || b.in.Secure() != nil {
 		return nil, 0
 	}
 	return b.in, b.dec.left
@@ -137,7 +144,7 @@ type bodyWriter struct {
 
 // sink is that of [exchange.Sink].
 func (w *bodyWriter) sink() (to *stream.Conn, left int64) {
-	if w.kind != byLength || w.discard || w.failed || len(w.held) > 0 {
+	if w.kind != byLength || w.discard || w.failed || len(w.held) > 0 || w.out.Secure() != nil {
 		return nil, 0
 	}
 	return w.out, w.left

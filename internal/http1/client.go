@@ -205,10 +205,14 @@ func (c *Conn) Alive() bool {
 	return c.loop != nil && !c.ended && !c.carries && c.conn.Quiet()
 }
 
+// Secure is the connection's TLS; nil: there is none.
+func (c *Conn) Secure() *stream.Secure { return c.conn.Secure() }
+
 // Ready implements [stream.Owner]: nobody has asked for what has come on an idle connection,
-// and of one that carries an exchange it is what the next Receive or Read finds.
+// unless it is TLS's own, as tickets are, and of one that carries an exchange it is what the
+// next Receive or Read finds.
 func (c *Conn) Ready(*stream.Conn) {
-	if !c.carries {
+	if !c.carries && (c.conn.Secure() == nil || !c.conn.Quiet()) {
 		c.Close()
 	}
 }

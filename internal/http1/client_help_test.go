@@ -52,17 +52,21 @@ func dialOn(t *testing.T, loop *stream.Loop, c *Conn, idle chan *Conn) *testClie
 		t.Fatal(err)
 	}
 	defer l.Close()
-	streamtest.Go(loop, func(t *task.Task) {
-		err = c.Dial(t, loop, addrOf(l), &stream.DialOptions{Until: time.Now().Add(patience)})
-	})
+	o := &stream.DialOptions{Until: time.Now().Add(patience)}
+	if overTLS {
+		_, o.TLS = sides()
+	}
+	dialled := streamtest.Begin(loop, func(t *task.Task) { err = c.Dial(t, loop, addrOf(l), o) })
+	theirs, failed := l.Accept()
+	if failed != nil {
+		t.Fatal(failed)
+	}
+	theirs = secured(t, theirs, true)
+	<-dialled
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { streamtest.Do(loop, c.Close) })
-	theirs, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
 	return &testClient{Conn: c, peer: newPeer(t, theirs), loop: loop, idle: idle}
 }
 
@@ -109,7 +113,7 @@ func (c *testClient) isIdle() bool {
 	}
 }
 
-func (c *testClient) conn() *net.TCPConn { return c.peer.conn.(*net.TCPConn) }
+func (c *testClient) conn() *net.TCPConn { return c.peer.tcp() }
 
 // driven is an exchange with an upstream that the test's goroutine, or another one, drives:
 // each call is a task. What it returns is the test's own. It is an io.Reader and an io.Writer.

@@ -115,7 +115,7 @@ func TestAnUpstreamsConnectionSaysOnceHowItHasEnded(t *testing.T) {
 			e := begin(t, c, getRequest())
 			c.wantBytes("GET")
 			c.send("HTTP/1.1 200 OK\r\n\r\nok")
-			c.conn().Close()
+			c.peer.conn.Close()
 			if _, err := e.Receive(); err != nil {
 				t.Error(err)
 			}

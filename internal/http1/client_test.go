@@ -508,6 +508,7 @@ func TestReceiveSendsTheHead(t *testing.T) {
 
 func TestUpstreamSwitch(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "what was switched is used as it is")
 	upgrade := getRequest()
 	upgrade.Upgrade = "websocket"
 	c := dialClient(t)

@@ -151,7 +151,9 @@ func (c *corpusCase) judge(t *testing.T, p *peer, statuses []int, closed bool, s
 	case "ok":
 		want := 200
 		if c.Up == "101" {
-			want = 101
+			if want = 101; overTLS { // which the test does not have after the switch
+				return
+			}
 		}
 		if len(statuses) != max(c.Checks.Replies, 1) || slices.ContainsFunc(statuses, func(s int) bool { return s != want }) {
 			t.Errorf("replies %v", statuses)
@@ -171,7 +173,7 @@ func (c *corpusCase) judge(t *testing.T, p *peer, statuses []int, closed bool, s
 	if len(seen[c.Route]) > 0 && seen[c.Route][0].Request != nil {
 		c.check(t, &seen[c.Route][0])
 	}
-	if c.Checks.Tunnel {
+	if c.Checks.Tunnel && !overTLS {
 		p.conn.Write(c.Then)
 		p.wantBytes(string(c.Then))
 	}

@@ -109,6 +109,9 @@ func (e *serverExchange) readHead(t *task.Task) error {
 	if err != nil {
 		return err
 	}
+	if c.speaksHTTP2(c.Buffered()[:end]) {
+		return errHTTP2
+	}
 	e.memory = e.loop().Buffer(end)
 	if err := e.head.parse(viewOf(e.memory[:copy(e.memory, c.Buffered()[:end])]), c.on.server.options.Scheme); err != nil {
 		return err

@@ -83,6 +83,7 @@ func (s *testServer) wantParked(n int) {
 // A connection with an empty line goes on elsewhere as any other one does.
 func TestAConnectionWithAnEmptyLineIsHandedOver(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "idle connections stay")
 	for _, line := range []string{"\r\n", "\r"} {
 		s := serve(t, noLimits, echo(t))
 		p := s.dial()

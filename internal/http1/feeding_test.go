@@ -179,7 +179,7 @@ func talkToServer(t *testing.T, l *stream.Loop, want *conversation, pieces []str
 			t.Error(err)
 		}
 		far.Limit(l.Now().Add(patience))
-		s.Serve(l, ours, netip.AddrPort{}, nil)
+		s.Serve(l, stream.Passed{FD: ours}, netip.AddrPort{})
 	})
 	sent := streamtest.Begin(l, func(tk *task.Task) { sendPieces(tk, &far, pieces) })
 	streamtest.Go(l, func(tk *task.Task) { what = readAnswers(connReader{tk, &far}, want) })

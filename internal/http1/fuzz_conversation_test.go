@@ -36,7 +36,7 @@ func FuzzConversation(f *testing.F) {
 			if err := l.Adopt(&far, theirs, nil, nil); err != nil {
 				t.Error(err)
 			}
-			s.Serve(l, ours, netip.AddrPort{}, nil)
+			s.Serve(l, stream.Passed{FD: ours}, netip.AddrPort{})
 		})
 		sent := streamtest.Begin(l, func(tk *task.Task) { far.Send(tk, raw, nil, nil) })
 		var got []byte

@@ -25,6 +25,7 @@ func beginReading(e exchange.Exchange, tk *task.Task) *error {
 // Nobody waits for a client that does not take its 100 when nobody wants its body any more.
 func TestStopReadingEndsTheWaitForA100(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "it fills the socket")
 	stopped := make(chan struct{})
 	s, _ := clocked(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) { // no time is ever over
 		clog(e)
@@ -55,6 +56,7 @@ func TestStopReadingEndsTheWaitForA100(t *testing.T) {
 // Nor is it waited for while something else is sent.
 func TestStopReadingEndsTheWaitForTheTurnOfA100(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "it fills the socket")
 	stopped := make(chan struct{})
 	s, _ := clocked(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		clog(e)

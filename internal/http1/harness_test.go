@@ -2,6 +2,7 @@ package http1
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ import (
 	"holdfast/internal/stream"
 	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/task"
+	"holdfast/internal/tlstest"
 )
 
 // patience bounds every wait of a test that should end at once.
@@ -110,6 +112,49 @@ func (r runner) Run(tk *task.Task) { r(tk) }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
+// overTLS has all tests of servers and clients use TLS where they know nothing of it, but those
+// that look at what is on the wire. See TestAllAgainOverTLS.
+var overTLS = os.Getenv("HTTP1_TEST_OVER_TLS") != ""
+
+// sides are the configurations of both sides, made once: the tests have no secrets.
+var sides = sync.OnceValues(func() (server, client *tls.Config) {
+	a := tlstest.NewAuthority(onlyFails{})
+	leaf := a.Leaf([]string{"a.test"}).Certificate
+	return &tls.Config{Certificates: []tls.Certificate{leaf}}, &tls.Config{RootCAs: a.Pool(), ServerName: "a.test"}
+})
+
+// onlyFails is whoever makes what many tests use.
+type onlyFails struct{ testing.TB }
+
+func (onlyFails) Helper()           {}
+func (onlyFails) Fatal(args ...any) { panic(fmt.Sprint(args...)) }
+
+// withoutTLS skips a test when all are over TLS.
+func withoutTLS(t testing.TB, why string) {
+	if overTLS {
+		t.Skip("not over TLS: " + why)
+	}
+}
+
+// shook is a connection over which nothing but TLS has gone.
+func (s *testServer) shook(fd int, remote netip.AddrPort) {
+	server, _ := sides()
+	c := new(stream.Conn)
+	streamtest.Do(s.loop, func() {
+		if err := s.loop.Adopt(c, fd, nil, nil); err != nil {
+			s.t.Error(err)
+			return
+		}
+		s.loop.Tasks.Go(runner(func(tk *task.Task) {
+			c.Limit(s.loop.Now().Add(patience))
+			if c.Handshake(tk, server, true) == nil {
+				c.Limit(time.Time{})
+				s.Serve(s.loop, c.PassOn(), remote)
+			}
+		}))
+	})
+}
+
 // testServer serves on a loopback socket for as long as the test runs.
 type testServer struct {
 	*Server
@@ -156,7 +201,11 @@ func (s *testServer) accept(l net.Listener) {
 			return
 		}
 		fd := release(s.t, conn)
-		streamtest.Do(s.loop, func() { s.Serve(s.loop, fd, conn.RemoteAddr().(*net.TCPAddr).AddrPort(), nil) })
+		if overTLS {
+			s.shook(fd, conn.RemoteAddr().(*net.TCPAddr).AddrPort())
+			continue
+		}
+		streamtest.Do(s.loop, func() { s.Serve(s.loop, stream.Passed{FD: fd}, conn.RemoteAddr().(*net.TCPAddr).AddrPort()) })
 	}
 }
 
@@ -227,7 +276,43 @@ func (s *testServer) dial() *peer {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return newPeer(s.t, conn)
+	return newPeer(s.t, secured(s.t, conn, false))
+}
+
+// secured is a connection over which TLS goes, if all tests are over TLS.
+func secured(t *testing.T, conn net.Conn, server bool) net.Conn {
+	t.Helper()
+	if !overTLS {
+		return conn
+	}
+	conn.SetDeadline(time.Now().Add(patience))
+	ours, theirs := sides()
+	c := &securedPeer{tls.Client(conn, theirs)}
+	if server {
+		c = &securedPeer{tls.Server(conn, ours)}
+	}
+	if err := c.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// securedPeer has what tests use of a TCP connection.
+type securedPeer struct{ *tls.Conn }
+
+func (p *securedPeer) tcp() *net.TCPConn { return p.NetConn().(*net.TCPConn) }
+
+// tcp is the connection below TLS, if there is any.
+func (p *peer) tcp() *net.TCPConn {
+	if c, ok := p.conn.(*securedPeer); ok {
+		return c.tcp()
+	}
+	return p.conn.(*net.TCPConn)
+}
+
+func (p *securedPeer) CloseWrite() error {
+	p.Conn.CloseWrite()
+	return p.tcp().CloseWrite()
 }
 
 func (p *peer) send(s string) {
@@ -293,7 +378,7 @@ func (p *peer) wantCut() {
 	}
 }
 
-func (p *peer) closeWrite() { p.conn.(*net.TCPConn).CloseWrite() }
+func (p *peer) closeWrite() { p.conn.(interface{ CloseWrite() error }).CloseWrite() }
 
 // await waits for something that another goroutine does.
 func await[T any](t *testing.T, what string, c <-chan T) (v T) {

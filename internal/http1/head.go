@@ -154,6 +154,13 @@ func kindOf(name string) fieldKind {
 	return kind
 }
 
+// IsPlain says of a field that it goes on to the other side as it is: it is no framing and
+// nothing that is meant for one hop.
+func IsPlain(name string) bool { return kindOf(name) == plainField }
+
+// IsLookalike says of a field that some would read it as framing.
+func IsLookalike(name string) bool { return kindOf(name) == lookalikeField }
+
 // single is a field of which a message may have one line.
 type single struct {
 	value string

@@ -163,6 +163,7 @@ func TestTheEndOfAConnectionIsCounted(t *testing.T) {
 		{
 			"the connection becomes a tunnel",
 			func(t *testing.T, s *testServer, p *peer) {
+				withoutTLS(t, "what was switched is used as it is")
 				p.send(upgradeRequest + "\r\n")
 				if _, err := p.r.ReadString('\n'); err != nil {
 					t.Error(err)
@@ -297,6 +298,7 @@ func (c *countingConn) Write(p []byte) (int, error) {
 // refusal take all the ways by which bytes leave and come.
 func TestEveryByteOfAConnectionIsCounted(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "it looks at the wire")
 	large := strings.Repeat("x", 300<<10)
 	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		body, _ := readAll(tk, e)
@@ -364,6 +366,7 @@ func TestARefusalTellsWhatIsKnown(t *testing.T) {
 // A refusal whose client does not read it is told apart by whose doing its end is.
 func TestARefusalTellsWhetherItWasTaken(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "it fills the socket")
 	for name, tt := range map[string]struct {
 		client func(*testServer, *streamtest.Clock, *peer) // once it has sent its request
 		err    error

@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
 	"holdfast/internal/stream"
@@ -45,6 +43,10 @@ type ServerOptions struct {
 	Log      *slog.Logger
 	Metrics  ServerMetrics
 	Loops    []*stream.Loop // on which connections are served
+
+	// HTTP2 serves a connection without TLS that begins with the preface of HTTP/2 (RFC 9113
+	// §3.3), from which nothing was taken. nil: such a one is refused. Ended is then its business.
+	HTTP2 func(*stream.Loop, stream.Passed, netip.AddrPort)
 
 	// Refused is told of each request that the codec has answered itself. nil is
 	// allowed. It is called on the connection's loop and must not block; the strings in a
@@ -133,13 +135,12 @@ func NewServer(o ServerOptions) *Server {
 }
 
 // Serve serves a connection until it ends, unless a handler takes it with Switch. It
-// takes fd over, which does not block and is on no loop. early is what was read from it
-// already. While the connection waits between requests, it holds neither a task nor a
+// takes p over, which is of this loop or on none. While the connection waits between requests, it holds neither a task nor a
 // buffer. While idle connections are given away (HandOver), so is one that comes.
-func (s *Server) Serve(l *stream.Loop, fd int, remote netip.AddrPort, early []byte) {
+func (s *Server) Serve(l *stream.Loop, p stream.Passed, remote netip.AddrPort) {
 	s.options.Metrics.connections.Inc()
 	sl := s.loops[l.Index]
-	if c := sl.serve(fd, remote, early, sl.now()); c != nil {
+	if c := sl.serve(&p, remote, sl.now()); c != nil {
 		c.offer()
 	}
 }
@@ -148,27 +149,27 @@ func (s *Server) Serve(l *stream.Loop, fd int, remote netip.AddrPort, early []by
 // came, and its idle time goes on.
 func (s *Server) Take(l *stream.Loop, i Idle) {
 	sl := s.loops[l.Index]
-	sl.serve(i.FD, i.Remote, i.Early, i.Since.Sub(s.epoch))
+	sl.serve(&stream.Passed{FD: i.FD, Early: i.Early}, i.Remote, i.Since.Sub(s.epoch))
 }
 
 // serve returns nil if the connection has ended.
-func (sl *serverLoop) serve(fd int, remote netip.AddrPort, early []byte, since time.Duration) *serverConn {
+func (sl *serverLoop) serve(p *stream.Passed, remote netip.AddrPort, since time.Duration) *serverConn {
 	c := &serverConn{on: sl, remote: remote, began: sl.now(), idle: true, idleSince: since}
 	sl.add(c)
 	switch {
 	case sl.closed:
-	case sl.adopt(c, fd):
-		c.preload(early)
+	case sl.adopt(c, p):
+		c.begin()
 		return c
 	}
 	sl.remove(c, endedByUs)
-	unix.Close(fd)
+	p.Close(sl.loop)
 	return nil
 }
 
-// adopt puts fd on the loop, as c's.
-func (sl *serverLoop) adopt(c *serverConn, fd int) bool {
-	if err := sl.loop.Adopt(&c.Conn, fd, c, &sl.server.options.Metrics.traffic); err != nil {
+// adopt takes p over, as c's.
+func (sl *serverLoop) adopt(c *serverConn, p *stream.Passed) bool {
+	if err := sl.loop.Resume(&c.Conn, p, c, &sl.server.options.Metrics.traffic); err != nil {
 		sl.server.options.Log.Error("a connection cannot be served", "listener", sl.server.options.Listener, "err", err)
 		return false
 	}
@@ -302,6 +303,9 @@ func (sl *serverLoop) remove(c *serverConn, end connectionEnd) {
 	c.prev, c.next = nil, nil
 	sl.connections.Add(-1)
 	sl.server.options.Metrics.ended(sl.now()-c.began, end)
+	if end == givenOver {
+		return
+	}
 	if e := c.exchange; e != nil && e.handling {
 		e.ended = true // it is told when the handler has made of it what it is to be
 		return
@@ -323,7 +327,7 @@ func (sl *serverLoop) take(c *serverConn) (e *serverExchange) {
 		}
 	}
 	e.c = c
-	e.down = exchange.Downstream{Listener: sl.server.options.Listener, Remote: c.remote}
+	e.down = exchange.Downstream{Listener: sl.server.options.Listener, Remote: c.remote, Secure: c.Secure()}
 	return e
 }
 
@@ -348,4 +352,5 @@ const (
 	givenAway connectionEnd = iota // to a tunnel, or to another server
 	endedByClient
 	endedByUs
+	givenOver // to who serves another version of HTTP
 )

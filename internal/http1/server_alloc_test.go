@@ -53,7 +53,7 @@ func TestServingAllocatesNothing(t *testing.T) { // not parallel: it counts
 		if err := l.Adopt(&far, theirs, nil, nil); err != nil {
 			t.Error(err)
 		}
-		s.Serve(l, ours, netip.AddrPort{}, nil)
+		s.Serve(l, stream.Passed{FD: ours}, netip.AddrPort{})
 	})
 	get := []byte("GET /some/where?a=b HTTP/1.1\r\nHost: a.test\r\nUser-Agent: x\r\nAccept: */*\r\nConnection: keep-alive\r\n\r\n")
 	head, body := []byte("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n"), []byte("5\r\nhello\r\n0\r\n\r\n")

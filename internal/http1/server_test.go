@@ -317,7 +317,7 @@ func TestHandlerLearnsThatTheClientHasGone(t *testing.T) {
 	const get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 	const post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
 	const unread = "POST /unread HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n"
-	reset := func(p *peer) { p.conn.(*net.TCPConn).SetLinger(0); p.conn.Close() }
+	reset := func(p *peer) { p.tcp().SetLinger(0); p.tcp().Close() }
 	for name, tt := range map[string]struct {
 		request string
 		leave   func(*peer)
@@ -402,6 +402,7 @@ func TestFinishBehindAClientThatHasEverything(t *testing.T) {
 // TestAClientThatEndsItsDirectionWithinTheLastBytesGetsThem: it has asked for nothing else.
 func TestAClientThatEndsItsDirectionWithinTheLastBytesGetsThem(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "it fills the socket")
 	finished := make(chan error, 1)
 	ending := make(chan struct{})
 	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
@@ -652,6 +653,7 @@ func TestExpectContinue(t *testing.T) {
 // 100 is sent, and the response begin meanwhile.
 func TestA100AndAResponseOfTwoTasksComeOneAfterTheOther(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "it fills the socket")
 	responding := make(chan struct{})
 	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		clog(e)
@@ -980,6 +982,7 @@ const upgradeRequest = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUp
 
 func TestSwitch(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "what was switched is used as it is")
 	held := make(chan struct{})
 	conns := make(chan net.Conn, 1)
 	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
@@ -1016,6 +1019,7 @@ func TestSwitch(t *testing.T) {
 // 101.
 func TestSwitchToAnotherProtocol(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "what was switched is used as it is")
 	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		if e.Request().Upgrade != "" || e.Request().Offer != "my-proto/2" {
 			t.Errorf("got %+v", e.Request())
@@ -1046,6 +1050,7 @@ func TestAnOfferThatNobodyTakes(t *testing.T) {
 
 func TestSwitchWithManyEarlyBytes(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "what was switched is used as it is")
 	const n = 1 << 20
 	type switched struct {
 		fd    int
@@ -1259,6 +1264,7 @@ func (k *taken) wait(t *testing.T, n int) []Idle {
 
 func TestIdleConnectionsAreHandedOver(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "idle connections stay")
 	slow := make(chan struct{})
 	s, clock := clocked(t, config.ListenerLimits{IdleTimeout: time.Minute}, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		if e.Request().Target == "/slow" {
@@ -1315,6 +1321,7 @@ func TestIdleConnectionsAreHandedOver(t *testing.T) {
 // something else before, goes as well.
 func TestAConnectionThatComesGoesOverToo(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "idle connections stay")
 	s := serve(t, config.ListenerLimits{}, echo(t))
 	var k taken
 	s.HandOver(k.give)
@@ -1326,6 +1333,7 @@ func TestAConnectionThatComesGoesOverToo(t *testing.T) {
 
 func TestATakenConnectionsIdleTimeGoesOn(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "idle connections stay")
 	s := serve(t, config.ListenerLimits{IdleTimeout: time.Minute}, echo(t))
 	p := s.dial()
 	s.await(1)
@@ -1343,6 +1351,7 @@ func TestATakenConnectionsIdleTimeGoesOn(t *testing.T) {
 
 func TestAConnectionThatNobodyTakesStays(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "idle connections stay")
 	s, clock := clocked(t, config.ListenerLimits{IdleTimeout: time.Minute}, echo(t))
 	p := s.dial()
 	s.await(1)
@@ -1369,6 +1378,7 @@ func TestAConnectionThatNobodyTakesStays(t *testing.T) {
 // TestAClientThatNeverPausesIsHandedOver: what it has sent already goes with it.
 func TestAClientThatNeverPausesIsHandedOver(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "idle connections stay")
 	slow := make(chan struct{})
 	s := serve(t, noLimits, handlerFunc(func(tk *task.Task, e exchange.Exchange) {
 		streamtest.Block(e.Loop(), tk, func() { <-slow })
@@ -1410,6 +1420,7 @@ func TestAClientThatNeverPausesIsHandedOver(t *testing.T) {
 // TestOneThatStaysStandsForAll: where there is no room for one there is none for the next.
 func TestOneThatStaysStandsForAll(t *testing.T) {
 	t.Parallel()
+	withoutTLS(t, "idle connections stay")
 	s := serve(t, noLimits, echo(t))
 	for range 10 {
 		s.dial()
@@ -1435,7 +1446,7 @@ func TestWhatAnotherHasReadIsServed(t *testing.T) {
 	for _, early := range []string{"GET /a HT", "GET /a HTTP/1.1\r\nHost: a.test\r\n\r\n", "GET /a HTTP/1.1\r\nHost: a.test\r\n\r\nGET /b"} {
 		ours, theirs := tcpPair(t)
 		fd := release(t, ours)
-		streamtest.Do(s.loop, func() { s.Serve(s.loop, fd, remoteOf(theirs), []byte(early)) })
+		streamtest.Do(s.loop, func() { s.Serve(s.loop, stream.Passed{FD: fd, Early: []byte(early)}, remoteOf(theirs)) })
 		p := newPeer(t, theirs)
 		if strings.Contains(early, "\r\n\r\n") { // what is there needs nothing behind it
 			p.want(200, "GET /a ", false)
@@ -1494,6 +1505,7 @@ func TestCloseCutsEverything(t *testing.T) {
 }
 
 func TestIdleConnectionHoldsNoBuffer(t *testing.T) {
+	withoutTLS(t, "it has what TLS needs")
 	// Not parallel: it measures the heap.
 	if size := unsafe.Sizeof(serverConn{}); size > 300 {
 		t.Errorf("%d bytes of an idle connection", size)

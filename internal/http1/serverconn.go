@@ -32,6 +32,7 @@ type serverConn struct {
 	began     time.Duration
 	idleSince time.Duration
 
+	served     bool // a request was answered
 	idle       bool // no byte of a request has come
 	skipped    bool // but an empty line
 	idleDrains bool // what ends the idle time is the drain, not the idle timeout
@@ -45,6 +46,8 @@ func (c *serverConn) Ready(*stream.Conn) {
 	case c.HungUp() && !bytesIn(c.FD()): // the usual end needs no task
 		c.abort(errClientGone)
 	case c.Urgent() && c.Quiet(): // an urgent mark is nothing to be read
+	case c.Secure() != nil: // what has come may be nobody's but TLS's own
+		c.begin()
 	default:
 		c.start()
 	}
@@ -69,7 +72,7 @@ func (c *serverConn) Expired(*stream.Conn) {
 		if c.idle {
 			c.limitIdle()
 		}
-	case bytesIn(c.FD()):
+	case c.late():
 		// A request is there that we were not told of yet. It was sent while the
 		// connection was open, so it is served.
 		c.start()
@@ -78,10 +81,23 @@ func (c *serverConn) Expired(*stream.Conn) {
 	}
 }
 
-// preload begins with what somebody else has read.
-func (c *serverConn) preload(early []byte) {
-	c.Preload(early)
-	if c.requested() {
+// late says whether something has come when the idle time is over. With TLS it must be a
+// request: of what is none there may be more than enough to keep a connection for ever.
+func (c *serverConn) late() bool {
+	if c.Secure() == nil {
+		return bytesIn(c.FD())
+	}
+	c.Look()
+	return c.requested()
+}
+
+// begin begins with what somebody else has read, or TLS, or was told of. An end is told once,
+// so a task looks at it now.
+func (c *serverConn) begin() {
+	if c.Secure() != nil {
+		c.More()
+	}
+	if c.requested() || c.Readable() {
 		c.start()
 	}
 }
@@ -121,7 +137,7 @@ func (c *serverConn) settle() {
 // awaitRequest waits for the first byte of a request. With false the connection is to be
 // parked, or has ended.
 func (c *serverConn) awaitRequest(t *task.Task) bool {
-	goes := !c.idle && c.on.give != nil // to be served elsewhere, also if its next request is there
+	goes := !c.idle && c.mayGo() // to be served elsewhere, also if its next request is there
 	if !goes && c.requested() {
 		c.idle, c.skipped = false, false
 		return true
@@ -134,11 +150,14 @@ func (c *serverConn) awaitRequest(t *task.Task) bool {
 		}
 	}
 	for {
+		if c.requested() { // still has read it, or late
+			c.idle, c.skipped = false, false
+			return true
+		}
 		err := c.Fill(t)
 		switch {
 		case err == nil && c.requested():
-			c.idle, c.skipped = false, false
-			return true
+			continue
 		case err == nil && c.still():
 			c.limitIdle() // it may have been lifted
 			return false
@@ -149,7 +168,7 @@ func (c *serverConn) awaitRequest(t *task.Task) bool {
 			return false
 		}
 		c.Limit(time.Time{})
-		if !bytesIn(c.FD()) { // see Expired
+		if !c.late() { // see Expired
 			c.endIdle()
 			return false
 		}
@@ -169,9 +188,9 @@ func (c *serverConn) requested() bool {
 }
 
 // still says that nothing has come behind what is no request: the connection can wait for
-// the next event without a task.
+// the next event without a task. With TLS it has to read for that, and may find a request.
 func (c *serverConn) still() bool {
-	return c.Quiet() || len(c.Buffered()) > 0 && !c.Readable()
+	return c.Quiet() || !c.requested() && len(c.Buffered()) > 0 && !c.Readable()
 }
 
 // limitIdle sets the time at which an idle connection is given up.
@@ -198,11 +217,15 @@ func (c *serverConn) endIdle() {
 	c.abort(errServed)
 }
 
+// mayGo says whether somebody wants the connection when it is idle. One with TLS cannot go: what
+// its keys are is known here only.
+func (c *serverConn) mayGo() bool { return c.on.give != nil && c.Secure() == nil }
+
 // offer gives a parked connection away, if somebody wants those. It returns false if nobody
 // takes it.
 func (c *serverConn) offer() bool {
 	sl := c.on
-	if sl.give == nil || c.exchange != nil {
+	if !c.mayGo() || c.exchange != nil {
 		return true
 	}
 	// It leaves the loop before, since its descriptor may be closed by the receiver.
@@ -212,11 +235,12 @@ func (c *serverConn) offer() bool {
 	case sl.give(sl.loop, i):
 		sl.remove(c, givenAway)
 		return true
-	case !sl.adopt(c, fd):
+	case !sl.adopt(c, &stream.Passed{FD: fd}):
 		unix.Close(fd)
 		sl.remove(c, endedByUs)
 	default:
-		c.preload(early)
+		c.Preload(early)
+		c.begin()
 	}
 	return false
 }
@@ -229,6 +253,10 @@ func (c *serverConn) serveRequest(t *task.Task) bool {
 	defer e.release()
 	limit := c.on.server.options.Limits.BodySize
 	err := e.readHead(t)
+	if err == errHTTP2 {
+		c.giveOver()
+		return false
+	}
 	if err == nil && limit > 0 && e.head.ContentLength > limit && e.head.Upgrade == "" {
 		err = refusal(413, "a Content-Length beyond the limit")
 	}
@@ -236,9 +264,28 @@ func (c *serverConn) serveRequest(t *task.Task) bool {
 		e.refuse(t, err)
 		return false
 	}
+	c.served = true
 	e.begin()
 	e.serve(t)
 	return e.end(t)
+}
+
+// prefaceHead is the preface of HTTP/2 as far as it looks like a head (RFC 9113 §3.4).
+var prefaceHead = []byte("PRI * HTTP/2.0\r\n\r\n")
+
+// errHTTP2 says that a connection is for another codec.
+var errHTTP2 = errors.New("the client speaks HTTP/2")
+
+// speaksHTTP2 says of a whole head that it is the preface of HTTP/2, which is served.
+func (c *serverConn) speaksHTTP2(head []byte) bool {
+	return c.on.server.options.HTTP2 != nil && !c.served && c.Secure() == nil && bytes.Equal(head, prefaceHead)
+}
+
+// giveOver has the connection served as HTTP/2.
+func (c *serverConn) giveOver() {
+	p := c.PassOn()
+	c.on.remove(c, givenOver)
+	c.on.server.options.HTTP2(c.on.loop, p, c.remote)
 }
 
 // linger ends the sending side and reads until the client ends its own, within
@@ -271,7 +318,7 @@ func (c *serverConn) abort(reason error) bool {
 	if e := c.exchange; e != nil && e.endsWithConnection() {
 		// Only the end of the connection tells the end of this response: a proper one
 		// would look like success.
-		_ = unix.SetsockoptLinger(c.FD(), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		c.ResetOnClose()
 	}
 	c.Close()
 	c.on.remove(c, end)

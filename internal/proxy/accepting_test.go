@@ -75,10 +75,11 @@ func acceptOn(t *testing.T, loops, most int) *acceptance {
 	}
 	cfg := config.Listener{Name: "public", Limits: config.ListenerLimits{Connections: most}}
 	a.l = newListener(cfg, "public", a.loops, slog.New(slog.NewTextHandler(&a.log, nil)), a.registry, func() { a.idle <- struct{}{} })
-	a.l.serve = func(l *stream.Loop, fd int, remote netip.AddrPort, early []byte) {
+	a.l.serve = func(l *stream.Loop, c stream.Passed, remote netip.AddrPort) {
+		fd, early := c.FD, c.Early
 		a.given <- given{slices.Index(a.loops, l), fd, remote, string(early)}
 	}
-	a.l.goOn = func(l *stream.Loop, i http1.Idle) { a.l.serve(l, i.FD, i.Remote, i.Early) }
+	a.l.goOn = func(l *stream.Loop, i http1.Idle) { a.l.serve(l, stream.Passed{FD: i.FD, Early: i.Early}, i.Remote) }
 	t.Cleanup(func() {
 		a.l.stop(false)
 		for len(a.given) > 0 {

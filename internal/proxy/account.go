@@ -114,6 +114,7 @@ func (r *request) record(took time.Duration) accesslog.Record {
 		Flags:        r.flags,
 		ForwardedFor: r.forwardedFor,
 		HealthCheck:  r.healthCheck,
+		TLS:          agreementOf(r.x.Downstream().Secure).tls(),
 
 		ClientAddress: r.client,
 
@@ -227,6 +228,7 @@ func (m *Manager) Refused(d exchange.Downstream, f http1.Refusal) {
 		Sent:      f.Sent,
 		Reason:    f.Reason,
 		Flags:     flagsOfRefusal(&f),
+		TLS:       agreementOf(d.Secure).tls(),
 
 		ClientAddress: s.clientOf(f.Request.Fields, d.Remote, s.trustsPeer(d.Remote)),
 		RequestFields: new(logged).ofRequest(m.options.AccessLog, f.Request),

@@ -43,12 +43,20 @@ func trusts(proxies []netip.Prefix, peer netip.AddrPort) bool {
 // clients, is dropped unless its peer is trusted. From a trusted peer the address
 // is appended to X-Forwarded-For, and the others stay where they are present. A
 // name written with "_" for "-" is dropped from everybody: CGI-like upstreams take
-// it for the real one.
+// it for the real one. On a listener with TLS the client's certificate is told of, see
+// [request.present].
 //
 // What is made stands in head.Texts.
 func (r *request) identify(s *side, peer netip.AddrPort) {
 	head, trusted := r.head, s.trustsPeer(peer)
+	had := ""
+	if s.secure {
+		had = r.presented(s, trusted)
+	}
 	dropForwarding(&head.Fields, trusted, s.edge.InternalHeaders)
+	if s.secure {
+		r.present(s, had)
+	}
 	r.client = s.clientOf(head.Fields, peer, trusted)
 	if trusted {
 		r.id, r.scheme = extendForwarding(head, peer, r.m.options.Random)

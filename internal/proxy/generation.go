@@ -33,10 +33,10 @@ import (
 	"holdfast/internal/control"
 	"holdfast/internal/dynamic"
 	"holdfast/internal/fence"
-	"holdfast/internal/http1"
 	"holdfast/internal/metrics"
 	"holdfast/internal/route"
 	"holdfast/internal/scavenge"
+	"holdfast/internal/servertls"
 	"holdfast/internal/tunnel"
 	"holdfast/internal/upstream"
 	"holdfast/internal/version"
@@ -107,15 +107,19 @@ type generation struct {
 
 	runtimeKeys map[string][]string // where each key of values stands in the configuration
 
+	ticketKeys ticketKeys
+
 	// Set by build, which is over when the loop has had its result.
 	clusters  *upstream.Clusters
 	loops     *loops
 	tunnels   *tunnel.Set
 	manager   *Manager
 	listeners []*listener
-	elsewhere *listener // stands for those of other configurations whose tunnels are here
+	tls       map[string]*servertls.Server // by listeners' names
+	elsewhere *listener                    // stands for those of other configurations whose tunnels are here
 
 	clusterTalk clusterTalk
+	copies      copies
 
 	vault    *vault
 	handover *handover
@@ -182,10 +186,11 @@ func Run(ctx context.Context, o Options) error {
 	if err := conn.Send(&control.Message{Type: control.TypeHello, Hello: &hello}, sendTimeout); err != nil {
 		return err
 	}
-	bundle, counts, states, err := receiveBundle(conn)
+	first, err := receiveBundle(conn)
 	if err != nil {
 		return err
 	}
+	bundle := first.bundle
 	cfg, runtimeKeys, err := config.ParseWithKeys(bundle.Path, bundle.Config)
 	if err == nil {
 		err = cfg.ReadBodies()
@@ -194,13 +199,17 @@ func Run(ctx context.Context, o Options) error {
 		return errors.Join(err, conn.Send(&control.Message{Type: control.TypeReady, Error: err.Error()}, sendTimeout))
 	}
 	logger := o.Logger(cfg.Log, bundle.Generation)
-	registry, err := openRegistry(counts)
+	registry, err := openRegistry(first.counts)
 	if err != nil {
 		logger.Log.Error("what this generation counts is not shown", "err", err)
 	}
-	inherited, err := inheritClusters(states)
+	inherited, err := inheritClusters(first.states)
 	if err != nil {
 		logger.Log.Error("what the generation before knew of its clusters cannot be read", "err", err)
+	}
+	legacy, err := inheritCopies(first.legacy)
+	if err != nil {
+		logger.Log.Error("the copies of files that the generation before had cannot be read", "err", err)
 	}
 	var known map[string][]netip.Addr
 	if bundle.Learnt != nil {
@@ -211,7 +220,7 @@ func Run(ctx context.Context, o Options) error {
 		log: logger.Log, level: logger.Level, dropped: logger.Dropped, registry: registry, known: known, runtimeKeys: runtimeKeys,
 		seek:     seeking{reunite: o.Reunite, path: bundle.Rendezvous, key: bundle.Key},
 		messages: make(chan received), found: make(chan *control.Conn), built: make(chan error, 1), changed: make(chan struct{}, 1),
-		inherited: inherited, urgent: bundle.Urgent,
+		inherited: inherited, urgent: bundle.Urgent, copies: newCopies(legacy),
 		fence: fence.New(bundle.Epoch), channels: make(map[fence.Channel]*channel), kept: make(map[string]int),
 		sockets: make(map[string]int), logFiles: make(map[string]*os.File), process: newProcess(registry),
 		memory: scavenge.New(time.Now()), releaseMemory: scavenge.Release,
@@ -223,25 +232,37 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func newHello() control.Hello {
-	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion, Passage: control.PassageVersion, Runtime: control.RuntimeVersion, Clusters: control.ClustersVersion}
+	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion, Passage: control.PassageVersion, Runtime: control.RuntimeVersion, Clusters: control.ClustersVersion, Tickets: control.TicketsVersion, Copies: control.CopiesVersion}
 }
 
-// receiveBundle waits for what the generation is to run; nothing else means
+// beginning is what a generation has from its supervisor before it is anything. A descriptor is
+// -1 where none has come.
+type beginning struct {
+	bundle *control.Bundle
+	counts int // the memory file to count in
+	states int // what the generation before knew of its clusters
+	legacy int // the copies of files that a dead one had
+}
+
+// receiveBundle waits for what the generation is to run; nothing else but a legacy means
 // anything before. The supervisor bounds the wait: it kills what is not ready in
-// time. counts is the memory file to count in, -1 from a supervisor that sends none, and
-// states what the generation before knew of its clusters, -1 where nobody knows.
-func receiveBundle(conn *control.Conn) (bundle *control.Bundle, counts, states int, err error) {
+// time.
+func receiveBundle(conn *control.Conn) (b beginning, err error) {
+	b.legacy = -1
 	for {
 		m, fds, err := conn.Receive()
-		if err != nil {
-			return nil, -1, -1, fmt.Errorf("wait for the bundle: %w", err)
-		}
-		if m.Type == control.TypeBundle && len(fds) > 0 {
+		switch {
+		case err != nil:
+			return b, fmt.Errorf("wait for the bundle: %w", err)
+		case m.Type == control.TypeBundle && len(fds) > 0:
 			fds = append(fds, -1, -1)
-			bundle := new(control.Bundle)
-			return bundle, fds[1], fds[2], control.ReadPayload(fds[0], bundle)
+			b.bundle, b.counts, b.states = new(control.Bundle), fds[1], fds[2]
+			return b, control.ReadPayload(fds[0], b.bundle)
+		case m.Type == control.TypeLegacy && len(fds) == 1 && b.legacy < 0:
+			b.legacy = fds[0]
+		default:
+			control.CloseAll(fds)
 		}
-		control.CloseAll(fds)
 	}
 }
 
@@ -322,6 +343,8 @@ func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error 
 			if g.onLimit() {
 				return nil
 			}
+		case <-g.copies.news:
+			g.sayCopied()
 		case <-g.changed:
 		case <-g.emptied():
 		case <-tick.C:
@@ -346,6 +369,9 @@ func stoppedTimer() *time.Timer {
 
 // build makes everything that the configuration wants: step 4 of a reload.
 func (g *generation) build(ctx context.Context) error {
+	if err := g.secure(); err != nil {
+		return err
+	}
 	descriptors := newDescriptors(g.cfg)
 	loops, err := g.makeLoops(ctx)
 	if err != nil {
@@ -381,17 +407,21 @@ func (g *generation) build(ctx context.Context) error {
 		if cfg.TCP != nil {
 			l.relayBy(g.manager.NewTCPServer(cfg.Name, loops.streams, l.ended))
 		} else {
-			l.serveBy(http1.NewServer(http1.ServerOptions{
-				Limits: cfg.Limits, Scheme: "http", Listener: cfg.Name, Server: cfg.Server.Name, Handler: g.manager, Log: g.log,
-				Metrics: http1.NewServerMetrics(g.registry, cfg.Name), Loops: loops.streams, Refused: g.manager.Refused, Ended: l.ended,
-			}))
+			g.serveHTTP(l)
 			g.handover.add(l)
 		}
 		g.listeners = append(g.listeners, l)
+		if s := g.tls[cfg.Name]; s != nil {
+			l.guard(s.Config, g.registry)
+		}
 	}
 	g.elsewhere = &listener{descriptors: descriptors}
 	clusters.Run()
 	clusters.Warm(ctx)
+	for _, s := range g.tls {
+		s.Run()
+	}
+	g.copies.legacy = nil
 	descriptors.built()
 	return nil
 }
@@ -471,6 +501,9 @@ func (g *generation) do(ctx context.Context, r received) {
 	case control.TypeOverride:
 		g.confirm(r, g.override(r.fds))
 		return
+	case control.TypeTickets:
+		g.confirm(r, g.ticketKeys.take(r.fds))
+		return
 	case control.TypeValues:
 		g.sayValues(r)
 	case control.TypeClusters:
@@ -480,6 +513,8 @@ func (g *generation) do(ctx context.Context, r received) {
 	case control.TypeElsewhere:
 		g.hearElsewhere(r)
 		return
+	case control.TypeCopies:
+		g.sayCopies(r)
 	case control.TypeResume:
 		g.answer(r, control.Message{}, g.resume())
 	case control.TypeMove:
@@ -604,7 +639,7 @@ func (g *generation) status() *control.Status {
 	}
 	for _, l := range g.listeners {
 		l.queue.sample(l.fd)
-		st.Connections += l.server.Connections() + l.heralds.connections()
+		st.Connections += l.server.Connections() + l.heralds.connections() + l.gate.connections()
 		st.Requests += l.server.Requests()
 	}
 	st.Tunnels, st.OldestTunnel = g.tunnels.Summary()
@@ -664,6 +699,9 @@ func (g *generation) close() {
 		if err := g.loops.stop(); err != nil {
 			g.log.Error("cannot let go of what tunnels had", "err", err)
 		}
+	}
+	for _, s := range g.tls {
+		s.Close()
 	}
 	g.closeAccessLogs()
 }

@@ -35,12 +35,15 @@ type listener struct {
 	metrics acceptMetrics
 	queue   queueMetrics
 
-	// serve has the server serve a connection, on the goroutine of the loop, and goOn one
-	// that another server has had.
-	serve func(l *stream.Loop, fd int, remote netip.AddrPort, early []byte)
-	goOn  func(l *stream.Loop, i http1.Idle)
+	// serve has the server serve a connection, on the goroutine of the loop, serve2 one whose
+	// client speaks HTTP/2 for certain (nil: nobody does), and goOn one that another server has
+	// had.
+	serve  func(l *stream.Loop, c stream.Passed, remote netip.AddrPort)
+	serve2 func(l *stream.Loop, c stream.Passed, remote netip.AddrPort)
+	goOn   func(l *stream.Loop, i http1.Idle)
 
 	heralds     *heralds     // what reads PROXY headers; nil: there are none
+	gate        *gate        // what does handshakes of TLS; nil: there are none
 	descriptors *descriptors // of the process; nil: there are always enough
 
 	failing, full episode // accepting fails; there is no room
@@ -214,6 +217,7 @@ func (l *listener) isFull() bool {
 // report says what of what held up accepting is over. The generation's loop calls it
 // now and then.
 func (l *listener) report(now time.Time) {
+	l.gate.report(now)
 	if times, over := l.failing.ends(now); over {
 		l.log.Info("accepting works again", "failures", times)
 	}

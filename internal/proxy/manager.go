@@ -65,6 +65,9 @@ type side struct {
 	metrics requestMetrics
 	chains  []filter.Chain // by route.Route.Number; nil: no filter is configured
 	health  healthChecks
+
+	secure       bool // the listener has TLS
+	certificates config.CertificateForwarding
 }
 
 // perLoop is what the manager has on one loop, whose goroutine alone touches it.
@@ -159,7 +162,11 @@ func NewManager(o ManagerOptions) *Manager {
 		Routes: o.Routes.Routes(), Listeners: o.Listeners, Clusters: o.Clusters, Values: o.Values, Metrics: o.Metrics,
 	})
 	for _, l := range o.Listeners {
-		m.listeners[l.Name] = &side{l.TrustedProxies, l.Edge, newRequestMetrics(o.Metrics, l.Name), chains[l.Name], newHealthChecks(o.Metrics, &l)}
+		s := &side{trusted: l.TrustedProxies, edge: l.Edge, metrics: newRequestMetrics(o.Metrics, l.Name), chains: chains[l.Name], health: newHealthChecks(o.Metrics, &l)}
+		if l.TLS != nil {
+			s.secure, s.certificates = true, l.TLS.ForwardCertificate
+		}
+		m.listeners[l.Name] = s
 	}
 	m.addRetries()
 	m.addMirrors()

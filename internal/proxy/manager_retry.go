@@ -21,9 +21,10 @@ import (
 //
 //	the endpoint cannot be connected to        at once another one, of three at most (connect)
 //	a kept connection was closed under it      at once on a fresh one, if that harms nobody (mayRepeat)
+//	a connection has ended before it was seen  the same, up to mostMoves times (HTTP/2: GOAWAY)
 //	the route's retry policy says so           after a pause, within its limits (retryPolicy)
 //
-// The first two are done for every request, and are no retries: nobody has seen it yet. Each
+// The first three are done for every request, and are no retries: nobody has seen it yet. Each
 // try begins with the endpoint behind the last one. None comes after the response has begun
 // towards the client; interim responses, which promise nothing, do not count.
 //
@@ -116,6 +117,9 @@ func (p *retryPolicy) failure(err error) bool {
 	if _, ok := errors.AsType[*upstream.ConnectError](err); ok {
 		reasons |= config.RetryConnectFailure
 	}
+	if errors.Is(err, exchange.ErrRefused) {
+		reasons |= config.RetryRefusedStream
+	}
 	return p.On&reasons != 0
 }
 
@@ -165,6 +169,7 @@ type tries struct {
 	policy   *retryPolicy
 	budget   *retryBudget // of which a retry was taken; nil: none
 	made     int          // retries
+	moves    int          // to another connection since one took no more
 	round    upstream.Round
 	next     nextStep
 	timedOut bool // the last try
@@ -196,12 +201,26 @@ func (r *request) ended(err error, reused bool) nextStep {
 		return retry
 	case r.answering || r.cause != nil:
 		return giveUp
-	case reused && r.mayRepeat(err):
+	case reused && r.mayRepeat(err), r.mayMove(err):
 		return repeat
 	case r.tries.policy != nil && r.tries.policy.failure(err) && r.mayRetry():
 		return retry
 	}
 	return giveUp
+}
+
+// mostMoves is how often a request is given to another connection because one has ended before
+// the endpoint has looked at it: an endpoint that ends all at once harms nobody but itself.
+const mostMoves = 3
+
+// mayMove says whether a request is given to another connection because the endpoint has seen
+// nothing of it, and the connection takes no more. That harms nobody whatever the method is.
+func (r *request) mayMove(err error) bool {
+	if !errors.Is(err, exchange.ErrRefused) || !errors.Is(err, exchange.ErrNoAnswer) || r.tries.moves == mostMoves || !r.replayable() {
+		return false
+	}
+	r.tries.moves++
+	return true
 }
 
 // mayRetry says whether the limits leave a retry for which there is a reason, and takes it.

@@ -93,6 +93,7 @@ func TestWhatIsTriedAgain(t *testing.T) {
 		{"connection refused", refused, nil, onConnect | any5xx, 503},
 		{"connecting takes too long", hangs, nil, onConnect | any5xx, 504},
 		{"no answer", nil, failing(lost), any5xx, 503},
+		{"a refused stream", nil, failing(exchange.ErrRefused), any5xx | onRefused, 503},
 		{"half a head", nil, failing(half), any5xx, 503},
 		{"nonsense", nil, failing(bad), any5xx, 502},
 		{"an unasked 101", nil, agrees, any5xx, 502},

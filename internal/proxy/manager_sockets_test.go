@@ -168,7 +168,7 @@ func newSite(t *testing.T, options ...func(*site)) *site {
 	})
 	s.address = s.listen(func(conn net.Conn) {
 		fd, remote := descriptor(t, conn), addrPort(conn.RemoteAddr())
-		s.loop.Post(func() { s.server.Serve(s.loop, fd, remote, nil) })
+		s.loop.Post(func() { s.server.Serve(s.loop, stream.Passed{FD: fd}, remote) })
 	})
 	t.Cleanup(s.server.Close)
 	return s

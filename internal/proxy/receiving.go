@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,9 +18,8 @@ import (
 // How connections begin that proxies before us pass on: with a header that names their
 // client (the PROXY protocol), who is from then on whoever the connection is from.
 //
-// Until the header is complete it stays in the kernel, so a connection that waits for it holds
-// no memory but what every parked one does, and what follows the header is touched by
-// nobody. It counts as one of the listener's from the beginning.
+// Until the header is complete the connection is parked. It counts as one of the listener's
+// from the beginning.
 
 var proxyHeaders = metrics.Define(metrics.Desc{
 	Name: "holdfast_downstream_proxy_protocol_total",
@@ -55,12 +53,10 @@ type heralds struct {
 	patience time.Duration
 	log      *slog.Logger
 	results  [numProxyResults]*metrics.Counter
-	waiting  []*herald // by loop: the first of a list
+	parking
 
-	serve func(l *stream.Loop, fd int, remote netip.AddrPort, early []byte)
+	serve func(l *stream.Loop, c stream.Passed, remote netip.AddrPort)
 	drop  func(fd int) // closes a connection that nobody serves
-
-	waits atomic.Int64 // how many there are in waiting
 }
 
 // headerPatience is how long a header may take on a listener that knows no heads.
@@ -72,7 +68,7 @@ func newHeralds(cfg config.ReceivedProxy, name string, patience time.Duration, l
 	if cfg.Mode == config.ProxyOff {
 		return nil
 	}
-	h := &heralds{cfg: cfg, patience: cmp.Or(patience, headerPatience), log: log, waiting: make([]*herald, loops)}
+	h := &heralds{cfg: cfg, patience: cmp.Or(patience, headerPatience), log: log, parking: newParking(loops)}
 	for i, result := range proxyResults {
 		h.results[i] = r.Counter(proxyHeaders, name, result)
 	}
@@ -82,10 +78,8 @@ func newHeralds(cfg config.ReceivedProxy, name string, patience time.Duration, l
 // herald is a connection whose header has not come. It is told of that as its
 // [stream.Owner].
 type herald struct {
-	stream.Conn
-	of         *heralds
-	remote     netip.AddrPort
-	prev, next *herald
+	parked
+	of *heralds
 }
 
 // receive has a connection served when its header has come, as that of the client that it
@@ -93,7 +87,7 @@ type herald struct {
 func (h *heralds) receive(on *stream.Loop, fd int, remote netip.AddrPort) {
 	if !trusts(h.cfg.Trusted, remote) {
 		if h.cfg.Mode == config.ProxyOptional {
-			h.serve(on, fd, remote, nil)
+			h.serve(on, stream.Passed{FD: fd}, remote)
 			return
 		}
 		h.refuse(fd, proxyUntrusted, remote, nil)
@@ -103,18 +97,11 @@ func (h *heralds) receive(on *stream.Loop, fd int, remote netip.AddrPort) {
 		h.answer(on, fd, n, named, result, remote, err)
 		return
 	}
-	w := &herald{of: h, remote: remote}
-	if err := on.Adopt(&w.Conn, fd, w, nil); err != nil {
+	w := &herald{of: h, parked: parked{remote: remote}}
+	if err := h.park(&w.parked, on, fd, w, h.patience); err != nil {
 		h.log.Error("a connection cannot be served", "err", err)
 		h.refuse(fd, proxyEnded, remote, err)
-		return
 	}
-	w.Limit(on.Now().Add(h.patience))
-	if w.next = h.waiting[on.Index]; w.next != nil {
-		w.next.prev = w
-	}
-	h.waiting[on.Index] = w
-	h.waits.Add(1)
 }
 
 // look looks for the header. n is its length: -1 until it is complete, and 0 for one that is
@@ -148,16 +135,6 @@ func (h *heralds) look(on *stream.Loop, fd int, remote netip.AddrPort) (n int, n
 	return n, a.Source, proxyNamed, nil
 }
 
-// peekAt reads what is there and leaves it there as well.
-func peekAt(fd int, b []byte) (n int, from unix.Sockaddr, err error) {
-	for {
-		n, from, err = unix.Recvfrom(fd, b, unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		if err != unix.EINTR {
-			return n, from, err
-		}
-	}
-}
-
 // answer serves or refuses a connection of whose header that is known.
 func (h *heralds) answer(on *stream.Loop, fd, n int, named netip.AddrPort, result proxyResult, remote netip.AddrPort, err error) {
 	if result > proxyAbsent {
@@ -169,7 +146,7 @@ func (h *heralds) answer(on *stream.Loop, fd, n int, named netip.AddrPort, resul
 		return
 	}
 	h.results[result].Inc()
-	h.serve(on, fd, named, nil)
+	h.serve(on, stream.Passed{FD: fd}, named)
 }
 
 // skip takes from the kernel what was looked at. Not a byte more is taken, whatever there is.
@@ -203,64 +180,34 @@ func (w *herald) Ready(*stream.Conn) {
 	n, named, result, err := h.look(on, fd, w.remote)
 	switch {
 	case n >= 0:
-		w.leave()
+		w.unpark()
 		h.answer(on, fd, n, named, result, w.remote, err)
 	case w.HungUp(): // the rest will not come
-		w.leave()
-		h.refuse(fd, proxyGone, w.remote, nil)
+		h.refuse(w.unpark(), proxyGone, w.remote, nil)
 	}
 }
 
 // Expired implements [stream.Owner].
-func (w *herald) Expired(*stream.Conn) {
-	fd := w.FD()
-	w.leave()
-	w.of.refuse(fd, proxyLate, w.remote, nil)
-}
+func (w *herald) Expired(*stream.Conn) { w.of.refuse(w.unpark(), proxyLate, w.remote, nil) }
 
-// leave takes the connection from the loop and from those that wait. Its descriptor is the
-// caller's.
-func (w *herald) leave() {
-	first := &w.of.waiting[w.Loop().Index]
-	if w.prev != nil {
-		w.prev.next = w.next
-	} else {
-		*first = w.next
-	}
-	if w.next != nil {
-		w.next.prev = w.prev
-	}
-	w.prev, w.next = nil, nil
-	w.of.waits.Add(-1)
-	w.Detach()
-}
+func (w *herald) cut() { w.of.refuse(w.unpark(), proxyEnded, w.remote, nil) }
 
 // connections is how many wait for their header.
 func (h *heralds) connections() int {
 	if h == nil {
 		return 0
 	}
-	return int(h.waits.Load())
+	return int(h.count.Load())
 }
 
-// end closes all that wait. It does not wait, and may be called by any goroutine.
-func (h *heralds) end(loops []*stream.Loop) {
-	for _, on := range loops {
-		on.Post(func() {
-			for w := h.waiting[on.Index]; w != nil; w = h.waiting[on.Index] {
-				fd := w.FD()
-				w.leave()
-				h.refuse(fd, proxyEnded, w.remote, nil)
-			}
-		})
-	}
-}
-
-// cut closes all connections that the listener still has, those that wait for a header
-// included. It does not wait.
+// cut closes all connections that the listener still has, those that wait for a header or for
+// TLS included. It does not wait.
 func (l *listener) cut() {
 	if l.heralds != nil {
-		l.heralds.end(l.loops)
+		l.heralds.cut(l.loops)
+	}
+	if l.gate != nil {
+		l.gate.cut(l.loops)
 	}
 	l.server.Close()
 }
@@ -271,7 +218,7 @@ func (l *listener) arrive(on *stream.Loop, c accepted) {
 		l.heralds.receive(on, c.fd, c.remote)
 		return
 	}
-	l.serve(on, c.fd, c.remote, nil)
+	l.secured(on, stream.Passed{FD: c.fd}, c.remote)
 }
 
 // announced has connections begin with PROXY headers, if the configuration says so. It is
@@ -280,6 +227,6 @@ func (l *listener) announced(r *metrics.Registry) {
 	if l.heralds = newHeralds(l.cfg.ReceivedProxy, l.cfg.Name, l.cfg.Limits.HeadTimeout, len(l.loops), l.log, r); l.heralds == nil {
 		return
 	}
-	l.heralds.serve = func(on *stream.Loop, fd int, remote netip.AddrPort, early []byte) { l.serve(on, fd, remote, early) }
+	l.heralds.serve = l.secured
 	l.heralds.drop = l.drop
 }

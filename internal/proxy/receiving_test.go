@@ -280,7 +280,7 @@ func TestThoseThatWaitAreCut(t *testing.T) {
 		waiting = append(waiting, a.dial())
 	}
 	until(t, "they wait", func() bool { return conns(a.loops[0])+conns(a.loops[1]) == 5 })
-	a.l.heralds.end(a.loops)
+	a.l.heralds.cut(a.loops)
 	for _, c := range waiting {
 		if _, err := c.Read(make([]byte, 1)); err == nil || isTimeoutOf(err) {
 			t.Errorf("%v", err)

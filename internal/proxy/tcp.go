@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"holdfast/internal/config"
-	"holdfast/internal/control"
 	"holdfast/internal/http1"
 	"holdfast/internal/route"
 	"holdfast/internal/stream"
@@ -94,9 +93,8 @@ func (m *Manager) NewTCPServer(listener string, loops []*stream.Loop, ended func
 	return s
 }
 
-// Serve relays a connection. It takes fd over, which does not block and is on no loop. early is
-// what was read from it already.
-func (s *TCPServer) Serve(l *stream.Loop, fd int, remote netip.AddrPort, early []byte) {
+// Serve relays a connection. It takes p over, which is of this loop or on none.
+func (s *TCPServer) Serve(l *stream.Loop, p stream.Passed, remote netip.AddrPort) {
 	tl := s.loops[l.Index]
 	c := &tcpConn{on: tl, remote: remote, began: l.Now(), id: s.m.newTunnelID()}
 	s.metrics.Accepted()
@@ -104,23 +102,22 @@ func (s *TCPServer) Serve(l *stream.Loop, fd int, remote netip.AddrPort, early [
 	tl.conns[c] = struct{}{}
 	switch {
 	case tl.closed:
-		c.refuseFD(fd, net.ErrClosed)
+		c.refusePassed(&p, net.ErrClosed)
 	case s.addresses != nil && s.addresses.Denies(c.address()):
-		c.refuseFD(fd, errDenied)
+		c.refusePassed(&p, errDenied)
 	default:
-		if err := l.Adopt(&c.Conn, fd, c, nil); err != nil {
-			c.refuseFD(fd, err)
+		if err := l.Resume(&c.Conn, &p, c, nil); err != nil {
+			c.refusePassed(&p, err)
 			return
 		}
-		c.Preload(early)
 		c.begin()
 	}
 }
 
-// refuseFD ends a connection that is on no loop.
-func (c *tcpConn) refuseFD(fd int, why error) {
-	resetOnClose(fd)
-	control.CloseAll([]int{fd})
+// refusePassed ends a connection that is not c's yet.
+func (c *tcpConn) refusePassed(p *stream.Passed, why error) {
+	resetOnClose(p.FD)
+	p.Close(c.on.loop)
 	c.refused(why)
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,6 +50,7 @@ type tcpConn struct {
 	over    bool             // it was refused, or is a tunnel
 
 	server   string          // that a TLS client asks for; "": none
+	secure   *agreement      // nil: TLS does not end here
 	route    *route.TCPRoute // nil: not known
 	cluster  string
 	endpoint *upstream.Endpoint
@@ -62,7 +64,9 @@ func (c *tcpConn) address() netip.Addr { return c.remote.Addr().Unmap().WithZone
 
 // begin begins at once where nothing needs to be known of the client.
 func (c *tcpConn) begin() {
-	if c.on.routes.BySNI {
+	if c.secure = agreementOf(c.Secure()); c.secure != nil {
+		c.server = serverNamed(c.secure)
+	} else if c.on.routes.BySNI {
 		c.Limit(c.began.Add(c.on.cfg.SNITimeout))
 		if len(c.Buffered()) == 0 {
 			return // Ready goes on
@@ -123,7 +127,7 @@ func (c *tcpConn) Run(t *task.Task) {
 
 // relay makes a tunnel of the connection, or says why not.
 func (c *tcpConn) relay(t *task.Task) error {
-	if c.on.routes.BySNI {
+	if c.on.routes.BySNI && c.secure == nil {
 		if err := c.peek(t); err != nil {
 			return err
 		}
@@ -148,6 +152,9 @@ func (c *tcpConn) relay(t *task.Task) error {
 	c.start(&server)
 	return nil
 }
+
+// serverNamed is the server that a client has asked for whose TLS ends here, as routes have it.
+func serverNamed(a *agreement) string { return strings.ToLower(a.TLS.ServerName) }
 
 // soonKnown is how many first bytes are looked at whenever one has come, since they may say that
 // it is no hello. Of those behind them nobody has each one scanned who sends them one by one.
@@ -233,6 +240,7 @@ func (c *tcpConn) start(server *stream.Passed) {
 	counts.handshake.Observe(int64(took))
 	spec := tunnel.Spec{
 		FDs: [2]int{client.FD, server.FD}, Loop: loop.Index, On: loop.Loop,
+		Secure: [2]*stream.Secure{client.Secure, server.Secure},
 		About: [2]tunnel.About{
 			about(&client, c.remote.IsValid(), clientKeepAlive, false), // systemd's may be multipath TCP
 			about(server, c.endpoint.Path == "", upstream.KeepAlive, true),
@@ -251,7 +259,7 @@ func (c *tcpConn) start(server *stream.Passed) {
 
 // refuse ends the connection. It is reset: a proper end would be the server's word.
 func (c *tcpConn) refuse(why error) {
-	resetOnClose(c.FD())
+	c.ResetOnClose()
 	c.Close()
 	c.refused(why)
 }
@@ -323,6 +331,7 @@ func (c *tcpConn) record(took time.Duration) accesslog.Record {
 	r := accesslog.Record{
 		Start: c.began, Duration: took, RequestID: c.id, Listener: c.on.name, Cluster: c.cluster,
 		Client: c.remote, ClientAddress: c.address(), Protocol: accesslog.TCP, Authority: c.server,
+		TLS: c.secure.tls(),
 	}
 	if c.route != nil {
 		r.Route = c.route.Name

@@ -72,7 +72,7 @@ func newRelays(t *testing.T, change func(*relaysOptions)) *relays {
 	r.tcp = manager.NewTCPServer("public", loops, func() { r.ended.Add(1) })
 	s.address = s.listen(func(conn net.Conn) {
 		fd, remote := descriptor(t, conn), addrPort(conn.RemoteAddr())
-		s.loop.Post(func() { r.tcp.Serve(s.loop, fd, remote, nil) })
+		s.loop.Post(func() { r.tcp.Serve(s.loop, stream.Passed{FD: fd}, remote) })
 	})
 	t.Cleanup(func() {
 		r.tcp.Close()

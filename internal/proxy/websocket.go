@@ -85,6 +85,9 @@ func (r *request) handshake(up exchange.Upstream) (err error) {
 	if resp.Status == 101 && resp.Upgrade != r.head.Upgrade {
 		return errImproper101
 	}
+	if resp.Status == 101 && !r.accepts(resp) {
+		return errImproper101
+	}
 	if resp.Status == 101 {
 		return r.startTunnel(up, resp)
 	}
@@ -106,6 +109,14 @@ func (r *request) handshake(up exchange.Upstream) (err error) {
 	}
 	r.complete = true
 	return nil
+}
+
+// accepts says whether a 101 is an answer to what was asked. A client of HTTP/1 sees that itself.
+func (r *request) accepts(resp *exchange.Response) bool {
+	x, ours := r.x.(interface {
+		Accepts(*exchange.Response) bool
+	})
+	return !ours || x.Accepts(resp)
 }
 
 // unauthorized says of an upgrade that nobody was asked about it, as the route wants it. What the
@@ -138,6 +149,7 @@ func (r *request) startTunnel(up exchange.Upstream, resp *exchange.Response) err
 	}
 	r.m.options.Tunnels.Start(tunnel.Spec{
 		FDs: [2]int{client.FD, server.FD}, Loop: r.loop.Index,
+		Secure: [2]*stream.Secure{client.Secure, server.Secure}, Resets: [2]*stream.Resets{client.Resets, server.Resets},
 		On: r.loop.Loop, About: [2]tunnel.About{
 			about(&client, r.x.Downstream().Remote.IsValid(), clientKeepAlive, false), // systemd's may be multipath TCP
 			about(&server, r.endpoint.Path == "", upstream.KeepAlive, true),

@@ -29,8 +29,12 @@ type Owner interface {
 	Expired(*Conn)
 }
 
-// Traffic counts the bytes of a connection; either may be nil.
-type Traffic struct{ Received, Sent *metrics.Counter }
+// Traffic counts the bytes of a connection, with TLS those within it; either may be nil.
+type Traffic struct {
+	Received, Sent *metrics.Counter
+
+	secure *Secure // of the connection, which has this for itself; nil: it has no TLS
+}
 
 // Conn is a stream socket on a loop. It is a part of what it is for: zero until
 // [Loop.Adopt] or [Loop.Dial], which may be called again after Close and Detach. One task
@@ -50,10 +54,10 @@ type Conn struct {
 
 	// known is what the kernel has told. Readable and Writable are taken back by what has
 	// found nothing; with Hup and Urgent a short read does not mean that there is no more.
-	known    poller.Events
-	reads    uint8 // since there was nothing to be read, or others have run
-	expired  expiry
-	detached bool
+	known   poller.Events
+	reads   uint8 // since there was nothing to be read, or others have run
+	expired expiry
+	ending  ending
 
 	deadline poller.Deadline
 }
@@ -65,6 +69,14 @@ const (
 	forNobody  expiry = iota
 	forReaders        // one has waited: a send goes on
 	forAll
+)
+
+// ending is what is known of how the connection ends, in bits: it costs every parked one.
+type ending uint8
+
+const (
+	detached ending = 1 << iota
+	resets          // see ResetOnClose
 )
 
 // work is what a connection needs while somebody reads, waits for it, or has not consumed
@@ -161,7 +173,12 @@ func (c *Conn) Quiet() bool {
 	if !c.Open() || c.HungUp() || c.work != nil && (c.work.err != nil || len(c.work.in) > 0) {
 		return false
 	}
-	if c.Readable() {
+	switch {
+	case !c.Readable():
+	case c.Secure() != nil: // what is on the socket may be nobody's but TLS's own
+		c.More()
+		return len(c.Buffered()) == 0 && c.Open() && !c.Readable()
+	default:
 		if _, errno := peek(c.fd, c.loop.probe[:]); errno == unix.EAGAIN {
 			c.drained()
 		}
@@ -269,6 +286,20 @@ func (c *Conn) ready(e poller.Events) {
 		e |= poller.Writable // a send tells of it
 	}
 	c.known |= e
+	if s := c.Secure(); s != nil {
+		if s.shaking() {
+			s.handshake.event()
+			return
+		}
+		s.told(e)
+		if e&poller.Writable != 0 && (s.owes() || s.stalled) {
+			waits := s.stalled
+			_ = c.flush(s) // whoever sends is told of an error, or the reader
+			if waits && !s.stalled {
+				e |= poller.Readable
+			}
+		}
+	}
 	if c.work != nil && c.work.writer != nil && e&poller.Writable != 0 {
 		c.work.writer.Wake()
 	}
@@ -342,7 +373,7 @@ func (c *Conn) left() error {
 	switch {
 	case c.Open():
 		return nil
-	case c.detached:
+	case c.ending&detached != 0:
 		return errDetached
 	}
 	return net.ErrClosed
@@ -367,14 +398,8 @@ func (c *Conn) fill(t *task.Task, most int) error {
 		if err := c.turn(t); err != nil {
 			return err
 		}
-		n, errno := c.receive(most)
-		switch {
-		case n > 0:
-			return nil
-		case errno == 0:
-			return io.EOF
-		case errno != unix.EAGAIN:
-			return os.NewSyscallError("recv", errno)
+		if err := c.receive(most); err != errAgain {
+			return err
 		}
 	}
 }
@@ -385,8 +410,20 @@ func (c *Conn) More() {
 	if !c.Readable() || c.stopped() != nil {
 		return
 	}
-	if _, errno := c.receive(readSize); errno != 0 && errno != unix.EAGAIN {
-		c.Interrupt(os.NewSyscallError("recv", errno)) // the kernel tells it once
+	if err := c.receive(readSize); err != nil && err != errAgain && err != io.EOF {
+		c.Interrupt(err) // the kernel tells it once
+	}
+	c.end()
+}
+
+// Look is More for who does not wait until the kernel has told of what is there.
+func (c *Conn) Look() {
+	if c.Open() {
+		c.known |= poller.Readable
+		if s := c.Secure(); s != nil {
+			s.dry = false
+		}
+		c.More()
 	}
 }
 
@@ -401,17 +438,18 @@ func (c *Conn) turn(t *task.Task) error {
 	return c.await(t, poller.Readable)
 }
 
-// receive reads once, up to most bytes.
-func (c *Conn) receive(most int) (n int, errno unix.Errno) {
+// errAgain says that nothing is there to be read.
+var errAgain error = unix.EAGAIN
+
+// receive reads once, up to most bytes: errAgain if there are none, io.EOF if there will be
+// none.
+func (c *Conn) receive(most int) error {
 	c.loop.reuse()
 	w := c.begin()
 	free := c.room()
 	free = free[:min(len(free), most)]
-	n, errno = recv(c.fd, free)
+	n, err := c.recv(free)
 	c.reads++
-	if errno == unix.EAGAIN || n < len(free) && c.known&(poller.Hup|poller.Urgent) == 0 {
-		c.drained()
-	}
 	if n > 0 {
 		w.in = w.in[:len(w.in)+n]
 		c.received(n)
@@ -419,7 +457,27 @@ func (c *Conn) receive(most int) (n int, errno unix.Errno) {
 	if len(w.in) == 0 {
 		c.forget()
 	}
-	return n, errno
+	return err
+}
+
+// recv reads once into p.
+func (c *Conn) recv(p []byte) (int, error) {
+	if s := c.Secure(); s != nil {
+		return c.decrypt(s, p)
+	}
+	n, errno := recv(c.fd, p)
+	if errno == unix.EAGAIN || n < len(p) && c.known&(poller.Hup|poller.Urgent) == 0 {
+		c.drained()
+	}
+	switch {
+	case n > 0:
+		return n, nil
+	case errno == 0:
+		return 0, io.EOF
+	case errno == unix.EAGAIN:
+		return 0, errAgain
+	}
+	return 0, os.NewSyscallError("recv", errno)
 }
 
 // drained notes that there is nothing to be read. It is told when there is again.
@@ -466,7 +524,7 @@ func (c *Conn) Send(t *task.Task, first, second, third []byte) error {
 	left := parts{first, second, third}
 	left.drop(0)
 	if err := c.transmit(&left); err != nil || left.size() == 0 {
-		return err
+		return c.flushed(t, err)
 	}
 	// Whoever has given it may use its memory when we wait.
 	l := c.loop
@@ -479,7 +537,18 @@ func (c *Conn) Send(t *task.Task, first, second, third []byte) error {
 		}
 	}
 	l.buffers.put(whole)
+	err = c.flushed(t, err)
 	c.end()
+	return err
+}
+
+// flushed waits until the socket has taken what it was given, unless there is an error.
+func (c *Conn) flushed(t *task.Task, err error) error {
+	for s := c.Secure(); err == nil && s != nil && s.owes(); {
+		if err = c.await(t, poller.Writable); err == nil {
+			err = c.transmit(&parts{})
+		}
+	}
 	return err
 }
 
@@ -492,6 +561,7 @@ func (c *Conn) SendSome(t *task.Task, p []byte) (n int, err error) {
 		}
 		n = len(p) - left.size()
 	}
+	err = c.flushed(t, err)
 	c.end()
 	return n, err
 }
@@ -500,6 +570,9 @@ func (c *Conn) SendSome(t *task.Task, p []byte) (n int, err error) {
 func (c *Conn) transmit(p *parts) error {
 	if err := c.stopped(); err != nil {
 		return err
+	}
+	if s := c.Secure(); s != nil {
+		return c.encrypt(s, p)
 	}
 	var n int
 	var errno unix.Errno
@@ -550,20 +623,47 @@ func (c *Conn) sent(n int) {
 	}
 }
 
-// CloseWrite ends our direction.
+// CloseWrite ends our direction. With TLS the peer is told so before (close_notify), and then
+// by a FIN, when the socket has taken all: nothing is to be sent after either (RFC 8446 §6.1).
 func (c *Conn) CloseWrite() error {
+	if s := c.Secure(); s != nil {
+		if err := s.conn.CloseWrite(); err != nil {
+			return err
+		}
+		if s.owes() {
+			s.ending = true
+			return nil
+		}
+	}
 	return os.NewSyscallError("shutdown", unix.Shutdown(int(c.fd), unix.SHUT_WR))
 }
 
+// ResetOnClose has Close tell the peer of a failure, not of a proper end (RFC 9293 §3.10.4).
+func (c *Conn) ResetOnClose() {
+	c.ending |= resets
+	_ = unix.SetsockoptLinger(int(c.fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+}
+
 // Close closes the connection. Whoever waits for it is woken and fails with
-// [net.ErrClosed]. Further calls do nothing.
+// [net.ErrClosed]. Further calls do nothing. While a handshake is under way it is
+// closed, and not Open any more, when that has ended.
 func (c *Conn) Close() {
-	if c.Open() {
-		fd := c.fd
-		c.loop.Remove(c.handle)
-		c.leave(net.ErrClosed)
-		closeFD(fd)
+	if !c.Open() {
+		return
 	}
+	if s := c.Secure(); s != nil {
+		if s.shaking() {
+			c.Interrupt(net.ErrClosed) // whoever waits for the handshake closes it
+			return
+		}
+		if c.ending&resets == 0 && !s.owes() {
+			_ = s.conn.CloseWrite() // nobody waits for it
+		}
+	}
+	fd := c.fd
+	c.loop.Remove(c.handle)
+	c.leave(net.ErrClosed)
+	closeFD(fd)
 }
 
 var errDetached = errors.New("the connection is not on the loop any more")
@@ -584,12 +684,34 @@ type Passed struct {
 	Handle poller.Handle // 0: it is on no loop
 	Events poller.Events // what the kernel has told, and no call has taken back
 	Early  []byte        // what was read and not consumed, in memory of its own
+	Secure *Secure       // nil: the bytes are on the socket as they are
+	Resets *Resets       // of one of a pair of unix sockets; nil: it is none
+}
+
+// Resume takes over, as c, what another connection of the loop has passed on, or what is on no
+// loop. With an error it is the caller's still.
+func (l *Loop) Resume(c *Conn, p *Passed, owner Owner, traffic *Traffic) error {
+	if p.Handle == 0 {
+		if err := l.Adopt(c, p.FD, owner, traffic); err != nil {
+			return err
+		}
+	} else {
+		*c = Conn{loop: l, owner: owner, traffic: traffic, fd: int32(p.FD), handle: p.Handle, known: p.Events}
+		c.index = l.place(c)
+		l.Pass(p.Handle, l, c.index)
+	}
+	if p.Secure != nil {
+		c.use(p.Secure)
+		p.Secure.told(p.Events | poller.Readable)
+	}
+	c.Preload(p.Early)
+	return nil
 }
 
 // PassOn is Detach for who goes on with the socket on the same loop: he gives it another
 // owner ([poller.Loop.Pass]), or has it leave, before any other owner is called.
 func (c *Conn) PassOn() Passed {
-	p := Passed{FD: int(c.fd), Handle: c.handle, Events: c.known, Early: append([]byte(nil), c.Buffered()...)}
+	p := Passed{FD: int(c.fd), Handle: c.handle, Events: c.known, Early: append([]byte(nil), c.Buffered()...), Secure: c.Secure()}
 	c.leave(errDetached)
 	return p
 }
@@ -614,7 +736,10 @@ func (c *Conn) leave(err error) {
 	l := c.loop
 	l.Forget(&c.deadline)
 	l.vacate(c.index)
-	c.fd, c.owner, c.detached = -1, nil, err == errDetached
+	c.fd, c.owner, c.traffic = -1, nil, nil
+	if err == errDetached {
+		c.ending |= detached
+	}
 	if w := c.work; w != nil {
 		c.forget()
 		if w.err == nil {

@@ -1,6 +1,8 @@
 package stream
 
 import (
+	"crypto/tls"
+	"fmt"
 	"net/netip"
 	"os"
 	"time"
@@ -30,7 +32,18 @@ type DialOptions struct {
 
 	// First is sent before anything else: the connection is made when that was taken.
 	First []byte
+
+	// TLS, if set, is what a handshake follows with, as its client, before the connection is
+	// made. It fails with a [*HandshakeError].
+	TLS *tls.Config
 }
+
+// HandshakeError says that a connection was made, but the two have not agreed on TLS: in time, or
+// at all.
+type HandshakeError struct{ Err error }
+
+func (e *HandshakeError) Error() string { return fmt.Sprintf("TLS handshake: %v", e.Err) }
+func (e *HandshakeError) Unwrap() error { return e.Err }
 
 // KeepAlive are the kernel's probes of a connection on which nothing moves (tcp(7)), in
 // whole seconds. The zero value: none. With some, urgent bytes are in the stream like all
@@ -99,6 +112,11 @@ func (l *Loop) dial(t *task.Task, c *Conn, fd int, err error, o *DialOptions) er
 	err = c.connected(t, o.Until)
 	if err == nil && len(o.First) > 0 {
 		err = c.Send(t, o.First, nil, nil)
+	}
+	if err == nil && o.TLS != nil {
+		if err = c.Handshake(t, o.TLS, false); err != nil {
+			err = &HandshakeError{err}
+		}
 	}
 	if err != nil {
 		c.Close()

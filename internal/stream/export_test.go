@@ -10,3 +10,14 @@ const MostPipes = mostPipes
 // WithPipes takes that back.
 func (l *Loop) WithoutPipes() { l.pipes.made += mostPipes }
 func (l *Loop) WithPipes()    { l.pipes.made -= mostPipes }
+
+// Owed is how much of TLS the socket has not taken.
+func (c *Conn) Owed() int {
+	if s := c.Secure(); s != nil {
+		return len(s.own) - int(s.taken)
+	}
+	return 0
+}
+
+// Stalled says whether reading waits until that was sent.
+func (c *Conn) Stalled() bool { return c.Secure().stalled }

@@ -80,7 +80,7 @@ func spliceOnce(t *task.Task, from, to *Conn, left int64, progress Progress) (mo
 	if err := to.stopped(); err != nil {
 		return 0, &WriteError{err} // before anything is read that would be lost
 	}
-	if p, ok := from.pipe(); ok {
+	if p, ok := from.pipe(to); ok {
 		n, errno := splice(from.fd, int32(p.W), int(min(left, mostAtOnce)))
 		if n > 0 {
 			from.reads += 1 + uint8(n/readSize)
@@ -97,13 +97,13 @@ func spliceOnce(t *task.Task, from, to *Conn, left int64, progress Progress) (mo
 		}
 	}
 	// No pipe, nothing that can be spliced, or the end. The next turn sends what has come.
-	switch n, errno := from.receive(readSize); {
-	case n > 0, errno == unix.EAGAIN:
+	switch err := from.receive(readSize); err {
+	case nil, errAgain:
 		return 0, nil
-	case errno == 0:
+	case io.EOF:
 		return 0, io.EOF
 	default:
-		return 0, &ReadError{os.NewSyscallError("recv", errno)}
+		return 0, &ReadError{err}
 	}
 }
 
@@ -135,9 +135,9 @@ func (c *Conn) pass(t *task.Task, b []byte, progress Progress) (moved int, err e
 }
 
 // pipe returns an empty pipe for what comes. A splice sees nothing of what is behind an
-// urgent mark.
-func (c *Conn) pipe() (p inflight.Pipe, ok bool) {
-	if c.known&poller.Urgent != 0 {
+// urgent mark, and what has TLS has to pass through it.
+func (c *Conn) pipe(to *Conn) (p inflight.Pipe, ok bool) {
+	if c.known&poller.Urgent != 0 || c.Secure() != nil || to.Secure() != nil {
 		return p, false
 	}
 	return c.loop.pipes.take(c.loop.Now())

@@ -53,7 +53,9 @@ type Loop struct {
 	pipes    pipes
 	vector   vector
 	dialling dialling
-	probe    [1]byte // what Quiet looks at
+	probe    [1]byte       // what Quiet looks at
+	records  *[record]byte // what is gathered for one; nil until it is needed
+	batch    *batch        // of records; nil until it is needed
 
 	date   string
 	dateOf int64    // the second of date

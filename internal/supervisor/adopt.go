@@ -398,13 +398,13 @@ func (s *Supervisor) takeIn(v *visitor) *generation {
 		g.release, v.release = v.release, nil
 	}
 	g.cutOff = nil // where it only had no channel
-	g.movesTo, g.givesTo, g.told = 0, 0, 0
+	g.movesTo, g.givesTo, g.told, g.ticketsTold = 0, 0, 0, 0
 	g.crowded = true // somebody else may have told it so
 	g.movesAll = g.movesAll || v.report.MovesAll
 	g.started, g.served, g.silent = v.report.Started, servedSince(v.report.Served), false
 	g.mu.Lock()
 	g.version, g.vaultVersion, g.passageVersion, g.runtimeVersion = v.version, v.report.Vault, v.report.Passage, v.report.Runtime
-	g.clustersVersion = v.report.Clusters
+	g.clustersVersion, g.ticketsVersion, g.copiesVersion = v.report.Clusters, v.report.Tickets, v.report.Copies
 	g.mu.Unlock()
 	if !known {
 		g.state = draining // it is placed in a moment

@@ -186,6 +186,10 @@ type Commands interface {
 	// name now. A path that cannot be opened goes on as it was.
 	ReopenLogs(ctx context.Context) error
 
+	// RotateTickets has other keys of TLS session tickets made at once, and all former ones
+	// dropped. With an error that wraps [ErrUnanswered] a generation may have those still.
+	RotateTickets(ctx context.Context) error
+
 	// Profile returns a profile of a generation in the format of pprof: one that
 	// runtime/pprof names, or "cpu" or "trace" over a time.
 	Profile(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error)

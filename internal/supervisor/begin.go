@@ -248,7 +248,7 @@ func (s *Supervisor) sortStored(in *inheritance) (estate map[string]int) {
 
 // legacyFrom reads an estate, whose descriptors stay its owner's.
 func (s *Supervisor) legacyFrom(whose string, fds map[string]int) legacy {
-	l, err := legacyIn(fds)
+	l, err := legacyIn(fds, s.kernel.uptime())
 	if err != nil {
 		s.log.Error("the ledger of another supervisor cannot be read", "kept_by", whose, "err", err)
 	}
@@ -342,9 +342,11 @@ func (s *Supervisor) takeOver(in *inheritance) {
 	totals.Settled(s.keepTotals)
 	s.keepTotals(totals.Export()) // before anybody keeps ours in the place of theirs
 	s.carry(in.stats)
+	keys, lost := s.ticketsOf(in)
 	s.do(func() {
 		s.totals = totals
 		s.apply(in.legacy)
+		s.takeTickets(keys, lost)
 		s.epoch = max(s.epoch, in.epoch)
 		s.first, s.inherited = s.epoch, in.facts.Epoch
 		if err := s.noteFacts(); err != nil {

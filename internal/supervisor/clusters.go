@@ -107,6 +107,7 @@ func (s *Supervisor) keepSharing() {
 		if now := time.Now(); !now.Before(due) {
 			due = now.Add(statesEvery)
 			s.do(s.askStates)
+			s.do(s.askCopies) // where it did not answer before
 		}
 		several, over := false, true
 		s.do(func() {
@@ -195,7 +196,7 @@ func (s *Supervisor) withEach(all []*generation, busy func(*generation) *bool, f
 
 // askLoads asks g what it has, and keeps the answer.
 func (s *Supervisor) askLoads(g *generation) {
-	fd, err := g.payload(s.work, control.TypeLoads, shareTimeout)
+	fd, err := g.payload(s.work, control.TypeLoads, shareTimeout, control.MaxClusters)
 	if err != nil {
 		g.log.Debug("generation does not say what it has with its clusters", "err", err)
 		return
@@ -262,8 +263,8 @@ func (s *Supervisor) shareNow(ctx context.Context) {
 // shareSoon has the next round be soon.
 func (s *Supervisor) shareSoon() { offer(s.sharing.wake, struct{}{}) }
 
-// payload asks g for something that is one payload, which is the caller's.
-func (g *generation) payload(ctx context.Context, t control.Type, within time.Duration) (fd int, err error) {
+// payload asks g for something that is one payload of at most so many bytes, which is the caller's.
+func (g *generation) payload(ctx context.Context, t control.Type, within time.Duration, most int64) (fd int, err error) {
 	a, err := g.question(ctx, control.Message{Type: t}, within)
 	if err != nil {
 		return -1, err
@@ -272,7 +273,7 @@ func (g *generation) payload(ctx context.Context, t control.Type, within time.Du
 		control.Discard(a.fds)
 		return -1, errors.New("an answer without a payload")
 	}
-	if err := control.CheckPayload(a.fds[0], control.MaxClusters); err != nil {
+	if err := control.CheckPayload(a.fds[0], most); err != nil {
 		control.Discard(a.fds)
 		return -1, fmt.Errorf("generation %d: %w", g.number, err)
 	}
@@ -302,7 +303,7 @@ func (s *Supervisor) keepStates(ctx context.Context) {
 	if g == nil {
 		return
 	}
-	fd, err := g.payload(ctx, control.TypeClusters, statesTimeout)
+	fd, err := g.payload(ctx, control.TypeClusters, statesTimeout, control.MaxClusters)
 	if err != nil {
 		g.log.Debug("generation does not say what it knows of its clusters", "err", err)
 		return

@@ -40,6 +40,8 @@ type Cluster struct {
 	Generations []int      `json:"generations"`
 	Endpoints   []Endpoint `json:"endpoints"` // by priority and name
 	Breakers    []Breaker  `json:"breakers,omitempty"`
+
+	TLS *control.TLSState `json:"tls,omitempty"` // nil: its endpoints are spoken to without
 }
 
 // Endpoint is an endpoint of a cluster: counts are those of all generations together. Elsewhere is
@@ -107,7 +109,7 @@ func (s *Supervisor) Clusters(ctx context.Context, name string) (*Clusters, erro
 	errs := make([]error, len(all))
 	var asked sync.WaitGroup
 	for i, g := range all {
-		asked.Go(func() { said[i], errs[i] = g.payload(ctx, control.TypeClusters, showTimeout) })
+		asked.Go(func() { said[i], errs[i] = g.payload(ctx, control.TypeClusters, showTimeout, control.MaxClusters) })
 	}
 	asked.Wait()
 	v := newClustersView(name)
@@ -173,6 +175,11 @@ func (v *clustersView) addCluster(generation int, name string, c *control.Cluste
 		all = &clusterView{
 			Cluster:   Cluster{Name: name, Policy: clean(c.Policy), Endpoints: []Endpoint{}},
 			endpoints: make(map[endpointKey]*Endpoint), breakers: make(map[string]map[string]*BreakerLimit),
+		}
+		if c.TLS != nil {
+			s := *c.TLS
+			s.Problem = clean(s.Problem)
+			all.TLS = &s
 		}
 		v.clusters[name] = all
 	}

@@ -7,20 +7,23 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"holdfast/internal/control"
 	"holdfast/internal/ledger"
 	"holdfast/internal/logs"
 	"holdfast/internal/pidfd"
 	"holdfast/internal/runtimedir"
+	"holdfast/internal/tickets"
 )
 
 // estate is what a supervisor leaves behind, however it ends: memory files that every
 // generation has a duplicate of, and the service manager where there is one. Nobody but
 // this process can write to them, so each supervisor has its own.
 type estate struct {
-	facts  *ledger.File
-	totals *ledger.File
+	facts   *ledger.File
+	totals  *ledger.File
+	tickets *ledger.File
 }
 
 // facts are what only a supervisor knows.
@@ -46,11 +49,15 @@ func newEstate() (estate, error) {
 	if err != nil {
 		return estate{}, errors.Join(err, facts.Close())
 	}
-	return estate{facts, totals}, nil
+	tickets, err := ledger.New()
+	if err != nil {
+		return estate{}, errors.Join(err, facts.Close(), totals.Close())
+	}
+	return estate{facts, totals, tickets}, nil
 }
 
 func (e *estate) close() {
-	for _, f := range []*ledger.File{e.facts, e.totals} {
+	for _, f := range []*ledger.File{e.facts, e.totals, e.tickets} {
 		if f != nil {
 			_ = f.Close() // what it says is in the duplicates, too
 		}
@@ -64,6 +71,8 @@ func (s *Supervisor) files() map[string]int {
 		control.KeptLedger: s.estate.facts.FD(),
 		control.KeptTotals: s.estate.totals.FD(),
 		control.KeptStats:  s.stats.file.FD(),
+
+		control.KeptTickets: s.estate.tickets.FD(),
 	}
 }
 
@@ -188,11 +197,14 @@ type legacy struct {
 	facts  facts
 	totals []byte
 	stats  int // descriptor; -1: it is not there
+
+	tickets     tickets.Keys // none: they are not known
+	ticketsKept bool         // there is something in which they should be
 }
 
 // legacyIn reads what is under the keys of an estate. What cannot be read is left out;
-// the error says so.
-func legacyIn(fds map[string]int) (l legacy, err error) {
+// the error says so. now is by the clock of ticket keys.
+func legacyIn(fds map[string]int, now time.Duration) (l legacy, err error) {
 	l.stats = -1
 	if fd, ok := fds[control.KeptLedger]; ok {
 		_, err = ledger.Read(fd, &l.facts)
@@ -206,6 +218,13 @@ func legacyIn(fds map[string]int) (l legacy, err error) {
 	}
 	if fd, ok := fds[control.KeptStats]; ok {
 		l.stats = fd
+	}
+	if fd, ok := fds[control.KeptTickets]; ok {
+		var e error
+		l.ticketsKept = true
+		if l.tickets, e = ticketsIn(fd, now); e != nil {
+			err = errors.Join(err, fmt.Errorf("ticket keys: %w", e))
+		}
 	}
 	return l, err
 }

@@ -81,6 +81,8 @@ func fakeProxy(command string) int {
 		fakeClusters = control.ClustersVersion
 	case "knows clusters in its own way":
 		fakeClusters = control.ClustersVersion + 1
+	case "knows tickets":
+		fakeTickets = control.TicketsVersion
 	case "keeps tunnels":
 		hello.Vault = control.VaultVersion
 	case "gives connections":
@@ -90,7 +92,7 @@ func fakeProxy(command string) int {
 	case "escapes":
 		hello.Version = "1.0\x1b[2J"
 	}
-	hello.Runtime, hello.Clusters = fakeRuntime, fakeClusters
+	hello.Runtime, hello.Clusters, hello.Tickets = fakeRuntime, fakeClusters, fakeTickets
 	conn.Send(&control.Message{Type: control.TypeHello, Hello: &hello}, time.Second)
 	return fakeGeneration(conn)
 }
@@ -140,6 +142,7 @@ func fakeGeneration(conn *control.Conn) int {
 	giver := &fakeGiver{b: &b, note: note}
 	overridden := &fakeOverridden{b: &b, note: note}
 	clustered := &fakeClustered{b: &b, note: note}
+	ticketed := &fakeTicketed{b: &b, note: note}
 	for {
 		m, fds, err := conn.Receive()
 		if err != nil {
@@ -148,7 +151,7 @@ func fakeGeneration(conn *control.Conn) int {
 			}
 			continue
 		}
-		if own.take(conn, m, &fds) || keeper.take(conn, m, fds) || giver.take(conn, m, fds) || overridden.take(conn, m, fds) || clustered.take(conn, m, fds) {
+		if own.take(conn, m, &fds) || keeper.take(conn, m, fds) || giver.take(conn, m, fds) || overridden.take(conn, m, fds) || clustered.take(conn, m, fds) || ticketed.take(conn, m, fds) {
 			continue
 		}
 		answer := func() {

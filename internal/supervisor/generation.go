@@ -43,7 +43,10 @@ type generation struct {
 	killed atomic.Bool // by us
 	done   atomic.Bool // it said that nothing is left to do
 
+	ticketing chan struct{} // held, by putting into it, while it is told of ticket keys
+
 	leaves func() // called when it says that it leaves; set before it is heard
+	copied func() // called when it says that its copies of files are others; set before it is heard
 
 	// Owned by the supervisor's loop. The release is set once for one that was started,
 	// and when it is adopted for one that was found.
@@ -72,6 +75,9 @@ type generation struct {
 	askedLoads       bool // what it has with them
 	tellingElsewhere bool // it is being told what others have
 
+	ticketsTold    uint64 // the newest revision of ticket keys that it has confirmed
+	tellingTickets bool   // somebody is about to tell it of another one
+
 	counts *metrics.File // that it counts in, which belongs to the totals; nil: not known
 
 	overriding sync.Mutex // held while it is told of overrides
@@ -87,6 +93,8 @@ type generation struct {
 	runtimeVersion int // the same of runtime values
 
 	clustersVersion int // the same of what is told of clusters
+	ticketsVersion  int // the same of ticket keys
+	copiesVersion   int // the same of copies of files
 
 	waiting map[uint64]chan answer
 
@@ -104,6 +112,8 @@ func newGeneration(number int, r *release, proc process, ch channel, log *slog.L
 		heard:   make(chan struct{}),
 		died:    make(chan struct{}),
 		waiting: make(map[uint64]chan answer),
+
+		ticketing: make(chan struct{}, 1),
 	}
 }
 
@@ -174,7 +184,7 @@ func (g *generation) take(m *control.Message, fds []int) error {
 		}
 		g.mu.Lock()
 		g.version, g.vaultVersion, g.passageVersion, g.runtimeVersion = m.Hello.Version, m.Hello.Vault, m.Hello.Passage, m.Hello.Runtime
-		g.clustersVersion = m.Hello.Clusters
+		g.clustersVersion, g.ticketsVersion, g.copiesVersion = m.Hello.Clusters, m.Hello.Tickets, m.Hello.Copies
 		g.mu.Unlock()
 		offer(g.hello, m.Hello)
 	case control.TypeReady:
@@ -204,6 +214,8 @@ func (g *generation) take(m *control.Message, fds []int) error {
 		g.mu.Unlock()
 	case control.TypeLeaving:
 		g.leaves()
+	case control.TypeCopied:
+		g.copied()
 	case control.TypeDone:
 		g.done.Store(true)
 	default:
@@ -307,8 +319,9 @@ func (g *generation) question(ctx context.Context, m control.Message, within tim
 }
 
 // prepare brings a started process to ready: hello, bundle, what provide gives it, and
-// listeners. states is what it begins with of its clusters; -1: nothing.
-func (g *generation) prepare(ctx context.Context, listeners map[string]int, start control.Bundle, states int, provide func() error) error {
+// listeners. states is what it begins with of its clusters, and copies are those of files; -1:
+// nothing.
+func (g *generation) prepare(ctx context.Context, listeners map[string]int, start control.Bundle, states, copies int, provide func() error) error {
 	hello, err := await(ctx, g, g.hello, "did not say hello")
 	if err != nil {
 		return err
@@ -325,7 +338,12 @@ func (g *generation) prepare(ctx context.Context, listeners map[string]int, star
 	if states >= 0 && g.sharesClusters() {
 		files = append(files, states)
 	}
-	err = g.send(&control.Message{Type: control.TypeBundle}, files...)
+	if copies >= 0 && g.hasCopies() {
+		err = g.send(&control.Message{Type: control.TypeLegacy}, copies)
+	}
+	if err == nil {
+		err = g.send(&control.Message{Type: control.TypeBundle}, files...)
+	}
 	if err == nil {
 		err = provide()
 	}

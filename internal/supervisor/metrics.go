@@ -151,6 +151,18 @@ var (
 		Name: "holdfast_runtime_file_loads_total", Type: metrics.TypeCounter, Labels: []string{"result"},
 		Help: "Times that the file with runtime values was read because it had changed, by result: done or refused (what it said before holds).",
 	})
+	ticketRotations = metrics.Define(metrics.Desc{
+		Name: "holdfast_tls_ticket_key_rotations_total", Type: metrics.TypeCounter, Labels: []string{"by"},
+		Help: "Times that another key was taken for TLS session tickets, by what: schedule, or command.",
+	})
+	ticketKeyAge = metrics.Define(metrics.Desc{
+		Name: "holdfast_tls_ticket_key_age_seconds", Type: metrics.TypeGauge, Unit: metrics.Seconds,
+		Help: "For how long TLS session tickets have been made with the present key. Absent while no generation lives that shares keys.",
+	})
+	ticketKeysLost = metrics.Define(metrics.Desc{
+		Name: "holdfast_tls_ticket_keys_lost_total", Type: metrics.TypeCounter,
+		Help: "Times that the keys of TLS session tickets which an earlier supervisor had could not be gone on with: sessions are not resumed that were begun before.",
+	})
 	logLinesDropped = metrics.Define(metrics.Desc{
 		Name: "holdfast_supervisor_log_lines_dropped_total", Type: metrics.TypeCounter,
 		Help: "Lines of the supervisor's log that nobody took in time.",
@@ -201,6 +213,8 @@ type stats struct {
 	overridesLoaded                  *metrics.Counter
 	overridesRefused                 *metrics.Counter
 	upgradesDone, upgradesRefused    *metrics.Counter
+	ticketsRotated, ticketsReplaced  *metrics.Counter
+	ticketsLost                      *metrics.Counter
 	resumed, resumeFailures          *metrics.Counter
 
 	// Owned by the supervisor's loop.
@@ -232,6 +246,8 @@ func newStats(previous []metrics.Family) (*stats, error) {
 		reopened: r.Counter(logsReopened, "done"), reopenFailures: r.Counter(logsReopened, "failed"),
 		adopted:         r.Counter(generationsAdopted),
 		overridesLoaded: r.Counter(runtimeFileLoads, "done"), overridesRefused: r.Counter(runtimeFileLoads, "refused"),
+		ticketsRotated: r.Counter(ticketRotations, "schedule"), ticketsReplaced: r.Counter(ticketRotations, "command"),
+		ticketsLost:  r.Counter(ticketKeysLost),
 		upgradesDone: r.Counter(supervisorUpgrades, "done"), upgradesRefused: r.Counter(supervisorUpgrades, "refused"),
 		resumed: r.Counter(vaultResumptions, "done"), resumeFailures: r.Counter(vaultResumptions, "failed"),
 		vaultRefused: follower{counter: r.Counter(vaultRefused)}, vaultMoved: follower{counter: r.Counter(vaultMoved)},
@@ -386,6 +402,9 @@ func (s *Supervisor) gauges() []metrics.Family {
 		one(started, s.started.UnixNano()),
 		one(supervisorEpoch, int64(min(s.epoch, math.MaxInt64))),
 		one(buildInfo, 1, version.String(), runtime.Version()),
+	}
+	if s.tickets.running {
+		all = append(all, one(ticketKeyAge, int64(s.tickets.keys.Age(s.kernel.uptime()))))
 	}
 	if hash := s.hash(); hash != "" {
 		all = append(all, one(configInfo, 1, hash))

@@ -26,6 +26,7 @@ type scenario struct {
 	tunnels    []string // generations whose tunnels never end
 	clients    bool     // each generation that serves gets one, which stays and sends nothing
 	clusters   bool     // generations tell each other of their clusters
+	tickets    bool     // generations share ticket keys
 	supervised bool     // there is a service manager
 	depth      int      // how much goes wrong on one path
 }
@@ -139,6 +140,8 @@ func (w *simWorld) command(p *simSupervisor) {
 		w.ask(p, name, func(ctx context.Context) error { _, err := p.s.Reload(ctx, false); return err })
 	case "upgrade":
 		w.ask(p, name, func(ctx context.Context) error { _, err := p.s.Upgrade(ctx); return err })
+	case "rotate":
+		w.sleep(p)
 	case "stop":
 		w.mu.Lock()
 		w.facts.stopped = true

@@ -44,6 +44,7 @@ type simGeneration struct {
 	hold    time.Time // do not end before
 	passing           // the part that has clients
 	talkingOfClusters
+	tickets   [][32]byte // keys
 	served    time.Time
 	counts    int // the memory file; -1: none
 	questions uint64
@@ -182,6 +183,8 @@ func (g *simGeneration) do(l *link, m *control.Message, fds []int, from sending)
 		if err = g.connect(m.Type, fds[0]); err == nil {
 			fds = nil
 		}
+	case control.TypeTickets:
+		g.takeTickets(fds)
 	case control.TypeServe:
 		err = g.serve()
 	case control.TypeDrain:
@@ -275,7 +278,7 @@ func (g *simGeneration) report() *control.Report {
 	phases := map[simPhase]control.Phase{simServing: control.PhaseServing, simDraining: control.PhaseDraining, simStopping: control.PhaseStopping}
 	return &control.Report{
 		Generation: g.bundle.Generation, Epoch: g.fence.Epoch(), Phase: phases[g.phase], Started: g.w.began, Served: g.served,
-		Passage: g.w.passageVersion(), Clusters: g.w.clustersVersion(),
+		Passage: g.w.passageVersion(), Clusters: g.w.clustersVersion(), Tickets: g.w.ticketsVersion(),
 	}
 }
 
@@ -329,7 +332,7 @@ func (g *simGeneration) find(p *simSupervisor) {
 	l := g.w.connect(p, g, id)
 	hello := &control.Hello{
 		Core: control.Core, CoreMin: control.CoreMin, Version: "model", PID: g.pid,
-		Generation: g.bundle.Generation, Epoch: g.fence.Epoch(), Passage: g.w.passageVersion(), Clusters: g.w.clustersVersion(),
+		Generation: g.bundle.Generation, Epoch: g.fence.Epoch(), Passage: g.w.passageVersion(), Clusters: g.w.clustersVersion(), Tickets: g.w.ticketsVersion(),
 	}
 	go p.s.arrive(l, hello)
 }

@@ -25,6 +25,7 @@ type simFacts struct {
 	asked      int                // reloads and upgrades that have not returned
 	done       int                // those that were done
 	stopped    bool               // by command
+	tickets    [32]byte           // the key that a ticket was made with last
 	used       cost
 }
 
@@ -194,6 +195,9 @@ func (w *simWorld) check(last string, again bool) {
 		w.checkSockets(views, p)
 		w.checkClients()
 	}
+	before := w.facts.tickets
+	w.checkTickets()
+	w.checkTicketsKept(before)
 }
 
 // noteSockets notes what is configured. Called with mu held.
@@ -253,6 +257,7 @@ func (w *simWorld) noteCounts(views map[*simSupervisor]view, p *simSupervisor) (
 	if p == nil && !slices.ContainsFunc(w.generations, func(g *simGeneration) bool { return g.kept[control.KeptTotals] != 0 }) {
 		// Nobody lives who has any of it: what is started now is another service.
 		w.facts.shown, w.facts.lossy, w.facts.served, w.facts.configured = nil, true, false, nil
+		w.facts.tickets = [32]byte{}
 	}
 	return changed
 }

@@ -27,6 +27,8 @@ var scenarios = []*scenario{
 	{name: "reload with clusters", commands: []string{"reload B"}, clusters: true, tunnels: []string{"g1"}, depth: 1},
 	{name: "two reloads with clusters", commands: []string{"reload B", "reload A"}, clusters: true, tunnels: []string{"g1", "g2"}},
 	{name: "reload and upgrade with clusters", commands: []string{"reload B", "upgrade"}, clusters: true, tunnels: []string{"g1"}},
+	{name: "reload and rotations of ticket keys", commands: []string{"rotate", "reload B", "rotate"}, tickets: true, depth: 1},
+	{name: "upgrade and rotations of ticket keys", commands: []string{"rotate", "upgrade", "rotate"}, tickets: true, depth: 1},
 	{name: "reload and stop", commands: []string{"reload B", "stop"}},
 	{name: "upgrade and stop", commands: []string{"upgrade", "stop"}, depth: 1},
 }

@@ -64,7 +64,7 @@ func (p *simSupervisor) boot() {
 		o.Predecessor = p.of
 	}
 	p.s = New(o)
-	p.s.kernel = kernel{start: p.start, check: p.check, identify: p.identify, find: p.find, ends: p.newEnds, channel: p.openEnd}
+	p.s.kernel = kernel{start: p.start, check: p.check, identify: p.identify, find: p.find, ends: p.newEnds, channel: p.openEnd, uptime: p.w.uptime}
 	go func() {
 		err := p.s.Run(context.Background())
 		p.exit(err)
@@ -127,7 +127,7 @@ func (p *simSupervisor) freeze() {
 		return
 	}
 	copies := make(map[uint64]int)
-	for _, fd := range []int{s.estate.facts.FD(), s.estate.totals.FD(), s.stats.file.FD()} {
+	for _, fd := range []int{s.estate.facts.FD(), s.estate.totals.FD(), s.estate.tickets.FD(), s.stats.file.FD()} {
 		copies[inode(fd)] = copyOf(fd)
 	}
 	replace := func(fd int) {
@@ -223,7 +223,7 @@ func (p *simSupervisor) start(r *release) (process, channel, error) {
 	w.startedBy(p, g)
 	l := w.connect(p, g, 1)
 	l.say(&control.Message{Type: control.TypeHello, Hello: &control.Hello{
-		Core: control.Core, CoreMin: control.CoreMin, Version: "model", PID: g.pid, Passage: w.passageVersion(), Clusters: w.clustersVersion(),
+		Core: control.Core, CoreMin: control.CoreMin, Version: "model", PID: g.pid, Passage: w.passageVersion(), Clusters: w.clustersVersion(), Tickets: w.ticketsVersion(),
 	}})
 	return g.handle(p, true), l, nil
 }

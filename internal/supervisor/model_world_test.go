@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing/synctest"
 	"time"
@@ -35,6 +36,7 @@ type simWorld struct {
 	scenario *scenario
 	place    *place
 	began    time.Time
+	slept    atomic.Int64 // for how long the machine was asleep
 
 	mu          sync.Mutex
 	moved       int // moves so far

@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 
 	"holdfast/internal/control"
 	"holdfast/internal/pidfd"
+	"holdfast/internal/tickets"
 )
 
 // process is a proxy process. Signals go through its pidfd (os.Process has one),
@@ -39,6 +41,8 @@ type kernel struct {
 	channel  func(end int) (channel, error)       // of the supervisor
 
 	setOOMScore func(p process, score int) error // nil: nobody is told
+
+	uptime func() time.Duration // the clock of ticket keys
 }
 
 func realKernel() kernel {
@@ -51,6 +55,8 @@ func realKernel() kernel {
 		channel:  func(end int) (channel, error) { return control.NewSupervisorConn(end) },
 
 		setOOMScore: setOOMScore,
+
+		uptime: tickets.Uptime,
 	}
 }
 

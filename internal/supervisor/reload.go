@@ -260,6 +260,9 @@ func (s *Supervisor) relieve(ctx context.Context, g *generation, p *plan, restor
 		err = s.tell(g, g.asking(ctx)) // what has changed since it was started holds for its first request
 	}
 	if err == nil {
+		err = s.tellTickets(g, g.asking(ctx))
+	}
+	if err == nil {
 		s.shareNow(ctx)
 		_, err = g.ask(ctx, control.Message{Type: control.TypeServe}, answerTimeout)
 	}

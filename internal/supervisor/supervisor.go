@@ -163,7 +163,9 @@ type Supervisor struct {
 	readyOff  bool
 	overrides overrides
 
+	tickets ticketing
 	sharing sharing
+	copies  copies
 	viewing chan struct{} // held, by putting into it, while clusters are shown
 }
 
@@ -185,7 +187,9 @@ func New(opts Options) *Supervisor {
 		patience:   resumePatience,
 		stopNow:    make(chan struct{}),
 		switchTurn: make(chan struct{}, 1),
+		tickets:    newTicketing(),
 		sharing:    newSharing(),
+		copies:     copies{fd: -1},
 		viewing:    make(chan struct{}, 1),
 	}
 	s.overrides.revision, s.overrides.told = 1, make(chan struct{})
@@ -208,6 +212,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 	defer s.estate.close()
 	defer s.sharing.close()
+	defer s.copies.keep(-1)
 	defer func() {
 		if s.succeeded { // the surface is the successor's: nothing may hold up the end of ours
 			go s.vault.Close()
@@ -327,7 +332,9 @@ func (s *Supervisor) stateChanged() {
 	s.rankForOOM()
 	s.retarget()
 	s.spread()
+	s.spreadTickets()
 	s.share()
+	s.askCopies()
 }
 
 // noteReadiness is called after every change of what it looks at. Called in the loop.
@@ -361,6 +368,13 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 	if states >= 0 {
 		defer control.CloseAll([]int{states})
 	}
+	copies := -1
+	if urgent {
+		copies = s.copiesOfLast()
+	}
+	if copies >= 0 {
+		defer control.CloseAll([]int{copies})
+	}
 	provide := func() error {
 		err := s.handVault(g, g.send)
 		if err == nil && p.resumes != 0 {
@@ -369,9 +383,12 @@ func (s *Supervisor) launch(ctx context.Context, p *plan) (*generation, error) {
 		if err == nil {
 			err = s.tell(g, g.send)
 		}
+		if err == nil {
+			err = s.tellTickets(g, g.send)
+		}
 		return err
 	}
-	if err = g.prepare(ctx, descriptors(p), start, states, provide); err == nil {
+	if err = g.prepare(ctx, descriptors(p), start, states, copies, provide); err == nil {
 		err = errors.Join(s.handLevel(g, g.send), s.handReadiness(g, g.send), s.handEstate(g))
 	}
 	s.do(func() {
@@ -419,6 +436,7 @@ func (s *Supervisor) enlist(g *generation, counts *metrics.File) {
 	s.numbers = max(s.numbers, g.number)
 	s.countIn(g, counts)
 	g.leaves = func() { s.do(func() { s.onLeaving(g) }) }
+	g.copied = func() { s.do(func() { s.onCopied(g) }) }
 	s.stateChanged()
 	s.workers.Go(func() { s.watch(g) })
 }

@@ -27,7 +27,7 @@ func yield(t testing.TB, ends ...net.Conn) {
 
 func TestOnTheRealClockEveryLimitEndsItsTunnels(t *testing.T) {
 	const limit = 50 * time.Millisecond
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		for _, test := range []struct {
 			name   string
 			limits tunnel.Limits
@@ -65,7 +65,7 @@ func TestOnTheRealClockEveryLimitEndsItsTunnels(t *testing.T) {
 }
 
 func TestOnTheRealClockABusyTunnelIsNotIdle(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		const limit = 300 * time.Millisecond
 		set, e := r.newSet(t)
 		client, server := open(t, set, tunnel.Spec{Origin: limited(tunnel.Limits{IdleTimeout: limit})})
@@ -90,7 +90,7 @@ func TestOnTheRealClockABusyTunnelIsNotIdle(t *testing.T) {
 }
 
 func TestOnTheRealClockADrainIsSpread(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		const n, limit, over = 8, 20 * time.Millisecond, 600 * time.Millisecond
 		set, e := r.newSet(t)
 		for range n {
@@ -117,7 +117,7 @@ func TestOnTheRealClockADrainIsSpread(t *testing.T) {
 }
 
 func TestOnTheRealClockADrainIsTakenBack(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		set, e := r.newSet(t)
 		client, server := open(t, set, tunnel.Spec{Origin: limited(tunnel.Limits{DrainTimeout: 2 * time.Second})})
 		set.Drain(0)
@@ -138,7 +138,7 @@ func TestOnTheRealClockADrainIsTakenBack(t *testing.T) {
 }
 
 func TestOnTheRealClockWhoIsStartedLateHasAPartInDrainAndStop(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		set, e := r.newSet(t)
 		start := func(l tunnel.Limits) {
 			client, server := open(t, set, tunnel.Spec{Origin: limited(l)})
@@ -161,7 +161,7 @@ func TestOnTheRealClockWhoIsStartedLateHasAPartInDrainAndStop(t *testing.T) {
 }
 
 func TestWhoeverIsSlowToReportAnEndHoldsNobodyUp(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		var e ends
 		reporting, report := make(chan struct{}), make(chan struct{})
 		set := r.newSetWith(t, tunnel.Options{OnEnd: func(r tunnel.Record) {
@@ -172,7 +172,7 @@ func TestWhoeverIsSlowToReportAnEndHoldsNobodyUp(t *testing.T) {
 			e.add(r)
 		}})
 		client, server := open(t, set, tunnel.Spec{ID: "slow"})
-		others := make([][2]*net.TCPConn, 4) // on each loop
+		others := make([][2]tcpConn, 4) // on each loop
 		for i := range others {
 			others[i][0], others[i][1] = open(t, set, tunnel.Spec{})
 		}
@@ -199,7 +199,7 @@ func TestWhoeverIsSlowToReportAnEndHoldsNobodyUp(t *testing.T) {
 }
 
 func TestASetIsNotEmptyBeforeTheLastEndWasReported(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		reporting, report := make(chan struct{}), make(chan struct{})
 		set := r.newSetWith(t, tunnel.Options{OnEnd: func(tunnel.Record) {
 			close(reporting)

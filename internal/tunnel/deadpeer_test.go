@@ -3,8 +3,8 @@ package tunnel_test
 import (
 	"bytes"
 	"errors"
-	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,7 +15,7 @@ import (
 
 // vanish makes a peer deaf: its kernel throws away all that comes for it, as if the
 // network in between were gone. Nothing tells the other end.
-func vanish(t testing.TB, c *net.TCPConn) {
+func vanish(t testing.TB, c tcpConn) {
 	t.Helper()
 	drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}
 	fd := second(t, c)
@@ -26,7 +26,7 @@ func vanish(t testing.TB, c *net.TCPConn) {
 
 // overfill writes until the receiver's kernel takes no more for a while, and returns
 // what was written.
-func overfill(t testing.TB, c *net.TCPConn) (sent []byte) {
+func overfill(t testing.TB, c tcpConn) (sent []byte) {
 	t.Helper()
 	for {
 		c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
@@ -43,25 +43,28 @@ func overfill(t testing.TB, c *net.TCPConn) (sent []byte) {
 }
 
 func TestAPeerThatHasVanishedIsFoundDead(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		set, e := r.newSet(t)
 		set.Hurry(5*time.Second, time.Second, 100*time.Millisecond)
-		left := make(map[string]*net.TCPConn) // the other ends
-		for name, vanishes := range map[string]func(a, b *net.TCPConn){
-			"while nothing moves": func(_, b *net.TCPConn) { vanish(t, b) },
-			"with bytes on their way to it": func(a, b *net.TCPConn) {
+		left := make(map[string]tcpConn) // the other ends
+		for name, vanishes := range map[string]func(a, b tcpConn){
+			"while nothing moves": func(_, b tcpConn) { vanish(t, b) },
+			"with bytes on their way to it": func(a, b tcpConn) {
 				vanish(t, b)
 				write(t, a, []byte("is there anybody?"))
 			},
-			"with a FIN on its way to it": func(a, b *net.TCPConn) {
+			"with a FIN on its way to it": func(a, b tcpConn) {
 				vanish(t, b)
 				a.CloseWrite()
 			},
-			"after it had stopped reading": func(a, b *net.TCPConn) {
+			"after it had stopped reading": func(a, b tcpConn) {
 				overfill(t, a)
 				vanish(t, b)
 			},
 		} {
+			if r.tls && strings.HasPrefix(name, "after") {
+				continue // a write that has timed out is the last that TLS does
+			}
 			client, server := openSmall(t, set, "a client "+name)
 			vanishes(server, client)
 			left["a client "+name] = server
@@ -81,13 +84,10 @@ func TestAPeerThatHasVanishedIsFoundDead(t *testing.T) {
 
 // openSmall starts a tunnel with small kernel buffers whose peers are given up after
 // two seconds without an answer.
-func openSmall(t testing.TB, set *tunnel.Set, id string) (client, server *net.TCPConn) {
+func openSmall(t testing.TB, set *tunnel.Set, id string) (client, server tcpConn) {
 	t.Helper()
-	client, down := tcpPair(t, true)
-	server, up := tcpPair(t, true)
 	patience := tunnel.KeepAlive{Idle: time.Second, Interval: time.Second, Count: 2}
-	set.Start(tunnel.Spec{ID: id, Down: down, Up: up, Origin: limited(tunnel.Limits{KeepAlive: patience})})
-	return client, server
+	return openOver(t, set, tunnel.Spec{ID: id, Origin: limited(tunnel.Limits{KeepAlive: patience})}, true)
 }
 
 // A peer that reads nothing answers: its window is closed, and probes are answered.
@@ -113,7 +113,7 @@ func TestAPeerThatReadsNothingIsNotDead(t *testing.T) {
 	})
 }
 
-func tcpInfo(t testing.TB, c *net.TCPConn) (info *unix.TCPInfo) {
+func tcpInfo(t testing.TB, c tcpConn) (info *unix.TCPInfo) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {

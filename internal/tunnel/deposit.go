@@ -20,6 +20,7 @@ const (
 	absent   // nobody was there
 	refused  // there was no room
 	arriving // the vault has it, and is still to be told that it goes on here
+	notPlain // it should be, and cannot (foreign.go)
 	numCustodies
 )
 
@@ -112,7 +113,7 @@ const (
 
 // deposits says whether a tunnel is to be deposited by itself.
 func (e *engine) deposits(t *slot) bool {
-	return e.courier.vault != nil && e.origins.used[t.origin].SurviveCrash
+	return e.courier.vault != nil && !t.foreign && e.origins.used[t.origin].SurviveCrash
 }
 
 // depositFirst has a tunnel deposited before anything of it is moved. It returns false if

@@ -3,7 +3,6 @@ package tunnel_test
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"testing"
@@ -115,10 +114,10 @@ func TestTunnelsAreDepositedWhenSomebodyIsThere(t *testing.T) {
 	k := newKeeper(t)
 	g := k.guest(shape{loops: 2, tunnels: 100, buffers: 8, pipes: 2})
 	g.saying(func(string) error { return errNobody })
-	var pairs [][2]*net.TCPConn
+	var pairs [][2]tcpConn
 	for range 150 {
 		client, server := g.open(tunnel.Spec{})
-		pairs = append(pairs, [2]*net.TCPConn{client, server})
+		pairs = append(pairs, [2]tcpConn{client, server})
 	}
 	slow, server := g.open(tunnel.Spec{})
 	sent := overfill(t, slow) // it holds something, and has passed on much
@@ -329,7 +328,7 @@ func TestSomeTunnelsAreNotDeposited(t *testing.T) {
 	if g.keeps() != 0 || g.count("deposit") != 0 || figures(g.counts)["tunnels_undeposited not plain TCP"] != 1 {
 		t.Errorf("%d are kept, %v", g.keeps(), figures(g.counts))
 	}
-	for _, c := range []*net.TCPConn{client, server, c, s} {
+	for _, c := range []tcpConn{client, server, c, s} {
 		c.Close()
 	}
 	waitEmpty(t, g.set)
@@ -432,7 +431,7 @@ func TestARoundReachesAllTunnels(t *testing.T) {
 	t.Parallel()
 	k := newKeeper(t)
 	g := k.guest(shape{loops: 2, tunnels: 600, buffers: 8})
-	var clients []*net.TCPConn
+	var clients []tcpConn
 	for range 500 {
 		client, _ := g.open(tunnel.Spec{})
 		clients = append(clients, client)

@@ -81,7 +81,7 @@ func (e *engine) passFin(n uint32, t *slot, from int) {
 	to := &t.sockets[1-from]
 	if !to.finSent {
 		e.store.Mark(key(n, from), inflight.MarkFin)
-		if errno := sendFin(to.fd); errno != 0 { // ENOTCONN: it was lost at the same time
+		if errno := e.sendEnd(n, t, 1-from); errno != 0 { // ENOTCONN: it was lost at the same time
 			e.fail(n, t, 1-from)
 			return
 		}
@@ -97,7 +97,8 @@ func (e *engine) passFin(n uint32, t *slot, from int) {
 // and has nothing more.
 func (e *engine) end(n uint32, t *slot, from int) {
 	s := &t.sockets[from]
-	if failed, hungUp := e.prober.isBroken(s.fd); !s.broken && (failed || hungUp && !s.finSent) {
+	failed, hungUp := e.prober.isBroken(s.fd)
+	if !s.broken && (failed || hungUp && !s.finSent && !s.local || e.givenUpByPeer(n, t, from)) {
 		e.fail(n, t, from) // a reset whose error somebody has taken
 	}
 	if !s.broken {
@@ -153,6 +154,7 @@ func (e *engine) cut(n uint32, t *slot, reason Reason) {
 
 // giveUp has an end done with that has taken long enough.
 func (e *engine) giveUp(n uint32, t *slot) {
+	t.sockets[down].finOwed, t.sockets[up].finOwed = false, false
 	e.on(n, t, down, givenUp)
 	e.on(n, t, up, givenUp)
 }
@@ -298,8 +300,8 @@ func (e *engine) forgetParting(n uint32) {
 
 // release closes both sockets, frees the slot and leaves the record to be reported.
 func (e *engine) release(n uint32, t *slot) {
-	e.close(t, down)
-	e.close(t, up)
+	e.close(n, t, down)
+	e.close(n, t, up)
 	for from := range t.flows {
 		e.drop(n, t, from)
 	}
@@ -324,6 +326,7 @@ func (e *engine) vacate(n uint32, t *slot) Record {
 	e.entrust(t, unattended)
 	delete(e.mover.standing, t.number)
 	delete(e.ids, n)
+	e.leaveForeign(n, t)
 	e.origins.release(t.origin)
 	e.table.retire(n)
 	e.publishOldest()
@@ -349,7 +352,7 @@ func (e *engine) forget(n uint32) {
 
 // close ends a connection and gives its descriptor up. Others may have duplicates of it,
 // so close alone would end nothing, and the registration would live on.
-func (e *engine) close(t *slot, i int) {
+func (e *engine) close(n uint32, t *slot, i int) {
 	s := &t.sockets[i]
 	if s.handle != 0 {
 		e.loop.Remove(s.handle)
@@ -357,6 +360,7 @@ func (e *engine) close(t *slot, i int) {
 	switch {
 	case s.truncated, s.broken, t.sockets[1-i].lost,
 		s.finSent && !s.ended && unacked(s.fd) == 0: // it has all that we sent and does not stop
+		e.tellReset(n, t, i)
 		reset(s.fd)
 	case !s.finSent || !s.ended: // or else both directions have ended
 		hangUp(s.fd)

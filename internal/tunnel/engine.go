@@ -28,6 +28,10 @@ type engine struct {
 	spare   *inflight.Buffer // takes its place when it stays with a flow
 	held    map[inflight.Direction]held
 
+	// Of foreign tunnels.
+	beyond  map[inflight.Direction]beyond // by the socket
+	private *[bufferSize]byte             // what is read into; nil: not needed since memory was given back
+
 	sweeps    sweeps
 	sweeper   *poller.Timer
 	sweepAt   int // the chunk that a sweep under way looks at next
@@ -70,6 +74,7 @@ func newEngine(s *Set, l Loop, place int, v Vault) *engine {
 		origins: newOrigins(&s.metrics, &s.verdict),
 		ids:     make(map[uint32]string),
 		held:    make(map[inflight.Direction]held),
+		beyond:  make(map[inflight.Direction]beyond),
 		courier: courier{vault: v, loop: place},
 		mover:   mover{standing: make(map[uint64]standing)},
 		damaged: l.Damaged,
@@ -172,6 +177,9 @@ func (e *engine) start(a *arrival) {
 	r := a.record()
 	e.enter(n, t, &r, a.fds)
 	e.takeOver(n, t, a)
+	if a.foreign {
+		e.enterForeign(n, t, a)
+	}
 	e.forget(n)
 	e.schedule.join(&t.dates, e.limits(t))
 	e.judge(t)
@@ -247,7 +255,7 @@ func (e *engine) register(n uint32, t *slot) bool {
 			e.abort(n, t)
 			return false
 		}
-		s.handle, s.readable, s.writable, s.hup = h, false, true, false
+		s.handle, s.readable, s.writable, s.hup = h, s.secure, true, false
 	}
 	due, _ := t.due(e.limits(t), t.active)
 	e.sweeps.by(due)
@@ -291,8 +299,11 @@ func (e *engine) Ready(index uint32, events poller.Events) {
 	}
 	e.store.Enter(n, t.number)
 	defer e.finish(n, t)
-	if s.failed {
+	if s.failed || s.hup && e.givenUpByPeer(n, t, i) {
 		e.failNow(n, t, i)
+	}
+	if s.secure && events&poller.Writable != 0 {
+		e.sendOwed(n, t, i)
 	}
 	e.pump(n, t, i)
 	if unblocked {
@@ -325,7 +336,7 @@ func (e *engine) finish(n uint32, t *slot) {
 	}
 	switch {
 	case t.number == 0 || t.reason == Open || t.parting:
-	case t.flows[down].phase == over && t.flows[up].phase == over:
+	case t.flows[down].phase == over && t.flows[up].phase == over && !t.owesFin():
 		e.part(n, t)
 	default:
 		e.sweeps.by(e.endBound(t))

@@ -3,7 +3,6 @@ package tunnel_test
 import (
 	"fmt"
 	"log/slog"
-	"net"
 	"runtime"
 	"strings"
 	"sync"
@@ -60,10 +59,10 @@ func TestATunnelIsNotTakenForAnotherOneThatHadItsSlot(t *testing.T) {
 	o := tunnel.Options{OnEnd: e.add, Loops: r.loops.start(t)}
 	set := relay{}.newSetWith(t, o)
 	for round := range 10 {
-		var first, last [][2]*net.TCPConn
+		var first, last [][2]tcpConn
 		for range n {
 			client, server := open(t, set, tunnel.Spec{ID: "first"})
-			first = append(first, [2]*net.TCPConn{client, server})
+			first = append(first, [2]tcpConn{client, server})
 		}
 		if len(set.List()) != n { // they have their slots
 			t.Fatal("not all are in the list")
@@ -78,7 +77,7 @@ func TestATunnelIsNotTakenForAnotherOneThatHadItsSlot(t *testing.T) {
 		// Those for which there is no slot yet have goroutines; most have one.
 		for range n {
 			client, server := open(t, set, tunnel.Spec{ID: "last"})
-			last = append(last, [2]*net.TCPConn{client, server})
+			last = append(last, [2]tcpConn{client, server})
 		}
 		for i, pair := range last {
 			word := fmt.Sprintf("tunnel %d", i)
@@ -167,7 +166,7 @@ func TestAPeerThatDoesNotStopIsResetInTheEnd(t *testing.T) {
 	wantEOF(t, client)
 	wantEOF(t, server)
 	wantEnd(t, set, e, tunnel.Operator)
-	for _, c := range []*net.TCPConn{client, server} {
+	for _, c := range []tcpConn{client, server} {
 		if _, err := c.Write([]byte("x")); err == nil {
 			t.Error("who writes on is not told that nobody listens")
 		}
@@ -185,7 +184,7 @@ func TestAFlowThatUsesUpItsTurnIsCalledAgain(t *testing.T) {
 			set := relay{}.newSetWith(t, tunnel.Options{Loops: loops})
 			client, down := tcpPair(t, false)
 			server, up := tcpPair(t, false)
-			for _, c := range []*net.TCPConn{down, server} {
+			for _, c := range []tcpConn{down, server} {
 				if err := unix.SetsockoptInt(second(t, c), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4*much); err != nil {
 					t.Skip("a receive buffer of that size is not allowed")
 				}

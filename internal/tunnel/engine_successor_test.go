@@ -3,7 +3,6 @@ package tunnel_test
 import (
 	"bytes"
 	"encoding/binary"
-	"net"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -209,7 +208,7 @@ func TestASuccessorWouldFindWhatIsInFlight(t *testing.T) {
 			client, down := tcpPair(t, test.where == "buffer")
 			server, up := tcpPair(t, test.where == "buffer")
 			if test.where != "buffer" {
-				for _, c := range []*net.TCPConn{client, down, server, up} { // a few megabytes in all
+				for _, c := range []tcpConn{client, down, server, up} { // a few megabytes in all
 					c.SetReadBuffer(200 << 10)
 					c.SetWriteBuffer(200 << 10)
 				}

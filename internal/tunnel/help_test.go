@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/tunnel"
 )
 
@@ -52,17 +53,29 @@ type relay struct {
 	name   string
 	loops  shape // none: a pair of goroutines for each tunnel
 	buffer int   // bytes of a relay buffer
+	tls    bool  // to the client
 }
 
 var (
-	onGoroutines = relay{name: "goroutines", buffer: 32 << 10}
-	onLoops      = relay{name: "loops", buffer: 64 << 10, loops: shape{loops: 2, tunnels: 8, buffers: 8, pipes: 2}}
+	onGoroutines   = relay{name: "goroutines", buffer: 32 << 10}
+	onLoopsOverTLS = relay{name: "TLS on loops", buffer: 64 << 10, loops: shape{loops: 2, tunnels: 32, buffers: 8, pipes: 2}, tls: true}
+	onLoops        = relay{name: "loops", buffer: 64 << 10, loops: shape{loops: 2, tunnels: 8, buffers: 8, pipes: 2}}
 )
 
 // onBothRelays runs a test once for each relay.
 func onBothRelays(t *testing.T, run func(t *testing.T, r relay)) {
 	t.Parallel()
-	for _, r := range []relay{onLoops, onGoroutines} {
+	onRelays(t, run, onLoops, onGoroutines)
+}
+
+// onAllRelays is onBothRelays and once more with TLS to the client.
+func onAllRelays(t *testing.T, run func(t *testing.T, r relay)) {
+	t.Parallel()
+	onRelays(t, run, onLoops, onGoroutines, onLoopsOverTLS)
+}
+
+func onRelays(t *testing.T, run func(t *testing.T, r relay), relays ...relay) {
+	for _, r := range relays {
 		t.Run(r.name, func(t *testing.T) {
 			t.Parallel()
 			run(t, r)
@@ -87,6 +100,10 @@ func (r relay) newSetWith(t testing.TB, o tunnel.Options) *tunnel.Set {
 		o.Loops = r.loops.start(t)
 	}
 	s := tunnel.NewSet(o)
+	if r.tls {
+		secured.Store(s, &securer{loop: streamtest.New(t), sides: [2]bool{true, false}})
+		t.Cleanup(func() { secured.Delete(s) })
+	}
 	t.Cleanup(func() {
 		s.CloseAll(tunnel.Stopped, 0)
 		waitEmpty(t, s)
@@ -166,7 +183,15 @@ func tcpPair(t testing.TB, small bool) (far, near *net.TCPConn) {
 
 // second returns another descriptor of the same socket. While it is open, a close
 // of the first tells the peer nothing.
-func second(t testing.TB, c *net.TCPConn) (fd int) {
+func second(t testing.TB, c syscall.Conn) (fd int) {
+	t.Helper()
+	fd = duplicate(t, c)
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+// duplicate is second for a caller who closes it.
+func duplicate(t testing.TB, c syscall.Conn) (fd int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -177,22 +202,25 @@ func second(t testing.TB, c *net.TCPConn) (fd int) {
 	}), err); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Close(fd) })
 	return fd
 }
 
 // open starts a tunnel and returns its client and its server.
-func open(t testing.TB, s *tunnel.Set, spec tunnel.Spec) (client, server *net.TCPConn) {
+func open(t testing.TB, s *tunnel.Set, spec tunnel.Spec) (client, server tcpConn) {
 	t.Helper()
-	client, down := tcpPair(t, false)
-	server, up := tcpPair(t, false)
-	spec.Down, spec.Up = down, up
-	s.Start(spec)
-	return client, server
+	return openOver(t, s, spec, false)
+}
+
+// openOver is open with the kernel's buffers as in tcpPair.
+func openOver(t testing.TB, s *tunnel.Set, spec tunnel.Spec, small bool) (client, server tcpConn) {
+	t.Helper()
+	c, down := tcpPair(t, small)
+	u, up := tcpPair(t, small)
+	return begin(t, s, spec, [2]*net.TCPConn{c, u}, [2]*net.TCPConn{down, up})
 }
 
 // openKept is open with a second descriptor of each of the relay's sockets.
-func openKept(t testing.TB, s *tunnel.Set, spec tunnel.Spec) (client, server *net.TCPConn) {
+func openKept(t testing.TB, s *tunnel.Set, spec tunnel.Spec) (client, server tcpConn) {
 	t.Helper()
 	client, down := tcpPair(t, false)
 	server, up := tcpPair(t, false)
@@ -236,9 +264,12 @@ func wantReset(t testing.TB, c net.Conn) {
 	}
 }
 
-func reset(c *net.TCPConn) {
+func reset(c interface{ SetLinger(int) error }) {
 	c.SetLinger(0)
-	c.Close()
+	if p, ok := c.(*peer); ok {
+		c = p.TCPConn // nothing is said by TLS
+	}
+	c.(io.Closer).Close()
 }
 
 func eventually(t testing.TB, what string, ok func() bool) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"net"
 	"runtime"
 	"slices"
 	"sync"
@@ -570,7 +569,7 @@ func lasting(l tunnel.Limits) *tunnel.Origin {
 }
 
 // open starts a tunnel that is to be deposited.
-func (g *guest) open(spec tunnel.Spec) (client, server *net.TCPConn) {
+func (g *guest) open(spec tunnel.Spec) (client, server tcpConn) {
 	g.t.Helper()
 	if spec.Origin == nil {
 		spec.Origin = lasting(tunnel.Limits{})

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"sync"
@@ -214,7 +213,7 @@ func (e *estate) script() script {
 }
 
 // connect makes the sockets of a tunnel, from which nothing was read so far.
-func (e *estate) connect(i int, p *pair) (client, server *net.TCPConn) {
+func (e *estate) connect(i int, p *pair) (client, server tcpConn) {
 	client, down := tcpPair(e.t, p.down.small)
 	server, up := tcpPair(e.t, p.up.small)
 	h := heir{Number: uint64(i) + 1, Slot: uint32(i), FDs: [2]int{dupOf(e.t, down), dupOf(e.t, up)}}
@@ -233,7 +232,7 @@ func (e *estate) connect(i int, p *pair) (client, server *net.TCPConn) {
 	return client, server
 }
 
-func dupOf(t testing.TB, c *net.TCPConn) (fd int) {
+func dupOf(t testing.TB, c tcpConn) (fd int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {

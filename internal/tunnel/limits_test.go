@@ -291,7 +291,7 @@ func TestTheFirstCauseIsTheReason(t *testing.T) {
 }
 
 func TestAResetOfATunnelThatIsBeingClosedIsNotTheReason(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		set, e := r.newSet(t)
 		client, server := open(t, set, tunnel.Spec{DownEarly: pattern(0, 8<<20)}) // more than the kernel takes
 		eventually(t, "the receiver holds the tunnel up", func() bool { return set.List()[0].ToUp > 0 })
@@ -305,7 +305,7 @@ func TestAResetOfATunnelThatIsBeingClosedIsNotTheReason(t *testing.T) {
 
 // The peers close nothing, so a tunnel that is closed properly takes seconds.
 func TestAbandonedTunnelsEndAtOnceAndAreReported(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		set, e := r.newSet(t)
 		client, server := openKept(t, set, tunnel.Spec{ID: "cut before"})
 		set.CloseAll(tunnel.Operator, 0)

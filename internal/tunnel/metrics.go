@@ -68,6 +68,11 @@ var (
 		Help: "Open tunnels that would not outlive this process although they should, by the cause: the vault is busy or full, or nobody keeps it, bytes from before the tunnel are still to be sent, or it is not plain TCP.",
 		Type: metrics.TypeGauge, Labels: []string{"cause"},
 	})
+	truncatedEnds = metrics.Define(metrics.Desc{
+		Name: "holdfast_tunnel_truncated_ends_total",
+		Help: "How often a TLS peer of a tunnel has ended its direction by a FIN alone, without saying so in TLS (close_notify). It is passed on as a FIN, although somebody in between may have cut what was sent. By the side of that peer: downstream or upstream.",
+		Type: metrics.TypeCounter, Labels: []string{"side"},
+	})
 	loopWakeups = metrics.Define(metrics.Desc{
 		Name: "holdfast_loop_wakeups_total",
 		Help: "How often the loops that relay tunnels have returned from waiting. Loops for which there is nothing to do are not woken.",
@@ -89,7 +94,7 @@ type setMetrics struct {
 	recovered         [numFound]*metrics.Counter
 	movedIn, movedOut *metrics.Counter
 	custody           [numCustodies]*metrics.Gauge
-	notPlain          *metrics.Gauge
+	truncated         [2]*metrics.Counter // by the socket
 }
 
 // What is found of a flow that is resumed.
@@ -127,8 +132,12 @@ func newSetMetrics(r *metrics.Registry) setMetrics {
 			refused:   r.Gauge(tunnelsUndeposited, "full"),
 			absent:    r.Gauge(tunnelsUndeposited, "nobody"),
 			early:     r.Gauge(tunnelsUndeposited, "early bytes"),
+			notPlain:  r.Gauge(tunnelsUndeposited, "not plain TCP"),
 		},
-		notPlain: r.Gauge(tunnelsUndeposited, "not plain TCP"),
+		truncated: [2]*metrics.Counter{
+			down: r.Counter(truncatedEnds, "downstream"),
+			up:   r.Counter(truncatedEnds, "upstream"),
+		},
 	}
 	for reason := Open + 1; reason < numReasons; reason++ {
 		m.ended[reason] = r.Counter(tunnelsEnded, reason.String())
@@ -182,7 +191,7 @@ func (m *setMetrics) end(r *Record) {
 // countNotPlain counts a tunnel that cannot be deposited, if it should.
 func (s *Set) countNotPlain(r *Record, n int64) {
 	if s.vault != nil && r.SurviveCrash {
-		s.metrics.notPlain.Add(n)
+		s.metrics.custody[notPlain].Add(n)
 	}
 }
 

@@ -44,7 +44,7 @@ func wantFigures(t *testing.T, r *metrics.Registry, want map[string]int64) {
 }
 
 func TestTunnelsAndTheirBytesAreCountedWhileTheyLive(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		counted := metrics.NewRegistry()
 		var e ends
 		set := r.newSetWith(t, tunnel.Options{OnEnd: e.add, Metrics: counted})
@@ -108,7 +108,7 @@ func TestEveryReasonHasASeriesFromTheStart(t *testing.T) {
 
 // A receiver that does not read holds a buffer, and that is to be seen.
 func TestBuffersInUseAreShown(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		counted := metrics.NewRegistry()
 		r.loops.pipes = 0
 		set := r.newSetWith(t, tunnel.Options{Metrics: counted})

@@ -196,7 +196,7 @@ func (e *engine) mayMove(n uint32, t *slot) bool {
 // toMove says whether a tunnel is to go on elsewhere. It uses pipes no more: who takes it
 // may have none, while there is room for a buffer nearly always.
 func (e *engine) toMove(t *slot) bool {
-	return e.mover.wanted && (e.mover.all || e.origins.used[t.origin].Move)
+	return e.mover.wanted && !t.foreign && (e.mover.all || e.origins.used[t.origin].Move)
 }
 
 // heldBytes returns how many bytes of a tunnel are in buffers.

@@ -3,7 +3,6 @@ package tunnel_test
 import (
 	"errors"
 	"io"
-	"net"
 	"os"
 	"slices"
 	"testing"
@@ -34,10 +33,10 @@ func TestATunnelThatMovesIsTheSame(t *testing.T) {
 	t.Parallel()
 	k := newKeeper(t)
 	a := k.guest(shape{loops: 2, tunnels: 60, buffers: 4, pipes: 1})
-	var pairs [][2]*net.TCPConn
+	var pairs [][2]tcpConn
 	for range 50 {
 		client, server := a.open(tunnel.Spec{})
-		pairs = append(pairs, [2]*net.TCPConn{client, server})
+		pairs = append(pairs, [2]tcpConn{client, server})
 	}
 	client, server := a.open(tunnel.Spec{ID: "its id", Tag: "its tag", DownEarly: []byte("early")})
 	wantBytes(t, server, "early")
@@ -55,7 +54,7 @@ func TestATunnelThatMovesIsTheSame(t *testing.T) {
 	if r := b.set.List()[i]; r.Tag != "its tag" || !r.Started.Equal(started) || r.ToUp != 5 {
 		t.Errorf("it is %+v there", r)
 	}
-	for _, p := range append(pairs, [2]*net.TCPConn{stays, other}) {
+	for _, p := range append(pairs, [2]tcpConn{stays, other}) {
 		write(t, p[0], []byte("ping"))
 		wantBytes(t, p[1], "ping")
 		write(t, p[1], []byte("pong"))
@@ -106,7 +105,7 @@ func TestWhatIsInFlightMoves(t *testing.T) {
 			}
 			client.CloseWrite()
 			server.CloseWrite()
-			for c, n := range map[*net.TCPConn]int{server: up, client: down} {
+			for c, n := range map[tcpConn]int{server: up, client: down} {
 				if got, err := io.ReadAll(c); err != nil || string(got) != string(pattern(0, n)) {
 					t.Errorf("%d of %d bytes came, or others, and then %v", len(got), n, err)
 				}
@@ -143,11 +142,11 @@ func TestATunnelThatNobodyTakesGoesOn(t *testing.T) {
 }
 
 // narrow starts a tunnel whose sockets take little, so that much is held by the relay.
-func (g *guest) narrow() (client, server *net.TCPConn) {
+func (g *guest) narrow() (client, server tcpConn) {
 	g.t.Helper()
 	client, down := tcpPair(g.t, false)
 	server, up := tcpPair(g.t, false)
-	for _, c := range []*net.TCPConn{client, down, server, up} {
+	for _, c := range []tcpConn{client, down, server, up} {
 		c.SetReadBuffer(200 << 10)
 		c.SetWriteBuffer(200 << 10)
 	}
@@ -156,7 +155,7 @@ func (g *guest) narrow() (client, server *net.TCPConn) {
 }
 
 // stuff sends in one go what the tunnel takes.
-func stuff(t testing.TB, c *net.TCPConn) (sent int) {
+func stuff(t testing.TB, c tcpConn) (sent int) {
 	t.Helper()
 	p := pattern(0, 8<<20)
 	c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))

@@ -56,6 +56,8 @@ func (e *engine) relay(n uint32, t *slot, from int) {
 		switch {
 		case e.spent(t, from):
 			return
+		case t.foreign:
+			e.copyForeign(n, t, from)
 		case f.bulk && !src.urgent && !e.toMove(t):
 			e.splice(n, t, from)
 		case e.hasBuffers():
@@ -131,6 +133,12 @@ func (e *engine) peek(n uint32, t *slot, from int) {
 // discard throws away what the sender sends until its FIN.
 func (e *engine) discard(n uint32, t *slot, from int) {
 	f, src := &t.flows[from], &t.sockets[from]
+	for t.foreign && src.readable && f.phase == discarding && !e.spent(t, from) {
+		f.left -= int32(e.receive(n, t, from, e.space(), 0))
+	}
+	if t.foreign {
+		return
+	}
 	if e.current == nil {
 		e.hasBuffers()
 	}
@@ -142,6 +150,9 @@ func (e *engine) discard(n uint32, t *slot, from int) {
 // receive reads from the sender of a flow. 0: there is nothing now, or it has ended.
 func (e *engine) receive(n uint32, t *slot, from int, p []byte, flags uintptr) int {
 	src := &t.sockets[from]
+	if src.secure {
+		return e.decrypt(n, t, from, p)
+	}
 	got, errno := recv(src.fd, p, flags)
 	if got == 0 {
 		e.nothing(n, t, from, errno)
@@ -168,6 +179,9 @@ func (e *engine) nothing(n uint32, t *slot, from int, errno unix.Errno) {
 
 // give sends p to the receiver of a flow. Less than all: it is slow, or was lost.
 func (e *engine) give(n uint32, t *slot, from int, p []byte) (taken int) {
+	if t.sockets[1-from].secure {
+		return e.encrypt(n, t, from, p)
+	}
 	taken, errno := send(t.sockets[1-from].fd, p)
 	t.flows[from].left -= copyCost * int32(taken)
 	e.gave(n, t, from, taken, len(p), errno)
@@ -194,18 +208,19 @@ func (e *engine) gave(n uint32, t *slot, from, taken, of int, errno unix.Errno) 
 // held is what a flow has taken from its sender and its receiver has not taken yet, in
 // the order in which it goes out.
 type held struct {
-	early    []byte           // from before the tunnel began
+	early    []byte           // from before the tunnel began, or of a foreign one
 	buffer   *inflight.Buffer // nil: none
 	from, to int              // what of it is to be sent
 	pipe     *inflight.LoopPipe
-	left     int // bytes in it
+	left     int  // bytes in it
+	private  bool // of a foreign tunnel
 }
 
 // hold keeps something for a flow.
 func (e *engine) hold(f *flow, d inflight.Direction, h held) {
 	f.holds = true
 	e.held[d] = h
-	if h.buffer != nil {
+	if h.buffer != nil || h.private {
 		e.holds.Add(1)
 	}
 }
@@ -214,6 +229,10 @@ func (e *engine) hold(f *flow, d inflight.Direction, h held) {
 // there is to be one and it fits.
 func (e *engine) holdEarly(n uint32, t *slot, from int, p []byte) {
 	if len(p) == 0 || e.deposits(t) && e.put(n, t, from, p) {
+		return
+	}
+	if t.foreign {
+		e.holdForeign(n, t, from, p)
 		return
 	}
 	e.hold(&t.flows[from], key(n, from), held{early: p})
@@ -244,6 +263,8 @@ func (e *engine) drop(n uint32, t *slot, from int) {
 	f.holds = false
 	if h.buffer != nil {
 		e.store.Free(h.buffer)
+	}
+	if h.buffer != nil || h.private {
 		e.holds.Add(-1)
 		e.tidySoon()
 	}
@@ -256,8 +277,12 @@ func (e *engine) drop(n uint32, t *slot, from int) {
 func (e *engine) flush(n uint32, t *slot, from int) bool {
 	f, d, dst := &t.flows[from], key(n, from), &t.sockets[1-from]
 	for dst.writable && f.phase != over && !e.spent(t, from) {
+		if dst.secure && !e.sendOwed(n, t, 1-from) {
+			return false
+		}
 		h := e.held[d]
 		switch {
+		case len(h.early) == 0 && h.private: // TLS was owed something
 		case h.pipe != nil:
 			h.left -= e.pour(n, t, from, h.pipe, min(h.left, int(f.left)))
 		case h.buffer != nil:
@@ -265,7 +290,7 @@ func (e *engine) flush(n uint32, t *slot, from int) bool {
 		default:
 			h.early = h.early[e.give(n, t, from, h.early[:min(len(h.early), int(f.left))]):]
 		}
-		if len(h.early) == 0 && h.from == h.to && h.left == 0 {
+		if len(h.early) == 0 && h.from == h.to && h.left == 0 && !(dst.secure && e.secure(n, 1-from).Owes()) {
 			e.drop(n, t, from)
 			if h.buffer != nil {
 				e.store.Complete(d, h.to)

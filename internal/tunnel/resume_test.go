@@ -100,7 +100,7 @@ func TestWhatIsInFlightIsDeliveredAfterADeath(t *testing.T) {
 			g := k.guest(s)
 			client, down := tcpPair(t, false)
 			server, up := tcpPair(t, false)
-			for _, c := range []*net.TCPConn{client, down, server, up} {
+			for _, c := range []tcpConn{client, down, server, up} {
 				c.SetReadBuffer(200 << 10)
 				c.SetWriteBuffer(200 << 10)
 			}
@@ -154,22 +154,22 @@ func TestWhatIsInFlightIsDeliveredAfterADeath(t *testing.T) {
 // were on their way go on, each with its reason.
 func TestEndsGoOnAfterADeath(t *testing.T) {
 	t.Parallel()
-	stuffed := func(t *testing.T, client *net.TCPConn) int { return len(overfill(t, client)) }
+	stuffed := func(t *testing.T, client tcpConn) int { return len(overfill(t, client)) }
 	for _, test := range []struct {
 		name   string
-		before func(t *testing.T, g *guest, client, server *net.TCPConn) (waiting int)
-		dead   func(t *testing.T, client, server *net.TCPConn)
-		after  func(t *testing.T, client, server *net.TCPConn, waiting int)
+		before func(t *testing.T, g *guest, client, server tcpConn) (waiting int)
+		dead   func(t *testing.T, client, server tcpConn)
+		after  func(t *testing.T, client, server tcpConn, waiting int)
 		want   tunnel.Reason
 	}{
 		{
 			name: "both close meanwhile",
-			dead: func(t *testing.T, client, server *net.TCPConn) {
+			dead: func(t *testing.T, client, server tcpConn) {
 				write(t, server, []byte("last"))
 				server.CloseWrite()
 				client.CloseWrite()
 			},
-			after: func(t *testing.T, client, server *net.TCPConn, _ int) {
+			after: func(t *testing.T, client, server tcpConn, _ int) {
 				wantBytes(t, client, "last")
 				wantEOF(t, client)
 				wantEOF(t, server)
@@ -178,19 +178,19 @@ func TestEndsGoOnAfterADeath(t *testing.T) {
 		},
 		{
 			name: "the server closed before",
-			before: func(t *testing.T, g *guest, client, server *net.TCPConn) int {
+			before: func(t *testing.T, g *guest, client, server tcpConn) int {
 				server.CloseWrite()
 				wantEOF(t, client)
 				return 0
 			},
-			dead:  func(t *testing.T, client, server *net.TCPConn) { client.CloseWrite() },
-			after: func(t *testing.T, client, server *net.TCPConn, _ int) { wantEOF(t, server) },
+			dead:  func(t *testing.T, client, server tcpConn) { client.CloseWrite() },
+			after: func(t *testing.T, client, server tcpConn, _ int) { wantEOF(t, server) },
 			want:  tunnel.UpstreamClosed,
 		},
 		{
 			name: "the client resets meanwhile",
-			dead: func(t *testing.T, client, server *net.TCPConn) { write(t, client, []byte("last")); reset(client) },
-			after: func(t *testing.T, client, server *net.TCPConn, _ int) {
+			dead: func(t *testing.T, client, server tcpConn) { write(t, client, []byte("last")); reset(client) },
+			after: func(t *testing.T, client, server tcpConn, _ int) {
 				wantBytes(t, server, "last")
 				wantReset(t, server)
 			},
@@ -198,14 +198,14 @@ func TestEndsGoOnAfterADeath(t *testing.T) {
 		},
 		{
 			name: "the client has reset before, and the server is slow",
-			before: func(t *testing.T, g *guest, client, server *net.TCPConn) int {
+			before: func(t *testing.T, g *guest, client, server tcpConn) int {
 				n := stuffed(t, client)
 				reset(client)
 				eventually(t, "it is known", func() bool { l := g.set.List(); return len(l) == 1 && l[0].Reason == tunnel.DownstreamReset })
 				return n
 			},
-			dead: func(t *testing.T, client, server *net.TCPConn) {},
-			after: func(t *testing.T, client, server *net.TCPConn, n int) {
+			dead: func(t *testing.T, client, server tcpConn) {},
+			after: func(t *testing.T, client, server tcpConn, n int) {
 				got, err := io.Copy(io.Discard, server)
 				if int(got) > n || !isReset(err) {
 					t.Errorf("%d of %d bytes came, and then %v", got, n, err)
@@ -215,13 +215,13 @@ func TestEndsGoOnAfterADeath(t *testing.T) {
 		},
 		{
 			name: "the server resets while bytes wait for it",
-			before: func(t *testing.T, g *guest, client, server *net.TCPConn) int {
+			before: func(t *testing.T, g *guest, client, server tcpConn) int {
 				write(t, server, []byte("last"))
 				wantBytes(t, client, "last")
 				return stuffed(t, client)
 			},
-			dead: func(t *testing.T, client, server *net.TCPConn) { reset(server) },
-			after: func(t *testing.T, client, server *net.TCPConn, _ int) {
+			dead: func(t *testing.T, client, server tcpConn) { reset(server) },
+			after: func(t *testing.T, client, server tcpConn, _ int) {
 				if _, err := io.Copy(io.Discard, client); !isReset(err) {
 					t.Errorf("the client read %v", err)
 				}
@@ -230,14 +230,14 @@ func TestEndsGoOnAfterADeath(t *testing.T) {
 		},
 		{
 			name: "the operator closes it, and the server is slow",
-			before: func(t *testing.T, g *guest, client, server *net.TCPConn) int {
+			before: func(t *testing.T, g *guest, client, server tcpConn) int {
 				n := stuffed(t, client)
 				g.set.CloseAll(tunnel.Operator, 0)
 				wantEOF(t, client)
 				return n
 			},
-			dead: func(t *testing.T, client, server *net.TCPConn) { server.CloseWrite(); client.CloseWrite() },
-			after: func(t *testing.T, client, server *net.TCPConn, n int) {
+			dead: func(t *testing.T, client, server tcpConn) { server.CloseWrite(); client.CloseWrite() },
+			after: func(t *testing.T, client, server tcpConn, n int) {
 				if got, err := io.Copy(io.Discard, server); err != nil && !isReset(err) || int(got) > n {
 					t.Errorf("%d of %d bytes came, and then %v", got, n, err)
 				}
@@ -246,18 +246,18 @@ func TestEndsGoOnAfterADeath(t *testing.T) {
 		},
 		{
 			name: "the operator closes it",
-			before: func(t *testing.T, g *guest, client, server *net.TCPConn) int {
+			before: func(t *testing.T, g *guest, client, server tcpConn) int {
 				g.set.CloseAll(tunnel.Operator, 0)
 				wantEOF(t, client)
 				wantEOF(t, server)
 				return 0
 			},
-			dead: func(t *testing.T, client, server *net.TCPConn) { client.CloseWrite(); server.CloseWrite() },
+			dead: func(t *testing.T, client, server tcpConn) { client.CloseWrite(); server.CloseWrite() },
 			want: tunnel.Operator,
 		},
 		{
 			name: "it has ended, and was not withdrawn",
-			before: func(t *testing.T, g *guest, client, server *net.TCPConn) int {
+			before: func(t *testing.T, g *guest, client, server tcpConn) int {
 				g.saying(func(string) error { return tunnel.ErrVaultBusy })
 				server.Close()
 				wantEOF(t, client)
@@ -269,7 +269,7 @@ func TestEndsGoOnAfterADeath(t *testing.T) {
 		},
 		{
 			name: "it was reset, and was not withdrawn",
-			before: func(t *testing.T, g *guest, client, server *net.TCPConn) int {
+			before: func(t *testing.T, g *guest, client, server tcpConn) int {
 				g.saying(func(string) error { return tunnel.ErrVaultBusy })
 				reset(server)
 				wantReset(t, client)
@@ -456,7 +456,7 @@ func TestASuccessorHasABufferWhenAllAreHeld(t *testing.T) {
 	t.Parallel()
 	k := newKeeper(t)
 	g := k.guest(shape{loops: 1, tunnels: 12, buffers: 3})
-	var slow []*net.TCPConn
+	var slow []tcpConn
 	for range 4 {
 		client, down := tcpPair(t, true)
 		_, up := tcpPair(t, true)

@@ -39,6 +39,7 @@ func newRoutine(s *Set, a *arrival) *routine {
 		up:     newSide(a.Up, UpstreamClosed, UpstreamReset),
 		dates:  dates{started: s.moment(a.started)},
 	}
+	t.down.resets, t.up.resets = a.Resets[down], a.Resets[up]
 	t.toUp.init(t, t.down, t.up, a.DownEarly, s.metrics.toUpstream, a.Origin.UpBytes)
 	t.toDown.head = len(a.Head)
 	t.toDown.init(t, t.up, t.down, a.upEarly(), s.metrics.toDownstream, a.Origin.DownBytes)

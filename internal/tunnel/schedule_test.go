@@ -168,7 +168,7 @@ type outcome struct {
 }
 
 // play runs a script on an end of a tunnel.
-func (s *script) play(c *net.TCPConn) (o outcome) {
+func (s *script) play(c tcpConn) (o outcome) {
 	defer c.Close()
 	o.wrote = s.early
 	stop := make(chan struct{}) // a reset of our own is about to come
@@ -336,7 +336,7 @@ func abortsForMemory(t testing.TB) (n string) {
 }
 
 // start starts one of the tunnels and returns its client and its server.
-func (p *pair) start(t *testing.T, set *tunnel.Set, s *schedule, i int) (client, server *net.TCPConn) {
+func (p *pair) start(t *testing.T, set *tunnel.Set, s *schedule, i int) (client, server tcpConn) {
 	client, down := tcpPair(t, p.down.small)
 	server, up := tcpPair(t, p.up.small)
 	if s.kept {

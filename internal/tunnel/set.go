@@ -49,7 +49,7 @@ var defaultBounds = bounds{
 	absolve:  30 * time.Second,
 }
 
-// Loop is where plain TCP tunnels are relayed.
+// Loop is where tunnels are relayed.
 type Loop struct {
 	Poller *poller.Loop
 	Store  *inflight.Store // with one buffer at least; nobody else uses it
@@ -79,7 +79,7 @@ type Options struct {
 	// that may not has goroutines. nil: always.
 	MayHave func(fd int) bool
 
-	// Loops relay the tunnels of which both connections are plain TCP. Whoever
+	// Loops relay the tunnels of which both connections are sockets. Whoever
 	// made them runs them, and stops them after the Set is empty. Without one,
 	// all tunnels have goroutines.
 	Loops []Loop
@@ -179,8 +179,29 @@ func (s *Set) Start(spec Spec) {
 	s.metrics.start()
 	if !s.startOnLoop(&a) {
 		a.leaveLoop()
+		if a.hasTLS() { // which only a loop has
+			s.fail(&a, errNoLoop)
+			return
+		}
 		s.startInGo(&a)
 	}
+}
+
+var errNoLoop = errors.New("no loop has room for it")
+
+// fail reports a tunnel that does not come about, whose connections are to be closed or are.
+func (s *Set) fail(a *arrival, err error) {
+	s.log.Error("a tunnel cannot be relayed", "tunnel", a.number, "request_id", a.ID, "err", err)
+	if a.hasTLS() {
+		for _, fd := range a.FDs {
+			reset(int32(fd))
+			closeFD(int32(fd))
+		}
+	}
+	s.live.Add(-1)
+	r := a.record()
+	r.Reason, r.Ended = Failed, time.Now()
+	s.reporter.report([]Record{r})
 }
 
 // enter counts a tunnel that is to live here, leave one that is to live elsewhere.
@@ -202,6 +223,7 @@ type arrival struct {
 	number  uint64
 	started time.Time
 	fds     [2]int32 // of one for a loop
+	foreign bool     // not both are plain TCP
 }
 
 // outOfGo says whether the connections are descriptors that Go knows nothing of.
@@ -232,7 +254,11 @@ func (s *Set) startOnLoop(a *arrival) bool {
 
 // startDescriptors is startOnLoop for descriptors, which are the loop's as they are.
 func (s *Set) startDescriptors(a *arrival) bool {
-	if !a.isTCP(down) || !a.isTCP(up) || s.mayHave != nil && !s.mayHave(max(a.FDs[down], a.FDs[up])) {
+	a.foreign = a.isForeign()
+	switch {
+	case a.foreign && (!a.relayable(down) || !a.relayable(up)):
+		return false
+	case !a.hasTLS() && s.mayHave != nil && !s.mayHave(max(a.FDs[down], a.FDs[up])):
 		return false
 	}
 	e := s.reserve(uint64(a.Loop))
@@ -270,11 +296,7 @@ func (a *arrival) leaveLoop() {
 func (s *Set) startInGo(a *arrival) {
 	if a.outOfGo() {
 		if err := a.enterGo(); err != nil {
-			s.log.Error("a tunnel cannot be relayed", "tunnel", a.number, "request_id", a.ID, "err", err)
-			s.live.Add(-1)
-			r := a.record()
-			r.Reason, r.Ended = Failed, time.Now()
-			s.reporter.report([]Record{r})
+			s.fail(a, err)
 			return
 		}
 	}

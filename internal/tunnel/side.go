@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"holdfast/internal/stream"
 )
 
 // side is one of the two connections of a tunnel. One goroutine reads it and
@@ -16,6 +18,8 @@ type side struct {
 	tcp    *net.TCPConn    // nil for everything else
 	closed Reason          // when this side closes first
 	lost   Reason          // when this side is cut off
+
+	resets *stream.Resets // nil: nobody tells of them
 
 	finSent   atomic.Bool // set before our FIN goes out, and unset if it cannot
 	truncated atomic.Bool // bytes for this side were given up, so a FIN would be a lie
@@ -65,6 +69,9 @@ func (s *side) reset() {
 	if s.tcp != nil {
 		s.raw.Control(func(fd uintptr) { reset(int32(fd)) })
 	}
+	if s.resets != nil {
+		s.resets.ByTunnel.Store(true)
+	}
 	s.conn.Close()
 }
 
@@ -90,6 +97,9 @@ func (s *side) broken() bool {
 // out is asked last: the other direction may send it meanwhile.
 func (s *side) brokenFD(fd uintptr) bool {
 	failed, hungUp := new(prober).isBroken(int32(fd))
+	if s.resets != nil && s.resets.ByPeer.Load() {
+		return true
+	}
 	return failed || hungUp && s.tcp != nil && !s.finSent.Load()
 }
 

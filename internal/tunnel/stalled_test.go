@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"net"
 	"runtime"
 	"sync"
 	"testing"
@@ -72,7 +71,7 @@ func heap() uint64 {
 
 // flow is what one end of a tunnel has sent to the other.
 type flow struct {
-	from, to *net.TCPConn
+	from, to tcpConn
 	sent     int
 }
 
@@ -97,7 +96,7 @@ func stall(t testing.TB, flows []*flow) {
 }
 
 // writeNow writes what the kernel takes without waiting.
-func writeNow(t testing.TB, c *net.TCPConn, p []byte) (n int) {
+func writeNow(t testing.TB, c tcpConn, p []byte) (n int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -3,7 +3,6 @@ package tunnel_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"sync"
 	"testing"
 	"time"
@@ -111,7 +110,7 @@ func (v *voyage) shape() shape {
 	return shape{loops: 1 + v.IntN(2), tunnels: 8, buffers: 3 + v.IntN(6), pipes: v.IntN(3)}
 }
 
-func (v *voyage) start(t *testing.T, p *pair, i int) (client, server *net.TCPConn) {
+func (v *voyage) start(t *testing.T, p *pair, i int) (client, server tcpConn) {
 	client, down := tcpPair(t, p.down.small)
 	server, up := tcpPair(t, p.up.small)
 	v.at.set.Start(tunnel.Spec{

@@ -24,6 +24,7 @@ type slot struct {
 	closed       Reason // who closed first, by a FIN; Open while nobody did
 	parting      bool   // all that is left is to close the sockets
 	still        bool   // nothing is done with its sockets: it waits for the vault
+	foreign      bool   // not both sockets are plain TCP (foreign.go)
 	based        bool   // it has a base
 	custody      custody
 	older, newer uint32 // its neighbours in the order of the start
@@ -58,6 +59,11 @@ type socket struct {
 	finSent   bool
 	truncated bool // bytes for this socket were given up, so a FIN would be a lie
 	ended     bool // its FIN was read
+
+	// Of a foreign tunnel.
+	secure  bool // it has TLS
+	local   bool // it is a unix socket
+	finOwed bool // our FIN is to go out behind what TLS is still owed
 }
 
 // flow is one direction of a tunnel: from the socket of the same number to the other.

@@ -22,10 +22,14 @@ func (e *engine) tidy() {
 		e.store.Free(e.current)
 	}
 	e.current, e.spare = nil, nil
+	e.private = nil
 	e.store.Trim()
 	// A map keeps what it had to have once.
 	if len(e.held) == 0 {
 		e.held = make(map[inflight.Direction]held)
+	}
+	if len(e.beyond) == 0 {
+		e.beyond = make(map[inflight.Direction]beyond)
 	}
 	if len(e.ids) == 0 {
 		e.ids = make(map[uint32]string)

@@ -37,8 +37,27 @@
 // loop and made known once in each of its turns. Nothing wakes a loop up in which nothing
 // moves and nothing is due.
 //
-// All other tunnels, and those for which no loop has room, have a pair of goroutines, which
-// hold a buffer only while bytes move. They keep the same rules and the same account.
+// Tunnels of which a side has TLS or is a unix socket are foreign: loops relay them as well, by
+// the same rules, but what they hold is private memory of exact size, no pipe is used for them,
+// and no successor process knows of them. An idle one has no buffer beside what crypto/tls keeps
+// of its keys.
+//
+// What is left, as pairs of Go's own connections and those for which no loop has room, has a pair
+// of goroutines, which hold a buffer only while bytes move. They keep the same rules and the same
+// account. TLS is not for them: a tunnel for which no loop has room is cut ([Failed]).
+//
+// # TLS
+//
+// The ends of TLS are passed on as far as its peer can be told of them (RFC 8446 §6.1):
+//
+//	close_notify            a FIN; the other direction goes on
+//	a FIN without it        a FIN, too, and counted: somebody may have cut what was sent
+//	a FIN within a record,  a reset
+//	an alert, bad bytes
+//	a reset                 a reset
+//
+// A peer that has TLS is sent close_notify and then a FIN for a FIN, and a reset for a reset.
+// A peer of TLS 1.2 may end the whole connection for a close_notify.
 //
 // # What a successor process relies on
 //
@@ -95,6 +114,7 @@ import (
 
 	"holdfast/internal/metrics"
 	"holdfast/internal/poller"
+	"holdfast/internal/stream"
 )
 
 // Origin is what the tunnels of one listener, route and endpoint have in common.
@@ -140,6 +160,13 @@ type Spec struct {
 
 	// On is the loop that they are registered on, and whose goroutine calls Start. nil: none.
 	On *poller.Loop
+
+	// Secure is the TLS that the sockets of FDs have; nil: none. Such a tunnel is relayed by a
+	// loop, or not at all, and stays with its Set until it ends.
+	Secure [2]*stream.Secure
+
+	// Resets are those of sockets of FDs that are one of a pair; nil: they are not.
+	Resets [2]*stream.Resets
 
 	// Loop is the one that such a tunnel is to be on if it has room, by its place in
 	// [Options].

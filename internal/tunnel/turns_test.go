@@ -2,7 +2,6 @@ package tunnel_test
 
 import (
 	"io"
-	"net"
 	"sync"
 	"testing"
 	"time"
@@ -64,7 +63,7 @@ func TestABulkTunnelLeavesEachTurnToTheOthers(t *testing.T) {
 	for range 2 {
 		o := &tunnel.Origin{UpBytes: []*metrics.Counter{&bulk}, DownBytes: []*metrics.Counter{&bulk}}
 		client, server := open(t, set, tunnel.Spec{Origin: o})
-		for _, c := range []*net.TCPConn{client, server} {
+		for _, c := range []tcpConn{client, server} {
 			t.Cleanup(func() { c.Close() })
 			players.Go(func() { io.Copy(io.Discard, c) })
 			players.Go(func() {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"sync"
 	"testing"
 
@@ -15,7 +14,7 @@ import (
 )
 
 // sendUrgent sends a byte as urgent data (RFC 9293 §3.8.5), which any peer can.
-func sendUrgent(t testing.TB, c *net.TCPConn, b byte) {
+func sendUrgent(t testing.TB, c tcpConn, b byte) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -33,7 +33,7 @@ func (v *verdicts) say(endpoint string, r tunnel.Reason) {
 }
 
 func TestTunnelsOfAnOriginAreClosedByItsVerdictAndNoOthers(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		const over, n = 600 * time.Millisecond, 8
 		var v verdicts
 		var e ends
@@ -69,7 +69,7 @@ func TestTunnelsOfAnOriginAreClosedByItsVerdictAndNoOthers(t *testing.T) {
 }
 
 func TestAVerdictThatIsTakenBackSparesTheTunnelsThatAreLeft(t *testing.T) {
-	onBothRelays(t, func(t *testing.T, r relay) {
+	onAllRelays(t, func(t *testing.T, r relay) {
 		var v verdicts
 		var e ends
 		set := r.newSetWith(t, tunnel.Options{OnEnd: e.add, Verdict: tunnel.Verdict{Of: v.of, Over: 2 * time.Second}})

@@ -135,6 +135,12 @@ func byTCP(send string, receive ...string) *config.EndpointCheck {
 // newChecked makes a cluster of addresses, whose checks have not begun.
 func newChecked(t *testing.T, o Options, check *config.EndpointCheck, addresses ...string) *checked {
 	t.Helper()
+	return newCheckedWith(t, o, check, nil, addresses...)
+}
+
+// newCheckedWith is newChecked for a cluster with TLS.
+func newCheckedWith(t *testing.T, o Options, check *config.EndpointCheck, secure *config.ClusterTLS, addresses ...string) *checked {
+	t.Helper()
 	c := &checked{t: t, log: new(logged), on: metrics.NewRegistry()}
 	for i := range 2 {
 		l := streamtest.New(t)
@@ -142,7 +148,7 @@ func newChecked(t *testing.T, o Options, check *config.EndpointCheck, addresses 
 		c.loops = append(c.loops, l)
 	}
 	c.clock = streamtest.NewClock(c.loops...)
-	cfg := config.Cluster{Name: "web", HealthCheck: check, WarmingTimeout: time.Hour, ConnectTimeout: time.Minute}
+	cfg := config.Cluster{Name: "web", HealthCheck: check, TLS: secure, WarmingTimeout: time.Hour, ConnectTimeout: time.Minute}
 	for _, a := range addresses {
 		cfg.Endpoints = append(cfg.Endpoints, config.Endpoint{Address: a})
 	}

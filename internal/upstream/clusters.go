@@ -32,6 +32,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"holdfast/internal/clienttls"
 	"holdfast/internal/config"
 	"holdfast/internal/control"
 	"holdfast/internal/dynamic"
@@ -66,6 +67,7 @@ type Cluster struct {
 	membership
 	warming  warming
 	checking checking
+	tls      *clienttls.Client // nil: its endpoints are spoken to without
 	cfg      *config.Cluster
 	options  *Options
 	loops    []*stream.Loop
@@ -76,6 +78,8 @@ type Cluster struct {
 	breakers   [config.NumPriorities]breakers
 	former     map[identity]*control.EndpointState // of another generation; nil: it did not have the cluster
 	outliers   *outliers                           // nil: none are looked for
+
+	multiplexing multiplexing
 }
 
 // Options are what clusters are made of.
@@ -158,6 +162,9 @@ func newOn(ctx context.Context, o Options) (*Clusters, error) {
 	var errs []error
 	for i := range cfg.Clusters {
 		c := newCluster(&cfg.Clusters[i], &o)
+		if err := c.secure(); err != nil {
+			errs = append(errs, err)
+		}
 		all.byName[c.Name] = c
 		if c.cfg.Discovery.By != config.Static {
 			all.sources = append(all.sources, c.discover(world))
@@ -208,6 +215,7 @@ func newCluster(cfg *config.Cluster, o *Options) *Cluster {
 	for p := range c.breakers {
 		c.breakers[p].init(c, config.Priority(p))
 	}
+	c.multiplexing = newMultiplexing(c, o.Metrics)
 	c.outliers = newOutliers(c, o)
 	c.checking = newChecking(c)
 	return c
@@ -221,8 +229,8 @@ func (c *Clusters) Watch(fn func(e *Endpoint, was, now Condition)) {
 	}
 }
 
-// Run begins what goes on by itself until Close: discovery and health checks. The loops run by
-// then.
+// Run begins what goes on by itself until Close: discovery, health checks and the watch over
+// files. The loops run by then.
 func (c *Clusters) Run() {
 	c.runSources()
 	c.runChecks()
@@ -271,6 +279,7 @@ func (c *Clusters) Close() {
 		cluster.outliers.close()
 	}
 	c.closeChecks()
+	c.closeStreams()
 	var closing sync.WaitGroup
 	for i, l := range c.loops {
 		closing.Add(1)
@@ -279,6 +288,17 @@ func (c *Clusters) Close() {
 		}
 	}
 	closing.Wait()
+}
+
+// closeStreams is Close for connections that belong to no loop.
+func (c *Clusters) closeStreams() {
+	for _, cluster := range c.byName {
+		for _, e := range cluster.Known() {
+			for _, s := range e.streams {
+				s.close()
+			}
+		}
+	}
 }
 
 // closeOn is Close for the connections of one loop, on its goroutine.

@@ -139,13 +139,11 @@ func (c *Cluster) moved(address string, addresses []netip.AddrPort) {
 	}
 }
 
-// runSources has all be found out that is not known once and for all.
+// runSources has all be found out that is not known once and for all, also by files.
 func (c *Clusters) runSources() {
-	if len(c.sources) == 0 {
-		return
-	}
 	ctx, stop := context.WithCancel(context.Background())
 	c.stop = stop
+	c.runFiles(ctx)
 	for _, s := range c.sources {
 		c.running.Go(func() { s.Run(ctx) })
 	}

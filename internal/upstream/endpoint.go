@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"holdfast/internal/clienttls"
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
 	"holdfast/internal/stream"
@@ -54,7 +56,10 @@ type Endpoint struct {
 	health     *endpointHealth // nil: it is not checked
 	conditions atomic.Uint32   // Condition; changed with cluster.mu
 	outlier    *outlier.Host   // nil: it is not looked after
+	peer       *clienttls.Peer // nil: it is not spoken to by TLS
 	pools      []pool          // one a loop, for each priority that is used: see pool
+	streams    []*streams      // one for each priority that is used; nil: HTTP/2 is not spoken
+	plain      atomic.Bool     // ALPN has said HTTP/1.1 last
 	figures    figures
 	metrics    endpointMetrics
 }
@@ -71,6 +76,7 @@ func newEndpoint(c *Cluster, id identity) *Endpoint {
 		pools:   c.newPools(),
 		metrics: newEndpointMetrics(c.options.Metrics, c.Name, c.series(id.address)),
 	}
+	e.streams = e.newStreams()
 	var addresses []netip.AddrPort
 	if e.Addr.IsValid() {
 		addresses = append(addresses, e.Addr)
@@ -79,6 +85,9 @@ func newEndpoint(c *Cluster, id identity) *Endpoint {
 	}
 	e.addresses.Store(&addresses)
 	e.host.Key, e.host.Of = e.Address+" "+e.name, e
+	if c.tls != nil {
+		e.peer = c.tls.Peer(e.Address)
+	}
 	e.Tunnels = newTunnelMetrics(c.options.Metrics, c.Name, c.series(id.address), &e.host)
 	e.Tunnels.here = &e.figures.tunnels
 	e.Tunnels.cluster = c
@@ -117,12 +126,16 @@ type Attempt struct {
 	// Priority says which limits of the cluster hold.
 	Priority config.Priority
 
-	err    error
-	waits  Interrupter
-	held   *breaker       // of which one was taken for the exchange; nil: none
-	source netip.Addr     // see Source
-	header []byte         // see Header
-	remote netip.AddrPort // see Remote
+	err     error
+	waits   Interrupter
+	held    *breaker       // of which one was taken for the exchange; nil: none
+	source  netip.Addr     // see Source
+	header  []byte         // see Header
+	tls     *tls.Config    // see TLS
+	resumed bool           // see Resumed
+	remote  netip.AddrPort // see Remote
+	shared  bool           // the connection is to be one that requests share
+	until   time.Time      // when it is to be made; zero: any time
 }
 
 // An Interrupter is what waits for a connection: Interrupt has that fail with err. It is
@@ -156,6 +169,13 @@ func (a *Attempt) Source() netip.Addr { return a.source }
 // before it returns; nil: nothing.
 func (a *Attempt) Header() []byte { return a.header }
 
+// TLS is what a handshake is to follow with after that, for [Network.Connect], which does so
+// before it returns; nil: there is none. Where it fails the error has a [*stream.HandshakeError].
+func (a *Attempt) TLS() *tls.Config { return a.tls }
+
+// Resumed says that the handshake has gone on with a session of before, for [Network.Connect].
+func (a *Attempt) Resumed() { a.resumed = true }
+
 // Remote is the address to which the last attempt that succeeded has connected; zero for a unix
 // socket, and where no connection was made.
 func (a *Attempt) Remote() netip.AddrPort { return a.remote }
@@ -169,6 +189,13 @@ func (e *Endpoint) Get(t *task.Task, l *stream.Loop, a *Attempt) (exchange.Upstr
 		return nil, err
 	}
 	a.remote = netip.AddrPort{}
+	if e.shares() {
+		up, err := e.share(t, l, a, false)
+		if err != errPlain {
+			e.takeBack(a, &err)
+			return up, err
+		}
+	}
 	p := e.pool(a.Priority, l.Index)
 	for conn := p.take(); conn != nil; conn = p.take() {
 		if up, err := conn.Exchange(); err == nil {
@@ -184,12 +211,22 @@ func (e *Endpoint) Fresh(t *task.Task, l *stream.Loop, a *Attempt) (exchange.Ups
 	if err := e.admit(a, config.LimitedRequests); err != nil {
 		return nil, err
 	}
+	if e.shares() {
+		up, err := e.share(t, l, a, true)
+		if err != errPlain {
+			e.takeBack(a, &err)
+			return up, err
+		}
+	}
 	return e.begin(t, l, a, e.pool(a.Priority, l.Index), nil)
 }
 
 // Dial is Fresh for upgrades: the connection carries this exchange and is never
 // kept.
 func (e *Endpoint) Dial(t *task.Task, l *stream.Loop, a *Attempt) (exchange.Upstream, error) {
+	if c := e.cluster.cfg; c.Protocol == config.HTTP2 && c.TLS == nil {
+		return nil, &ConnectError{Endpoint: e.String(), Err: errNoUpgrade}
+	}
 	if err := e.admit(a, config.LimitedTunnels); err != nil {
 		return nil, err
 	}
@@ -221,7 +258,7 @@ func (e *Endpoint) Connect(t *task.Task, l *stream.Loop, a *Attempt) (_ stream.P
 	if _, err := e.cluster.breakers[a.Priority].acquire(t, l, a, e, nil); err != nil {
 		return none, err
 	}
-	conn, err := e.connect(t, l, a, nil)
+	conn, err := e.connect(t, l, a, nil, clienttls.Bytes)
 	if err != nil {
 		return none, err
 	}
@@ -257,9 +294,22 @@ func (e *Endpoint) begin(t *task.Task, l *stream.Loop, a *Attempt, to, from *poo
 			}
 			continue // it has ended just now
 		}
-		conn, err := e.connect(t, l, a, to)
+		a.shared = to != nil && e.streams != nil && !e.Announces() // it may turn out to be one
+		purpose := clienttls.Upgrades
+		if a.shared {
+			purpose = clienttls.Requests
+		}
+		conn, err := e.connect(t, l, a, to, purpose)
 		if err != nil {
 			return nil, err
+		}
+		if a.shared {
+			a.shared = false
+			if raw := conn.(lived); e.isHTTP2(raw.Conn) {
+				return e.convert(t, l, a, conn)
+			}
+			conn.(lived).life.shared = false
+			conn = conn.(lived).Conn
 		}
 		up, err := conn.Exchange()
 		if err != nil {
@@ -273,12 +323,13 @@ func (e *Endpoint) begin(t *task.Task, l *stream.Loop, a *Attempt, to, from *poo
 
 // connect makes a connection, which is kept in p afterwards; nil: nowhere. There may be one more
 // on entry, which is counted until the connection has ended, or is not made.
-func (e *Endpoint) connect(t *task.Task, l *stream.Loop, a *Attempt, p *pool) (Conn, error) {
+func (e *Endpoint) connect(t *task.Task, l *stream.Loop, a *Attempt, p *pool, purpose clienttls.Purpose) (Conn, error) {
 	a.remote = netip.AddrPort{}
-	d := dial{e: e, of: &e.cluster.breakers[a.Priority].waiting, loop: l, pool: p, header: e.Header(a.Announcement)}
+	d := dial{e: e, shared: a.shared, of: &e.cluster.breakers[a.Priority].waiting, loop: l, pool: p, header: e.Header(a.Announcement), purpose: purpose}
 	if e.cluster.cfg.ConnectTimeout > 0 {
 		d.until = l.Now().Add(e.cluster.cfg.ConnectTimeout)
 	}
+	a.until = d.until
 	if p != nil {
 		p.loop = l
 	}
@@ -299,7 +350,7 @@ func (e *Endpoint) connect(t *task.Task, l *stream.Loop, a *Attempt, p *pool) (C
 	}
 	// The kernel has a limit of its own (ETIMEDOUT, after two minutes by default).
 	timeout := isTimeout(err)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	if errors.Is(err, os.ErrDeadlineExceeded) && !isHandshake(err) {
 		err = fmt.Errorf("no answer within %v", e.cluster.cfg.ConnectTimeout)
 	}
 	e.connectFailed(timeout)
@@ -315,6 +366,9 @@ type dial struct {
 	pool   *pool // where the connection is kept; nil: nowhere
 	until  time.Time
 	header []byte
+
+	shared  bool              // the connection is a lived one
+	purpose clienttls.Purpose // what is agreed on by TLS
 }
 
 // connect connects to wherever the endpoint is, and says where that was; a unix socket is
@@ -357,14 +411,20 @@ func (e sourceError) Error() string {
 // one connects to one address.
 func (d dial) one(t *task.Task, a *Attempt, network, address string) (Conn, error) {
 	a.source, a.header = d.e.cluster.cfg.Connecting.Source, d.header
-	life := &life{e: d.e, of: d.of, pool: d.pool, since: time.Now()}
+	if err := d.e.secure(a, d.purpose); err != nil {
+		return nil, err
+	}
+	life := &life{e: d.e, of: d.of, pool: d.pool, since: time.Now(), shared: d.shared}
 	conn, err := d.e.cluster.options.Network.Connect(t, d.loop, network, address, d.until, a, Owner{
 		Idle: life.idle, Ended: life.ended, Taken: life.taken, Traffic: &d.e.cluster.metrics.traffic,
 	})
-	if err != nil {
+	if err = d.e.secured(a, err); err != nil {
 		return nil, err
 	}
 	life.connected(conn)
+	if d.shared {
+		return lived{conn, life}, nil
+	}
 	return conn, nil
 }
 

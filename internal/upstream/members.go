@@ -233,6 +233,9 @@ func (e *Endpoint) closeIdle() {
 			l.Post(p.empty)
 		}
 	}
+	for _, s := range e.streams {
+		s.retire()
+	}
 }
 
 // Tunnels returns what counts the tunnels to an endpoint by its names, which may be of another

@@ -205,6 +205,8 @@ type life struct {
 	pool  *pool    // where the connection is kept; nil: nowhere
 	conn  Conn
 	since time.Time // when the attempt began; once connected, since when
+
+	shared bool // the connection goes on when it was given away: see multiplex
 }
 
 // connected counts the connection. It comes before anybody can end it.
@@ -265,7 +267,11 @@ func (l *life) ended(byEndpoint bool) {
 
 // taken counts that the connection is no longer one for requests. Whoever has it now
 // counts what becomes of it: see [Endpoint.TunnelOpened] and [Endpoint.TunnelFailed].
-func (l *life) taken() { l.over() }
+func (l *life) taken() {
+	if !l.shared {
+		l.over()
+	}
+}
 
 func (l *life) over() {
 	c := &l.e.cluster.metrics

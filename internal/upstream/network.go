@@ -39,10 +39,13 @@ func connector(o *Options) func(*task.Task, *stream.Loop, string, string, time.T
 		conn := spare.take(l.Index, owner)
 		a.Wait(conn)
 		err := dialOn(t, l, conn, network, address, &stream.DialOptions{
-			Until: until, MayHave: o.MayHave, KeepAlive: KeepAlive, Source: a.Source(), First: a.Header(),
+			Until: until, MayHave: o.MayHave, KeepAlive: KeepAlive, Source: a.Source(), First: a.Header(), TLS: a.TLS(),
 		})
 		if err != nil {
 			return nil, err
+		}
+		if s := conn.Secure(); s != nil && s.State().DidResume {
+			a.Resumed()
 		}
 		return conn, nil
 	}

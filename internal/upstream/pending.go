@@ -283,6 +283,9 @@ func (w *waiting) makeRoom(loop int) bool {
 			conn.Close()
 			return true
 		}
+		if e.streams != nil && e.streamsOf(w.priority).makeRoom() {
+			return true
+		}
 	}
 	return false
 }

@@ -9,8 +9,10 @@ import (
 	"slices"
 	"strings"
 
+	"holdfast/internal/clienttls"
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
+	"holdfast/internal/http2"
 	"holdfast/internal/stream"
 	"holdfast/internal/task"
 	"holdfast/internal/upstream/health"
@@ -144,6 +146,13 @@ func (p *httpProbe) connect(t *task.Task) error {
 		return noConnection(err)
 	}
 	p.attempt = Attempt{source: p.e.cluster.cfg.Connecting.Source, header: p.e.Header(Announcement{})}
+	purpose := clienttls.Upgrades
+	if p.e.cluster.cfg.Protocol == config.HTTP2 {
+		purpose = clienttls.Requests
+	}
+	if err := p.e.secureCheck(&p.attempt, purpose); err != nil {
+		return noConnection(err)
+	}
 	var ended bool
 	until := p.loop.Now().Add(p.e.cluster.cfg.HealthCheck.Timeout)
 	conn, err := p.e.cluster.options.Network.Connect(t, p.loop, network, address, until, &p.attempt, Owner{
@@ -152,11 +161,18 @@ func (p *httpProbe) connect(t *task.Task) error {
 		Taken: func() { ended, p.conn = true, nil },
 	})
 	p.attempt.Wait(nil)
-	switch {
+	switch err = p.e.secured(&p.attempt, err); {
 	case err != nil:
 		return noConnection(err)
 	case ended:
 		return net.ErrClosed
+	}
+	if p.e.cluster.cfg.Protocol == config.HTTP2 {
+		speaks, err := p.e.speak(t, p.loop, &p.attempt, conn, http2.Owner{Room: func() {}, Ended: func(bool) {}}, until)
+		if err != nil {
+			return noConnection(err)
+		}
+		conn = probeConn{speaks, p.loop}
 	}
 	p.conn = conn
 	if p.cancelled != nil {
@@ -168,7 +184,7 @@ func (p *httpProbe) connect(t *task.Task) error {
 // noConnection tells what the endpoint does from what this machine lacks: if that made endpoints
 // fail, all of them would at once, when there is too much work anyway.
 func noConnection(err error) error {
-	if isOurs(err) {
+	if isOurs(err) || clienttls.IsOurs(err) {
 		return fmt.Errorf("%w: %w", health.ErrNoResult, err)
 	}
 	return fmt.Errorf("it cannot be connected to: %w", err)
@@ -238,6 +254,7 @@ type tcpProbe struct {
 	texts *health.Matcher
 	loop  *stream.Loop
 
+	attempt   Attempt // its TLS
 	conn      stream.Conn
 	cancelled error
 }
@@ -286,9 +303,22 @@ func (p *tcpProbe) ask(t *task.Task) error {
 }
 
 func (p *tcpProbe) connect(t *task.Task) error {
+	p.attempt = Attempt{}
+	if err := p.e.secureCheck(&p.attempt, clienttls.Bytes); err != nil {
+		return err
+	}
+	err := p.dial(t)
+	if s := p.conn.Secure(); err == nil && s != nil && s.State().DidResume {
+		p.attempt.Resumed()
+	}
+	p.attempt.err = p.cancelled
+	return p.e.secured(&p.attempt, err)
+}
+
+func (p *tcpProbe) dial(t *task.Task) error {
 	o := &stream.DialOptions{
 		Until: p.loop.Now().Add(p.cfg.Timeout), MayHave: p.e.cluster.options.MayHave,
-		Source: p.e.cluster.cfg.Connecting.Source, First: p.e.Header(Announcement{}),
+		Source: p.e.cluster.cfg.Connecting.Source, First: p.e.Header(Announcement{}), TLS: p.attempt.TLS(),
 	}
 	network, address, err := p.e.whereToAsk()
 	if err != nil {
@@ -302,6 +332,14 @@ func (p *tcpProbe) connect(t *task.Task) error {
 		return err
 	}
 	return p.loop.Dial(t, &p.conn, to, o)
+}
+
+// secureCheck is secure for a check.
+func (e *Endpoint) secureCheck(a *Attempt, p clienttls.Purpose) error {
+	if e.cluster.cfg.HealthCheck.Plain {
+		return nil
+	}
+	return e.secure(a, p)
 }
 
 // Cancel implements [health.Probe].

@@ -68,7 +68,7 @@ func (c *Clusters) State() *control.ClusterStates {
 }
 
 func (c *Cluster) state() control.ClusterState {
-	s := control.ClusterState{Name: c.Name, Policy: c.cfg.Balancing.Policy.String(), Breakers: c.breakerStates()}
+	s := control.ClusterState{Name: c.Name, Policy: c.cfg.Balancing.Policy.String(), Breakers: c.breakerStates(), TLS: c.tlsState()}
 	known := c.Known()
 	s.Endpoints = make([]control.EndpointState, 0, len(known))
 	left := 0 // where those begin that have left

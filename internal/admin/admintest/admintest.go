@@ -27,6 +27,7 @@ type Supervisor struct {
 	OnConfig  func(file bool) (string, error)
 	OnLevel   func(level string) error
 	OnReopen  func() error
+	OnTickets func() error
 	OnUpgrade func(ctx context.Context) (*supervisor.UpgradeResult, error)
 	OnProfile func(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error)
 	OnRuntime func() (*supervisor.Runtime, error)
@@ -140,6 +141,14 @@ func (s *Supervisor) ReopenLogs(context.Context) error {
 		return nil
 	}
 	return s.OnReopen()
+}
+
+func (s *Supervisor) RotateTickets(context.Context) error {
+	s.note("rotate tickets")
+	if s.OnTickets == nil {
+		return nil
+	}
+	return s.OnTickets()
 }
 
 func (s *Supervisor) Runtime(context.Context) (*supervisor.Runtime, error) {

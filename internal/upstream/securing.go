@@ -1,0 +1,91 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+
+	"holdfast/internal/certfiles"
+	"holdfast/internal/clienttls"
+	"holdfast/internal/control"
+	"holdfast/internal/stream"
+)
+
+// A handshake is part of an attempt to connect: of several addresses the first wins with which
+// TLS is agreed on. It has the same time, and its failure is one to connect.
+
+// secure makes what the cluster needs to speak TLS, if it does.
+func (c *Cluster) secure() (err error) {
+	if c.cfg.TLS == nil {
+		return nil
+	}
+	c.tls, err = clienttls.New(clienttls.Options{
+		Config: c.cfg.TLS, Cluster: c.Name, Protocol: c.cfg.Protocol, Log: c.options.Log, Metrics: c.options.Metrics, Urgent: c.options.Urgent,
+	})
+	return err
+}
+
+// secure has the next connection of an attempt begin with a handshake, if the endpoint is spoken to
+// by TLS. What has become of it secured is to be told.
+func (e *Endpoint) secure(a *Attempt, p clienttls.Purpose) (err error) {
+	a.tls, a.resumed = nil, false
+	if e.peer == nil {
+		return nil
+	}
+	a.tls, err = e.peer.Config(p)
+	return err
+}
+
+// secured counts the handshake, and says what has gone wrong with it.
+func (e *Endpoint) secured(a *Attempt, err error) error {
+	if a.tls == nil {
+		return err
+	}
+	if err == nil {
+		e.cluster.tls.Succeeded(a.resumed)
+		return nil
+	}
+	if failed, ok := errors.AsType[*stream.HandshakeError](err); ok && a.err == nil {
+		return e.cluster.tls.Failed(failed.Err)
+	}
+	return err
+}
+
+// isHandshake says of a failure to connect that it is TLS that has failed.
+func isHandshake(err error) bool {
+	_, ok := errors.AsType[*clienttls.Error](err)
+	return ok
+}
+
+// runFiles looks after the files of the clusters' TLS, if there are any.
+func (c *Clusters) runFiles(ctx context.Context) {
+	var files []*certfiles.Files
+	var clients []*clienttls.Client
+	for _, cluster := range c.byName {
+		if cluster.tls == nil {
+			continue
+		}
+		if f, ok := cluster.tls.Files(); ok {
+			files, clients = append(files, f), append(clients, cluster.tls)
+		}
+	}
+	if len(files) == 0 {
+		return
+	}
+	c.running.Go(func() {
+		certfiles.Run(ctx, files, func() {
+			for _, client := range clients {
+				client.Looked()
+			}
+		})
+	})
+}
+
+// tlsState says what is known of the cluster's TLS; nil: it has none.
+func (c *Cluster) tlsState() *control.TLSState {
+	if c.tls == nil {
+		return nil
+	}
+	s := &control.TLSState{Unverified: !c.tls.Verifies(), Problem: shortened(c.tls.Problem())}
+	s.Expires, _ = c.tls.Expires()
+	return s
+}
