@@ -17,9 +17,9 @@ import (
 
 // page opens one WebSocket, talks over it without end, and reports.
 const page = `<!doctype html><title>talk</title><script>
-const state = {echoed: 0, faults: []};
+const state = {echoed: 0, faults: [], protocol: performance.getEntriesByType("navigation")[0].nextHopProtocol};
 const report = () => fetch("/report", {method: "POST", body: JSON.stringify(state)}).catch(() => {});
-const ws = new WebSocket("ws://" + location.host + "/ws");
+const ws = new WebSocket(location.origin.replace(/^http/, "ws") + "/ws");
 let n = 0;
 const next = () => ws.send("message " + ++n);
 ws.onopen = next;
@@ -48,25 +48,32 @@ func requireTool(t *testing.T, name string) string {
 	return ""
 }
 
-func TestABrowsersWebSocketStaysOpenOverReloads(t *testing.T) {
-	t.Parallel()
-	chromium := requireTool(t, "chromium")
-	type state struct {
-		Echoed int      `json:"echoed"`
-		Faults []string `json:"faults"`
-	}
-	var seen atomic.Pointer[state]
-	var opened atomic.Int64
-	seen.Store(new(state))
+// pageState is what the page reports.
+type pageState struct {
+	Echoed   int      `json:"echoed"`
+	Faults   []string `json:"faults"`
+	Protocol string   `json:"protocol"` // that has brought the page
+}
+
+// pageServer is a server with the page and its WebSocket.
+type pageServer struct {
+	*httptest.Server
+	seen   atomic.Pointer[pageState] // the last report
+	opened atomic.Int64              // WebSockets
+}
+
+func newPageServer(t *testing.T) *pageServer {
+	k := new(pageServer)
+	k.seen.Store(new(pageState))
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		io.WriteString(w, page)
 	})
 	mux.HandleFunc("/report", func(w http.ResponseWriter, r *http.Request) {
-		s := new(state)
+		s := new(pageState)
 		if json.NewDecoder(r.Body).Decode(s) == nil {
-			seen.Store(s)
+			k.seen.Store(s)
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
@@ -77,7 +84,7 @@ func TestABrowsersWebSocketStaysOpenOverReloads(t *testing.T) {
 			return
 		}
 		defer c.CloseNow()
-		opened.Add(1)
+		k.opened.Add(1)
 		for {
 			kind, data, err := c.Read(r.Context())
 			if err != nil || c.Write(r.Context(), kind, data) != nil {
@@ -85,18 +92,18 @@ func TestABrowsersWebSocketStaysOpenOverReloads(t *testing.T) {
 			}
 		}
 	})
-	backend := httptest.NewServer(mux)
-	t.Cleanup(backend.Close)
-	config := func(n int) string {
-		return simple(backend.Listener.Addr().String(), fmt.Sprintf("# %d\n[reload]\nprobation = \"50ms\"\n", n))
-	}
-	i := serve(t, config(0))
-	browse(t, chromium, "http://"+i.address("public")+"/")
+	k.Server = httptest.NewServer(mux)
+	t.Cleanup(k.Close)
+	return k
+}
 
+// holdsOver waits for the page to talk, before and after each of ten reloads.
+func (k *pageServer) holdsOver(t *testing.T, i *instance, config func(n int) string) {
+	t.Helper()
 	progress := func() {
 		t.Helper()
-		from := seen.Load().Echoed
-		eventually(t, func() bool { s := seen.Load(); return s.Echoed > from+10 || len(s.Faults) > 0 },
+		from := k.seen.Load().Echoed
+		eventually(t, func() bool { s := k.seen.Load(); return s.Echoed > from+10 || len(s.Faults) > 0 },
 			func() string { return "the page to talk" })
 	}
 	progress()
@@ -104,9 +111,21 @@ func TestABrowsersWebSocketStaysOpenOverReloads(t *testing.T) {
 		i.reload(config(n + 1))
 		progress()
 	}
-	if s := seen.Load(); len(s.Faults) > 0 || opened.Load() != 1 {
-		t.Errorf("%d messages echoed over %d WebSockets; the page saw %q", s.Echoed, opened.Load(), s.Faults)
+	if s := k.seen.Load(); len(s.Faults) > 0 || k.opened.Load() != 1 {
+		t.Errorf("%d messages echoed over %d WebSockets; the page saw %q", s.Echoed, k.opened.Load(), s.Faults)
 	}
+}
+
+func TestABrowsersWebSocketStaysOpenOverReloads(t *testing.T) {
+	t.Parallel()
+	chromium := requireTool(t, "chromium")
+	k := newPageServer(t)
+	config := func(n int) string {
+		return simple(k.Listener.Addr().String(), fmt.Sprintf("# %d\n[reload]\nprobation = \"50ms\"\n", n))
+	}
+	i := serve(t, config(0))
+	browse(t, chromium, "http://"+i.address("public")+"/")
+	k.holdsOver(t, i, config)
 }
 
 // browse opens a page in a browser without a window until the test ends.

@@ -1,0 +1,171 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"holdfast/internal/tlstest"
+)
+
+const certificates = `
+[log]
+level = "debug"
+[[listeners]]
+name = "https"
+address = "127.0.0.1:0"
+tls = { certificates = [{ cert = "{dir}/first.pem", key = "{dir}/first.key" }, { cert = "{dir}/a.pem", key = "{dir}/a.key" }, { cert = "{dir}/wild.pem", key = "{dir}/wild.key" }] }
+[[virtual_hosts]]
+name = "all"
+domains = ["*"]
+routes = [{ match = { prefix = "/" }, direct_response = { status = 200, body = "here" } }]
+`
+
+// certified is a service with several certificates.
+type certified struct {
+	*instance
+	authority *tlstest.Authority
+	at        string
+	text      string
+}
+
+func certify(t *testing.T) (s *certified, leaves map[string]*tlstest.Leaf) {
+	t.Helper()
+	s = &certified{instance: newInstance(t, ""), authority: tlstest.NewAuthority(t)}
+	leaves = map[string]*tlstest.Leaf{"first": s.leaf("first.test"), "a": s.leaf("a.test"), "wild": s.leaf("*.b.test")}
+	for name, l := range leaves {
+		l.Files(s.dir, name)
+	}
+	s.text = noProbation + strings.ReplaceAll(certificates, "{dir}", s.dir)
+	s.write(s.text)
+	s.start(nil)
+	s.at = s.address("https")
+	return s, leaves
+}
+
+func (s *certified) leaf(name string) *tlstest.Leaf { return s.authority.Leaf([]string{name}) }
+
+// dial connects as a client that asks for a server, and returns the serial number of the certificate that it got.
+func (s *certified) dial(server string) (c *tls.Conn, serial string) {
+	s.t.Helper()
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", s.at, &tls.Config{ServerName: server, InsecureSkipVerify: true})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { c.Close() })
+	return c, c.ConnectionState().PeerCertificates[0].SerialNumber.String()
+}
+
+func serialOf(l *tlstest.Leaf) string { return l.Certificate.Leaf.SerialNumber.String() }
+
+// wantServed waits until a server has this certificate.
+func (s *certified) wantServed(server string, want *tlstest.Leaf) {
+	s.t.Helper()
+	got := ""
+	eventually(s.t, func() bool {
+		var c *tls.Conn
+		c, got = s.dial(server)
+		c.Close()
+		return got == serialOf(want)
+	}, func() string { return fmt.Sprintf("%s has certificate %s, not %s", server, got, serialOf(want)) })
+}
+
+func (s *certified) get(c *tls.Conn) {
+	s.t.Helper()
+	c.SetDeadline(time.Now().Add(patience))
+	if _, err := c.Write([]byte("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")); err != nil {
+		s.t.Fatal(err)
+	}
+	answer := make([]byte, 4096)
+	n, err := c.Read(answer)
+	if err != nil || !strings.HasPrefix(string(answer[:n]), "HTTP/1.1 200") {
+		s.t.Fatalf("%q, %v", answer[:n], err)
+	}
+}
+
+func (s *certified) wantMetric(name string, value string) {
+	s.t.Helper()
+	eventually(s.t, func() bool {
+		_, out, _ := s.holdfast("metrics")
+		return strings.Contains(out, name+" "+value+"\n")
+	}, func() string { _, out, _ := s.holdfast("metrics"); return name + " " + value + " is not in\n" + out })
+}
+
+// killServing kills what serves, and waits for what takes its place.
+func (s *certified) killServing() {
+	s.t.Helper()
+	killed := s.wait("a serving generation", func(s *status) bool { return s.serving() != nil }).serving()
+	syscall.Kill(killed.PID, syscall.SIGKILL)
+	s.wait("another one", func(s *status) bool { return s.serving() != nil && s.serving().Number > killed.Number })
+}
+
+// Certificates change while connections go on, and without another generation.
+func TestCertificatesAreChosenAndSwapped(t *testing.T) {
+	t.Parallel()
+	s, leaves := certify(t)
+	for server, name := range map[string]string{"a.test": "a", "x.b.test": "wild", "y.x.b.test": "first", "": "first"} {
+		if _, got := s.dial(server); got != serialOf(leaves[name]) {
+			t.Errorf("%q got another certificate than %s", server, name)
+		}
+	}
+	open, _ := s.dial("a.test")
+	s.get(open)
+	next := s.leaf("a.test")
+	next.Files(s.dir, "a")
+	s.wantServed("a.test", next)
+	s.get(open)
+	s.wantMetric(fmt.Sprintf(`holdfast_downstream_tls_file_updates_total{file="%s/a.pem",listener="https"}`, s.dir), "1")
+	s.wantMetric(fmt.Sprintf(`holdfast_downstream_tls_certificate_expiry_days{certificate="%s/a.pem",listener="https"}`, s.dir), "0")
+	s.wantStates("1 serving")
+}
+
+// What is of no use is refused, by whoever looks at it, and what was served is served on, by
+// whoever takes the place of a dead generation as well.
+func TestABrokenCertificateEndsNothing(t *testing.T) {
+	t.Parallel()
+	s, leaves := certify(t)
+	next := s.leaf("a.test")
+	next.Files(s.dir, "a")
+	s.wantServed("a.test", next) // which is not what it was started with
+
+	tlstest.Write(t, s.dir, "a.pem", []byte("-----BEGIN CERTIFICATE-----\nAAAA\n"))
+	if err := os.Remove(filepath.Join(s.dir, "wild.key")); err != nil {
+		t.Fatal(err)
+	}
+	s.wantMetric(`holdfast_downstream_tls_files_refused{listener="https"}`, "2")
+	wantLog(t, s.instance, "a file of a listener's TLS is of no use", "a.pem")
+	s.wantServed("a.test", next)
+	s.wantRefused(s.text, 2, filepath.Join(s.dir, "a.pem"))
+	if code, _, errs := s.holdfast("check", "-c", s.config()); code == 0 || !strings.Contains(errs, "wild.key") {
+		t.Errorf("check: exit code %d, %s", code, errs)
+	}
+
+	s.killServing()
+	s.wantServed("a.test", next)
+	s.wantServed("x.b.test", leaves["wild"])
+	s.wantMetric(`holdfast_downstream_tls_files_refused{listener="https"}`, "2")
+
+	// Another supervisor has it from the generation.
+	handed := strings.Count(s.log.String(), "copies of files are kept")
+	s.crash()
+	s.launch(nil)
+	eventually(t, func() bool { return strings.Count(s.log.String(), "copies of files are kept") > handed }, func() string { return "the next supervisor does not ask for copies" })
+	s.killServing()
+	s.wantServed("a.test", next)
+
+	last := s.leaf("a.test")
+	last.Files(s.dir, "a")
+	leaves["wild"].Files(s.dir, "wild")
+	s.wantServed("a.test", last)
+	s.reload(s.text + "# again\n")
+	s.wantServed("a.test", last)
+	if strings.Contains(s.log.String(), "PRIVATE KEY") {
+		t.Error("the log has a key")
+	}
+}
