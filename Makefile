@@ -9,7 +9,7 @@ STATICCHECK = $(GO) tool -modfile=tools.mod staticcheck
 # A test that misses a tool of the machine skips by default; here it fails.
 export HOLDFAST_TEST_REQUIRE_TOOLS ?= 1
 
-.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-http bench-vault bench-routes bench-balance bench-checks bench-smoke soak soak-vault drill drill-long fuzz mutations clean
+.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-http bench-tls bench-vault bench-routes bench-balance bench-checks bench-smoke soak soak-vault drill drill-long fuzz mutations clean
 
 build:
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/supervisor
@@ -54,6 +54,11 @@ BENCH_HTTP ?= -docs docs
 bench-http:
 	$(GO) run ./bench -http $(BENCH_HTTP)
 
+# Measures TLS beside HAProxy and nginx, for its table of docs/performance.md. Wants the same
+# for some four minutes.
+bench-tls:
+	$(GO) run ./bench -tls -docs docs
+
 # Measures what the vault costs and does, for its table of docs/performance.md.
 # Wants the same for some ten minutes.
 bench-vault:
@@ -77,6 +82,7 @@ bench-checks:
 bench-smoke:
 	$(GO) run ./bench -smoke -proxies holdfast,httputil
 	$(GO) run ./bench -smoke -http -proxies holdfast,httputil,iocopy
+	$(GO) run ./bench -smoke -tls -proxies holdfast-tls
 	$(GO) run ./bench -smoke -http -proxies holdfast -modes httpconns -profile bin/profiles
 	$(GO) run ./bench -smoke -vault
 

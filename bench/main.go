@@ -34,6 +34,13 @@
 //	httpconns        small ones, each on a connection of its own
 //	httpidle         memory for -tunnels connections, each of which was used once
 //
+// and over TLS:
+//
+//	handshake   connections that agree on TLS and end: with a certificate, and with a ticket
+//	tlsconnect  the same with an upgrade
+//	tlsecho     as echo
+//	tlsidle     private memory of tunnels that carry nothing
+//
 // Whatever is started is ended by its pid, all addresses are on loopback, and
 // temporary files are removed. HAProxy and nginx are those of the machine (Debian's
 // packages haproxy and nginx-light); Caddy and Traefik are built once from their
@@ -129,6 +136,7 @@ type table struct {
 var tables = []*table{
 	{name: "performance", kinds: peer.Kinds(), direct: true, modes: []string{"idle", "echo", "paced", "bulk", "connect", "reload", "crash"}, full: full},
 	{name: "http", kinds: peer.Kinds(), direct: true, modes: []string{"small", "16k", "1m", "httppaced", "httpconns", "connect", "httpidle"}, full: fullHTTP},
+	{name: "tls", kinds: peer.TLSKinds(), modes: []string{"handshake", "tlsconnect", "tlsecho", "tlsidle"}, full: fullTLS},
 	{name: "vault", kinds: peer.VaultKinds(), modes: []string{"idle", "echo", "bulk", "connect", "resume", "move"}, reference: report.NoVault, full: fullVault},
 }
 
@@ -162,6 +170,12 @@ var fullHTTP = report.Sizes{
 	Measured: report.Duration(600 * time.Millisecond), Settle: report.Duration(10 * time.Second),
 }
 
+// fullTLS takes some four minutes.
+var fullTLS = report.Sizes{
+	Idle: 4000, Few: 100, Many: 1000, Rate: 4000, Message: 64, Rounds: 5, Slow: 3,
+	Measured: report.Duration(time.Second), Settle: report.Duration(8 * time.Second),
+}
+
 // quick is for a first look, and smoke only shows that everything works.
 var (
 	quick = report.Sizes{
@@ -178,7 +192,7 @@ var (
 type commandLine struct {
 	flags                            *flag.FlagSet
 	proxies, modes                   string
-	http, vault, quick, smoke        bool
+	http, vault, tls, quick, smoke   bool
 	rounds, tunnels                  int
 	docs, rendered, judged, holdfast string
 	profiles                         string
@@ -189,6 +203,7 @@ func newCommandLine() *commandLine {
 	f := c.flags
 	f.BoolVar(&c.http, "http", false, "requests, instead of tunnels")
 	f.BoolVar(&c.vault, "vault", false, "what the vault costs and does, instead of Holdfast beside others")
+	f.BoolVar(&c.tls, "tls", false, "TLS: handshakes, and tunnels over it")
 	f.StringVar(&c.proxies, "proxies", "", "which are measured, if not all of the table")
 	f.StringVar(&c.modes, "modes", "", "what is measured, if not all of the table")
 	f.BoolVar(&c.quick, "quick", false, "one short round with fewer tunnels")
@@ -196,7 +211,7 @@ func newCommandLine() *commandLine {
 	f.IntVar(&c.rounds, "rounds", 0, "rounds of everything, if not as usual")
 	f.IntVar(&c.tunnels, "tunnels", 0, "idle tunnels or connections, if not as usual")
 	f.StringVar(&c.holdfast, "holdfast", "", "folder with the programs holdfast and holdfast-proxy, if they are not to be built from this tree")
-	f.StringVar(&c.docs, "docs", "", "folder in which performance.json (with -http: http.json, with -vault: vault.json) and its table of performance.md are written")
+	f.StringVar(&c.docs, "docs", "", "folder in which performance.json (with -http: http.json, with -tls: tls.json, with -vault: vault.json) and its table of performance.md are written")
 	f.StringVar(&c.profiles, "profile", "", "folder for CPU profiles of Holdfast under each load, and for which system calls each proxy makes; spoils the figures a little")
 	f.StringVar(&c.rendered, "render", "", "measures nothing: writes the tables of performance.md in this folder again, from the runs beside it")
 	f.StringVar(&c.judged, "targets", "", "measures nothing: says which targets the run in this file has met")
@@ -242,13 +257,14 @@ func run(args []string) error {
 
 func (c *commandLine) options() (options, error) {
 	o := options{table: tables[0], holdfast: c.holdfast, profiles: c.profiles}
-	switch {
-	case c.http && c.vault:
-		return options{}, errors.New("-http and -vault are different tables")
-	case c.http:
-		o.table = tables[1]
-	case c.vault:
-		o.table = tables[2]
+	chosenTables := map[string]bool{"http": c.http, "tls": c.tls, "vault": c.vault}
+	for _, t := range tables {
+		if chosenTables[t.name] && o.table != tables[0] {
+			return options{}, fmt.Errorf("-%s and -%s are different tables", o.table.name, t.name)
+		}
+		if chosenTables[t.name] {
+			o.table = t
+		}
 	}
 	o.sizes = o.table.full
 	switch {

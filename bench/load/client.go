@@ -65,6 +65,7 @@ type client struct {
 	mode    mode
 	reason  string // why the last one failed, where that is known
 
+	secure  secure
 	watch   *watch
 	samples []sample // of the last pace
 }
@@ -91,10 +92,14 @@ func (c *client) end() {
 		c.stopWatch()
 	}
 	c.closeAll()
+	c.secure.closeAll()
 	c.poll.close()
 }
 
 func (c *client) do(cmd Command) (Answer, error) {
+	if cmd.Secure {
+		return c.secure.do(cmd)
+	}
 	if err := c.prepare(cmd); err != nil {
 		return Answer{}, err
 	}

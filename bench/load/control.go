@@ -34,6 +34,7 @@ type Command struct {
 	//	ask      on each such connection, the next request as soon as the last one is answered
 	//	askpaced Rate requests a second, spread evenly over time and these connections
 	//	fresh    ask for Body bytes on a connection of its own, Tunnels at once
+	//	handshake  connect, agree on TLS, and leave, Tunnels at once
 	//	watch    ask for pages, and now and then for a tunnel, until unwatch
 	//	unwatch
 	Do string
@@ -44,7 +45,10 @@ type Command struct {
 	Size    int // of a message
 	Body    int // hold, fresh: length of what is asked for
 	Rate    int
-	Limit   int // connect, fresh: so many at most
+	Limit   int // connect, fresh, handshake: so many at most
+
+	Secure bool // over TLS: open, echo, close, connect, handshake
+	Resume bool // handshake: goes on with an earlier session
 
 	Warm, For time.Duration // For is what is measured, after Warm
 	From, To  time.Time

@@ -44,6 +44,12 @@ func Start(k *Kind, p Program, s Site) (*Instance, error) {
 	if s.Listen, err = freeAddress(); err != nil {
 		return nil, err
 	}
+	if s.Secure, err = freeAddress(); err != nil {
+		return nil, err
+	}
+	if err := writeCertificate(s.Dir); err != nil {
+		return nil, err
+	}
 	i := &Instance{Kind: k, program: p, site: s}
 	if err := k.write(s); err != nil {
 		return nil, err
@@ -59,6 +65,9 @@ func Start(k *Kind, p Program, s Site) (*Instance, error) {
 
 // Address is where the instance listens.
 func (i *Instance) Address() string { return i.site.Listen }
+
+// SecureAddress is where it listens for TLS, if its kind does.
+func (i *Instance) SecureAddress() string { return i.site.Secure }
 
 // freeAddress returns an address that was free a moment ago. Not every proxy can choose
 // one for itself.

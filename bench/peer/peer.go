@@ -77,6 +77,7 @@ func (k *Kind) Find(f Finder) (Program, error) { return k.find(f) }
 type Site struct {
 	Dir      string // its own, for everything that it writes
 	Listen   string // IP:port
+	Secure   string // the same, of the listener with TLS
 	Upstream string // IP:port
 	Tunnels  int    // that it must be able to hold
 	Cores    int

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 func site(dir string) Site {
-	return Site{Dir: dir, Listen: "127.0.0.1:8001", Upstream: "127.0.1.1:9001", Tunnels: 1000, Cores: 2, Revision: 3}
+	return Site{Dir: dir, Listen: "127.0.0.1:8001", Secure: "127.0.0.1:8443", Upstream: "127.0.1.1:9001", Tunnels: 1000, Cores: 2, Revision: 3}
 }
 
 // What each configuration looks like stands in testdata, to be read by people who ask
@@ -41,7 +41,7 @@ func site(dir string) Site {
 func TestConfigurations(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
-	for _, k := range slices.Concat(Kinds(), VaultKinds()) {
+	for _, k := range slices.Concat(Kinds(), VaultKinds(), TLSKinds()) {
 		if k.files == nil {
 			continue
 		}
@@ -66,7 +66,7 @@ func TestConfigurations(t *testing.T) {
 
 func TestConfigurationsSayWhatTheyAreTold(t *testing.T) {
 	t.Parallel()
-	for _, k := range slices.Concat(Kinds(), VaultKinds()) {
+	for _, k := range slices.Concat(Kinds(), VaultKinds(), TLSKinds()) {
 		dir := t.TempDir()
 		s := site(dir)
 		if err := k.write(s); err != nil {

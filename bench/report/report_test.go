@@ -154,7 +154,7 @@ func TestTargets(t *testing.T) {
 	t.Parallel()
 	r := &Run{}
 	for _, m := range measures {
-		for _, proxy := range append(peers, Holdfast, "iocopy", Vault, NoVault) {
+		for _, proxy := range append(peers, Holdfast, "iocopy", Vault, NoVault, "holdfast-tls", "haproxy-tls", "nginx-tls") {
 			r.Add(m.key, proxy, 1)
 		}
 	}

@@ -54,6 +54,9 @@ func targets() []target {
 		{key: "resume.last", limit: bound(1000), of: Vault},
 		{key: "move.p99", limit: times(3, "move.steady", Vault), of: Vault},
 	}
+	for _, key := range []string{"tls.full.cpu", "tls.resumed.cpu", "tls.connect.cpu", "tls.echo.few.cpu", "tls.echo.many.cpu", "tls.idle.private"} {
+		all = append(all, target{key: key, limit: times(1, key, "haproxy-tls", "nginx-tls"), of: "holdfast-tls"})
+	}
 	for _, key := range []string{"echo.few.cpu", "echo.many.cpu"} {
 		all = append(all, target{key: key, limit: times(1, key, "nginx")}, target{key: key, limit: times(0.7, key, "iocopy")})
 	}

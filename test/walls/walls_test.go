@@ -49,7 +49,8 @@ var wallsOf = []struct{ from, to, why string }{
 	{"cmd/proxy", "holdfast/internal/supervisor", "the two sides meet in config, control, logs, metrics and version alone"},
 	{"cmd/proxy", "holdfast/internal/socket", "a generation opens no listening socket"},
 	{"cmd/proxy", "holdfast/internal/admin", "a generation is commanded over its control channel only"},
-	{"cmd/proxy", "net/http", "the codec is our own: net/http repairs what must be refused"},
+	{"internal/http1", "net/http", "the codec is our own: net/http repairs what must be refused"},
+	{"internal/route", "net/http", "what is decided of a request does not depend on who has read it"},
 	{"internal/service", "holdfast/internal/demo", "what serves does not carry a demonstration"},
 	{"internal/service", "holdfast/internal/cli", "the commands call the service, not the other way round"},
 	{"internal/exchange", "holdfast/internal/http1", "the exchange knows no protocol"},
@@ -101,6 +102,7 @@ var bottom = map[string]struct {
 	"internal/runtimedir": {[]string{"holdfast/internal/pidfd"}, "supervisors and commands meet there, of whatever build they are"},
 	"internal/fence":      {[]string{"holdfast/internal/control"}, "it decides and does nothing"},
 	"internal/ledger":     {nil, "it is bytes in a memory file"},
+	"internal/tickets":    {nil, "it is keys and times"},
 	"internal/vault":      {[]string{"holdfast/internal/control", "holdfast/internal/scavenge"}, "it knows channels and descriptors, no processes and no tunnels"},
 }
 
