@@ -623,14 +623,13 @@ func TestFloodsOfAnEndpoint(t *testing.T) {
 			t.Parallel()
 			floods := new(metrics.Counter)
 			v := converse(t, ClientOptions{Counts: ClientCounts{Floods: floods}})
+			d, id := v.get()
 			go io.Copy(io.Discard, v.conn)
-			d := v.exchange()
-			d.send(get("/"))
-			v.head(1, false, ":status: 200")
+			v.head(id, false, ":status: 200")
 			d.status(200)
 			var err error
 			for range 4 * mostCredit {
-				if err = frame(v, 1); err != nil {
+				if err = frame(v, id); err != nil {
 					break
 				}
 			}
@@ -650,17 +649,16 @@ func TestFloodsOfAnEndpoint(t *testing.T) {
 func TestManySmallPartsAreNoFlood(t *testing.T) {
 	t.Parallel()
 	v := converse(t, ClientOptions{})
+	d, id := v.get()
 	go io.Copy(io.Discard, v.conn)
-	d := v.exchange()
-	d.send(get("/"))
-	v.head(1, false, ":status: 200")
+	v.head(id, false, ":status: 200")
 	d.status(200)
 	const parts = 3 * mostCredit
 	go func() {
 		for range parts {
-			_ = v.fr.WriteData(1, false, []byte("x"))
+			_ = v.fr.WriteData(id, false, []byte("x"))
 		}
-		_ = v.fr.WriteData(1, true, nil)
+		_ = v.fr.WriteData(id, true, nil)
 	}()
 	d.wantRest(strings.Repeat("x", parts))
 }
