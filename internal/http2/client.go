@@ -74,17 +74,17 @@ func NewClient(o ClientOptions) *Client {
 			SendPingTimeout:               o.PingInterval,
 			PingTimeout:                   pingTimeout,
 			WriteByteTimeout:              pingTimeout,
-			CountError: func(what string) {
-				if what == "conn_close_lost_ping" {
-					o.Counts.PingTimeouts.Inc()
-				}
-			},
 		},
 	})
 	if err != nil {
 		panic("http2: " + err.Error()) // a transport that was configured before
 	}
 	transport.IdleConnTimeout = o.IdleTimeout
+	transport.CountError = func(what string) { // that of HTTP2Config is not told of PINGs
+		if what == "conn_close_lost_ping" {
+			o.Counts.PingTimeouts.Inc()
+		}
+	}
 	// A request waits for a moment where the library still has one more than we: we have
 	// counted before that there is room.
 	transport.StrictMaxConcurrentStreams = true
