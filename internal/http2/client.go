@@ -6,6 +6,7 @@ package http2
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"sync"
@@ -145,7 +146,7 @@ func (c *Client) Begin(ctx context.Context, conn net.Conn, secure bool, o Owner)
 			err = ctx.Err()
 		}
 		_ = cc.conn.Close()
-		return nil, errors.Join(errNotHTTP2, err)
+		return nil, fmt.Errorf("%w: %w", errNotHTTP2, err)
 	}
 	return cc, nil
 }

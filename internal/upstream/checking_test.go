@@ -40,7 +40,11 @@ type backend struct {
 	connections atomic.Int64
 }
 
-func newBackend(t *testing.T) *backend {
+func newBackend(t *testing.T) *backend { return newBackendWith(t, func(*backend) {}) }
+
+// newBackendWith is newBackend for one that is changed before it starts, to speak TLS if it has
+// some then.
+func newBackendWith(t *testing.T, change func(*backend)) *backend {
 	b := new(backend)
 	b.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.requests.Add(1)
@@ -52,7 +56,11 @@ func newBackend(t *testing.T) *backend {
 		}
 	}
 	b.answer(200)
-	b.Start()
+	if change(b); b.TLS != nil {
+		b.StartTLS()
+	} else {
+		b.Start()
+	}
 	t.Cleanup(b.Close)
 	b.address = b.Listener.Addr().String()
 	return b
@@ -135,11 +143,11 @@ func byTCP(send string, receive ...string) *config.EndpointCheck {
 // newChecked makes a cluster of addresses, whose checks have not begun.
 func newChecked(t *testing.T, o Options, check *config.EndpointCheck, addresses ...string) *checked {
 	t.Helper()
-	return newCheckedWith(t, o, check, nil, addresses...)
+	return newCheckedWith(t, o, check, func(*config.Cluster) {}, addresses...)
 }
 
-// newCheckedWith is newChecked for a cluster with TLS.
-func newCheckedWith(t *testing.T, o Options, check *config.EndpointCheck, secure *config.ClusterTLS, addresses ...string) *checked {
+// newCheckedWith is newChecked for a cluster that is changed before.
+func newCheckedWith(t *testing.T, o Options, check *config.EndpointCheck, change func(*config.Cluster), addresses ...string) *checked {
 	t.Helper()
 	c := &checked{t: t, log: new(logged), on: metrics.NewRegistry()}
 	for i := range 2 {
@@ -148,10 +156,11 @@ func newCheckedWith(t *testing.T, o Options, check *config.EndpointCheck, secure
 		c.loops = append(c.loops, l)
 	}
 	c.clock = streamtest.NewClock(c.loops...)
-	cfg := config.Cluster{Name: "web", HealthCheck: check, TLS: secure, WarmingTimeout: time.Hour, ConnectTimeout: time.Minute}
+	cfg := config.Cluster{Name: "web", HealthCheck: check, WarmingTimeout: time.Hour, ConnectTimeout: time.Minute}
 	for _, a := range addresses {
 		cfg.Endpoints = append(cfg.Endpoints, config.Endpoint{Address: a})
 	}
+	change(&cfg)
 	if o.Config == nil {
 		o.Config = new(config.Config)
 	}

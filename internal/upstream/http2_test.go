@@ -29,16 +29,20 @@ import (
 type h2c struct {
 	*httptest.Server
 	conns atomic.Int32
+	left  chan struct{} // for each that has ended
 }
 
 func newH2C(t testing.TB, streams int, handler http.HandlerFunc) *h2c {
-	s := &h2c{Server: httptest.NewUnstartedServer(handler)}
+	s := &h2c{Server: httptest.NewUnstartedServer(handler), left: make(chan struct{}, 1000)}
 	s.Config.Protocols = new(http.Protocols)
 	s.Config.Protocols.SetUnencryptedHTTP2(true)
 	s.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: streams}
 	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
-		if state == http.StateNew {
+		switch state {
+		case http.StateNew:
 			s.conns.Add(1)
+		case http.StateClosed:
+			s.left <- struct{}{}
 		}
 	}
 	s.Start()
@@ -322,5 +326,67 @@ func TestALPNDecides(t *testing.T) {
 	}
 	if err := askMany(loops, 20, e); err != nil {
 		t.Error(err)
+	}
+}
+
+// What is under way when connections are given up ends as it would have, and the connection with
+// it; nothing new begins on that.
+func TestStreamsOutliveThatTheirConnectionIsGivenUp(t *testing.T) {
+	t.Parallel()
+	for name, giveUp := range map[string]func(cs *upstream.Clusters, e *upstream.Endpoint){
+		"the generation drains":  func(cs *upstream.Clusters, _ *upstream.Endpoint) { cs.Close() },
+		"the endpoint fails":     func(_ *upstream.Clusters, e *upstream.Endpoint) { e.Mark(upstream.Failing, true) },
+		"the endpoint has left":  func(cs *upstream.Clusters, _ *upstream.Endpoint) { c, _ := cs.Get("web"); c.SetMembers(nil) },
+		"one after the other":    func(cs *upstream.Clusters, e *upstream.Endpoint) { e.Mark(upstream.Failing, true); cs.Close() },
+		"the endpoint is ending": nil, // it says so
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			const n = 6
+			here, goOn := make(chan struct{}, n), make(chan struct{})
+			s := newH2C(t, 100, func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(200)
+				w.(http.Flusher).Flush()
+				here <- struct{}{}
+				<-goOn
+				says(w, r)
+			})
+			c := web(s.Listener.Addr().String())
+			c.Protocol, c.ConnectTimeout = config.HTTP2, time.Minute
+			loops := []*stream.Loop{streamtest.New(t)}
+			cs, err := upstream.New(t.Context(), upstream.Options{Config: &config.Config{Clusters: []config.Cluster{c}}, Loops: loops})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(cs.Close)
+			cluster, _ := cs.Get("web")
+			e := cluster.Members()[0]
+			asked := make(chan error, 1)
+			go func() { asked <- askMany(loops, n, e) }()
+			for range n {
+				<-here
+			}
+			stopped := make(chan error, 1)
+			if giveUp == nil {
+				go func() { stopped <- s.Config.Shutdown(context.Background()) }()
+			} else {
+				giveUp(cs, e)
+				stopped <- nil
+				if len(s.left) > 0 {
+					t.Error("the connection is closed under them")
+				}
+			}
+			close(goOn)
+			if err := <-asked; err != nil {
+				t.Error(err)
+			}
+			<-s.left
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+			if made := s.conns.Load(); made != 1 {
+				t.Errorf("%d connections", made)
+			}
+		})
 	}
 }

@@ -48,7 +48,7 @@ func TestChecksUseTheTLSOfTheirCluster(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			tc.check.Plain = tc.plain
-			c := newCheckedWith(t, Options{}, tc.check, &config.ClusterTLS{CA: tc.ca}, tc.address).begin()
+			c := newCheckedWith(t, Options{}, tc.check, func(c *config.Cluster) { c.TLS = &config.ClusterTLS{CA: tc.ca} }, tc.address).begin()
 			for range 3 {
 				c.round(1)
 			}
