@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"holdfast/internal/config"
 	"holdfast/internal/exchange"
 	"holdfast/internal/metrics"
@@ -388,5 +390,61 @@ func TestStreamsOutliveThatTheirConnectionIsGivenUp(t *testing.T) {
 				t.Errorf("%d connections", made)
 			}
 		})
+	}
+}
+
+// An endpoint is asked whether it is there as often as that is configured.
+func TestPingsOfEndpoints(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	serving.Go(func() {
+		conn, err := l.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		_, err = io.CopyN(io.Discard, conn, int64(len(http2.ClientPreface)))
+		fr := http2.NewFramer(conn, conn)
+		if err == nil {
+			err = fr.WriteSettings()
+		}
+		for pings := 0; pings < 4 && err == nil; { // the first one has it prove what it speaks
+			var f http2.Frame
+			if f, err = fr.ReadFrame(); err != nil {
+				break
+			}
+			if ping, ok := f.(*http2.PingFrame); ok {
+				pings++
+				err = fr.WritePing(true, ping.Data)
+			}
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	e, loops, _ := h2clusters(t, l.Addr().String(), func(c *config.Cluster) { c.HTTP2.PingInterval = time.Millisecond })
+	if err := askMany(loops, 1, e); !errors.Is(err, exchange.ErrNoAnswer) { // it has ended
+		t.Errorf("got %v", err)
+	}
+}
+
+// Connections that carry nothing are not kept for longer than that is configured.
+func TestIdleConnectionsWithHTTP2End(t *testing.T) {
+	t.Parallel()
+	s := newH2C(t, 100, says)
+	e, loops, _ := h2clusters(t, s.Listener.Addr().String(), func(c *config.Cluster) { c.IdleTimeout = time.Millisecond })
+	for {
+		err := askMany(loops, 1, e)
+		<-s.left // it may be before the request has begun
+		if err == nil {
+			break
+		}
 	}
 }
