@@ -90,13 +90,10 @@ func (s *sealed) get(c *http.Client, fields ...string) (body string, reused bool
 	return string(b), reused
 }
 
-// run runs a program that is a client, and skips the test where it is not installed.
+// run runs a program that is a client.
 func run(t *testing.T, stdin, name string, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skip(err)
-	}
+	path := requireTool(t, name)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
