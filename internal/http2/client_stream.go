@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -204,7 +205,7 @@ func (s *clientStream) request(r *exchange.Request) (*http.Request, error) {
 		req.Body, req.ContentLength = s.out, r.ContentLength
 		if r.ContentLength == -1 {
 			s.out.trailer = make(http.Header)
-			req.Trailer = s.out.trailer // which may be filled in as long as Read has not ended
+			req.Trailer = s.out.trailer // which Read may fill in as long as it has not ended
 		}
 	}
 	return req, nil
@@ -590,13 +591,14 @@ func (s *clientStream) Close() {
 // is guarded by the stream's lock.
 type clientBody struct {
 	s       *clientStream
-	trailer http.Header // nil: there can be none
+	trailer http.Header // the library's, which looks at it while it sends the head, and behind the end of Read; nil: there can be none
 	ready   sync.Cond   // for whoever reads
 
-	left int64 // bytes that may still be written; -1: nobody knows
-	kept []byte
-	read int   // of kept
-	err  error // what comes behind kept; nil: more
+	left   int64 // bytes that may still be written; -1: nobody knows
+	kept   []byte
+	read   int         // of kept
+	err    error       // what comes behind kept; nil: more
+	behind http.Header // the trailers
 }
 
 // write has the library send p, and waits while much of what came before was not sent.
@@ -642,7 +644,10 @@ func (b *clientBody) finish(trailers exchange.Fields) error {
 		b.endLocked(errTooFew)
 		return errTooFew
 	case b.err == nil:
-		addTrailers(b.trailer, trailers)
+		if b.trailer != nil && len(trailers) > 0 {
+			b.behind = make(http.Header, len(trailers))
+			addTrailers(b.behind, trailers)
+		}
 		b.endLocked(io.EOF)
 	case b.err != io.EOF:
 		return b.err
@@ -679,6 +684,9 @@ func (b *clientBody) Read(p []byte) (int, error) {
 		b.kept, b.read = b.kept[:0], 0
 		if cap(b.kept) > 2*mostUnsent {
 			b.kept = nil
+		}
+		if b.err == io.EOF {
+			maps.Copy(b.trailer, b.behind)
 		}
 		return n, b.err
 	}

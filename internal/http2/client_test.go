@@ -230,6 +230,37 @@ func TestTrailersOfARequest(t *testing.T) {
 	}
 }
 
+// The library looks at trailers while it sends the head: they must not come while it does.
+func TestTrailersThatAreThereAtOnce(t *testing.T) {
+	t.Parallel()
+	v := converse(t, ClientOptions{})
+	r := get("/")
+	r.Method, r.ContentLength = "POST", -1
+	for range 50 {
+		d := v.exchange()
+		var err error
+		d.on(func(t *task.Task) {
+			err = errors.Join(d.up.Send(t, r), d.up.Write(t, []byte("abc")), d.up.Finish(t, exchange.Fields{{Name: "Grpc-Status", Value: "0"}}))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, head, end := v.request()
+		if end || slices.ContainsFunc(head, func(l string) bool { return strings.HasPrefix(l, "trailer") }) {
+			t.Fatalf("got %v, end %v", head, end)
+		}
+		for got := ""; got != "abc"; {
+			got += string(want[*http2.DataFrame](v.upstreamPeer).Data())
+		}
+		if f := want[*http2.MetaHeadersFrame](v.upstreamPeer); len(f.Fields) != 1 || f.Fields[0].Name != "grpc-status" || !f.StreamEnded() {
+			t.Fatalf("got %v", f)
+		}
+		v.head(id, true, ":status: 200")
+		d.status(200)
+		d.close()
+	}
+}
+
 // Whatever an upstream says that HTTP/2 forbids is a 502, or is not passed on: no client of
 // HTTP/1.1 gets it.
 func TestInvalidResponses(t *testing.T) {
