@@ -5,6 +5,7 @@ import (
 	"crypto/sha1"
 	"encoding/base64"
 	"io"
+	"net"
 	"testing"
 	"time"
 
@@ -12,73 +13,123 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
+// h2Tunnel is a WebSocket as the only stream of an HTTP/2 connection (RFC 8441).
+type h2Tunnel struct {
+	t    *testing.T
+	conn net.Conn
+	fr   *http2.Framer
+}
+
+// openH2Tunnel asks for one, of which the answer is still to come.
+func openH2Tunnel(t *testing.T, conn net.Conn, scheme, host, path string) *h2Tunnel {
+	t.Helper()
+	w := &h2Tunnel{t, conn, http2.NewFramer(conn, conn)}
+	w.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	w.fr.WriteSettings()
+	w.fr.WriteSettingsAck()
+	var block bytes.Buffer
+	e := hpack.NewEncoder(&block)
+	for _, field := range [][2]string{
+		{":method", "CONNECT"}, {":protocol", "websocket"}, {":scheme", scheme}, {":path", path}, {":authority", host}, {"sec-websocket-version", "13"},
+	} {
+		e.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
+	}
+	w.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true})
+	return w
+}
+
+// next returns the next frame, which may be no GOAWAY while the tunnel lives.
+func (w *h2Tunnel) next() http2.Frame {
+	w.t.Helper()
+	frame := w.read()
+	if _, ok := frame.(*http2.GoAwayFrame); ok {
+		w.t.Error("there was a GOAWAY")
+	}
+	return frame
+}
+
+func (w *h2Tunnel) read() http2.Frame {
+	w.t.Helper()
+	w.conn.SetDeadline(time.Now().Add(patience))
+	frame, err := w.fr.ReadFrame()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return frame
+}
+
+func (w *h2Tunnel) wantStatus(want string) {
+	w.t.Helper()
+	for {
+		if h, ok := w.next().(*http2.MetaHeadersFrame); ok {
+			if status := h.PseudoValue("status"); status != want {
+				w.t.Fatalf("the answer is %s, want %s", status, want)
+			}
+			return
+		}
+	}
+}
+
+func (w *h2Tunnel) send(s string) { w.fr.WriteData(1, false, []byte(s)) }
+func (w *h2Tunnel) sendEnd()      { w.fr.WriteData(1, true, nil) }
+
+func (w *h2Tunnel) wantBytes(want string) {
+	w.t.Helper()
+	for got := ""; got != want; {
+		if d, ok := w.next().(*http2.DataFrame); ok {
+			if got += string(d.Data()); len(got) > len(want) || d.StreamEnded() {
+				w.t.Fatalf("got %q, want %q", got, want)
+			}
+		}
+	}
+}
+
+// wantEnd waits for the end of a tunnel of which both peers have ended. A GOAWAY that lets the
+// stream end may come before: for the proxy the tunnel is over.
+func (w *h2Tunnel) wantEnd() {
+	w.t.Helper()
+	for {
+		switch f := w.read().(type) {
+		case *http2.GoAwayFrame:
+			if f.ErrCode != http2.ErrCodeNo || f.LastStreamID < 1 {
+				w.t.Fatalf("got %v", f)
+			}
+		case *http2.DataFrame:
+			if f.StreamEnded() {
+				return
+			}
+		case *http2.RSTStreamFrame:
+			w.t.Fatalf("the stream is reset: %v", f.ErrCode)
+		}
+	}
+}
+
 // TestAWebSocketOverHTTP2OutlivesReloads opens one on a connection without TLS, by prior knowledge,
 // and goes on with it while generations come and go.
 func TestAWebSocketOverHTTP2OutlivesReloads(t *testing.T) {
 	t.Parallel()
 	play(t, publicListener+"http2 = true\nhttp2_websockets = true\n", []scene{{name: "over reloads", play: func(s *stage) {
-		w := s.dial()
-		w.send(http2.ClientPreface)
-		f := http2.NewFramer(w.conn, w.r)
-		f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-		f.WriteSettings()
-		f.WriteSettingsAck()
-		next := func() http2.Frame {
-			w.conn.SetDeadline(time.Now().Add(patience))
-			frame, err := f.ReadFrame()
-			if err != nil {
-				s.Fatal(err)
-			}
-			if _, ok := frame.(*http2.GoAwayFrame); ok {
-				s.Error("there was a GOAWAY")
-			}
-			return frame
-		}
-		var block bytes.Buffer
-		e := hpack.NewEncoder(&block)
-		for _, field := range [][2]string{
-			{":method", "CONNECT"}, {":protocol", "websocket"}, {":scheme", "http"}, {":path", "/ws"}, {":authority", s.host}, {"sec-websocket-version", "13"},
-		} {
-			e.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
-		}
-		f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true})
+		w := openH2Tunnel(s.T, s.dial().conn, "http", s.host, "/ws")
 		server := s.up.accept(s.T)
 		got := server.wantStart("GET /ws HTTP/1.1")
 		server.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: ", acceptFor(got.values("Sec-WebSocket-Key")[0]), "\r\n\r\n")
-		for {
-			if h, ok := next().(*http2.MetaHeadersFrame); ok {
-				if status := h.PseudoValue("status"); status != "200" {
-					s.Fatalf("the answer is %s", status)
-				}
-				break
-			}
-		}
+		w.wantStatus("200")
 		for range 3 {
-			f.WriteData(1, false, []byte("question"))
-			question := make([]byte, 8)
-			if _, err := io.ReadFull(server.r, question); err != nil || string(question) != "question" {
-				s.Fatalf("the server got %q, %v", question, err)
-			}
+			w.send("question")
+			server.wantBytes("question")
 			server.send("answer")
-			for answer := ""; answer != "answer"; {
-				if d, ok := next().(*http2.DataFrame); ok {
-					answer += string(d.Data())
-				}
-			}
+			w.wantBytes("answer")
 			if code, out, errs := s.service.holdfast("reload"); code != 0 {
 				s.Fatalf("reload: %d %s %s", code, out, errs)
 			}
 		}
-		f.WriteData(1, true, nil)
-		if _, err := server.r.ReadByte(); err != io.EOF {
-			s.Errorf("the server got %v, want a FIN", err)
-		}
+		w.sendEnd()
+		server.wantEOF()
 		server.close()
-		for {
-			if d, ok := next().(*http2.DataFrame); ok && d.StreamEnded() {
-				break
-			}
-		}
+		w.wantEnd()
 	}}})
 }
 
