@@ -727,27 +727,3 @@ func TestAPeerThatDoesNotSpeakHTTP2(t *testing.T) {
 		})
 	}
 }
-
-func TestAConnectionWithoutExchangesEnds(t *testing.T) {
-	t.Parallel()
-	v := converse(t, ClientOptions{IdleTimeout: time.Millisecond})
-	wait(t, v.ended, "end of the connection")
-	if _, ok := v.client.Exchange(v.loop, false); ok {
-		t.Error("it takes an exchange")
-	}
-	v.ended <- true
-}
-
-func TestAPeerThatHasVanished(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes the time of a PING")
-	}
-	t.Parallel()
-	v := converse(t, ClientOptions{PingInterval: time.Millisecond})
-	f := want[*http2.PingFrame](v.upstreamPeer)
-	if f.IsAck() {
-		t.Errorf("got %v", f)
-	}
-	v.must(v.fr.WritePing(true, f.Data)) // it is alive
-	want[*http2.PingFrame](v.upstreamPeer)
-}
