@@ -267,6 +267,21 @@ func TestFilesOfNoUseAreRefusedAtLoad(t *testing.T) {
 	}
 }
 
+// An intermediate may expire before the leaf does, and is of no less use to clients.
+func TestTheFirstOfAFilesCertificatesThatExpiresCounts(t *testing.T) {
+	t.Parallel()
+	dir, a := t.TempDir(), tlstest.NewAuthority(t)
+	now := time.Now()
+	leaf := a.Leaf([]string{"a.example"}, tlstest.Valid(now, now.Add(20*24*time.Hour+time.Hour)))
+	other := a.Leaf([]string{"intermediate"}, tlstest.Valid(now, now.Add(3*24*time.Hour+time.Hour)))
+	pair := keyPair(t, dir, "a", leaf)
+	tlstest.Write(t, dir, "a.pem", append(leaf.CertificatePEM(), other.CertificatePEM()...))
+	s := serve(t, &config.ListenerTLS{Certificates: []config.KeyPair{pair}})
+	if got := s.count("certificate_expiry_days", pair.Certificate); got != 3 {
+		t.Errorf("the file expires in %d days", got)
+	}
+}
+
 func TestWhatWorksAndIsHardlyWantedIsLogged(t *testing.T) {
 	t.Parallel()
 	dir, a := t.TempDir(), tlstest.NewAuthority(t)

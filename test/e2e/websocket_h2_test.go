@@ -133,6 +133,30 @@ func TestAWebSocketOverHTTP2OutlivesReloads(t *testing.T) {
 	}}})
 }
 
+// TestWebSocketsOverHTTP2AreOffByDefault: they are not offered, so browsers take HTTP/1.1, and
+// whoever asks all the same has no tunnel.
+func TestWebSocketsOverHTTP2AreOffByDefault(t *testing.T) {
+	t.Parallel()
+	play(t, publicListener+"http2 = true\n", []scene{{name: "refused", play: func(s *stage) {
+		w := openH2Tunnel(s.T, s.dial().conn, "http", s.host, "/ws")
+		for {
+			switch f := w.next().(type) {
+			case *http2.SettingsFrame:
+				if v, ok := f.Value(http2.SettingEnableConnectProtocol); ok && v != 0 {
+					s.Error("they are offered")
+				}
+			case *http2.MetaHeadersFrame:
+				s.Fatalf("the answer is %s", f.PseudoValue("status"))
+			case *http2.RSTStreamFrame:
+				if f.StreamID != 1 || f.ErrCode != http2.ErrCodeProtocol {
+					s.Errorf("got %v", f)
+				}
+				return
+			}
+		}
+	}}})
+}
+
 // acceptFor is the answer to a client's key (RFC 6455 §4.2.2).
 func acceptFor(key string) string {
 	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))

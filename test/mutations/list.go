@@ -3897,6 +3897,23 @@ var all = []group{
 			tests:   "TestGoAwayLetsWhatIsUnderWayEnd",
 		},
 		{
+			name:    "expiry-of-the-leaf-alone",
+			promise: "a file expires with the first of its certificates",
+			file:    "servertls/certificates.go",
+			old:     "if x.NotAfter.Before(p.expires) {",
+			new:     "if false {",
+			tests:   "TestTheFirstOfAFilesCertificatesThatExpiresCounts",
+		},
+		{
+			name:    "http2-websockets-for-everybody",
+			promise: "WebSockets over HTTP/2 are offered where that is configured only",
+			file:    "proxy/protocols.go",
+			old:     "Connect: cfg.HTTP2.WebSockets,",
+			new:     "Connect: true,",
+			pkg:     "test/e2e",
+			tests:   "TestWebSocketsOverHTTP2AreOffByDefault",
+		},
+		{
 			name:    "endpoint-not-asked",
 			promise: "an endpoint with HTTP/2 that answers no PING is given up",
 			file:    "http2/client.go",
