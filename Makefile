@@ -9,7 +9,7 @@ STATICCHECK = $(GO) tool -modfile=tools.mod staticcheck
 # A test that misses a tool of the machine skips by default; here it fails.
 export HOLDFAST_TEST_REQUIRE_TOOLS ?= 1
 
-.PHONY: build demo test tools format vet staticcheck unit e2e bench bench-http bench-tls bench-vault bench-routes bench-balance bench-checks bench-smoke soak soak-vault drill drill-long fuzz mutations clean
+.PHONY: build demo test tools format vet staticcheck unit e2e generate bench bench-http bench-tls bench-vault bench-routes bench-balance bench-checks bench-smoke soak soak-vault drill drill-long fuzz mutations clean
 
 build:
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/supervisor
@@ -41,6 +41,11 @@ unit:
 # Real processes and real clients, as an unprivileged user where we are root.
 e2e:
 	$(GO) test -race -count=1 -timeout 20m ./test/...
+
+# Makes docs/metrics.md, and of deploy/ the manual pages, the scripts for shells, the schema of the
+# configuration and the dashboard. Tests say when they are not up to date.
+generate:
+	$(GO) run ./test/reference -write
 
 # Measures Holdfast beside other proxies and writes the table of docs/performance.md.
 # Wants an otherwise idle machine for some twenty minutes.

@@ -68,6 +68,9 @@ func (p *Program) Main(args []string, stdout, stderr io.Writer) int {
 	return exitCode(err)
 }
 
+// Command returns the tree of commands, for those who describe it. They are not to be executed.
+func (p *Program) Command() *cobra.Command { return (&commands{program: p}).root() }
+
 // commands are the commands of one execution.
 type commands struct {
 	program    *Program
@@ -103,9 +106,11 @@ func (c *commands) root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&c.runtimeDir, "runtime-dir", "",
 		"where the supervisor is found (default $HOLDFAST_RUNTIME_DIR, $RUNTIME_DIRECTORY, "+systemRuntimeDir+" or $XDG_RUNTIME_DIR/holdfast)")
+	root.MarkPersistentFlagDirname("runtime-dir")
 	root.AddCommand(c.run(), c.check(), c.reload(), c.upgrade(), c.status(), c.stop(), c.ready(), c.kill(), c.move(),
 		c.config(), c.diff(), c.route(), c.metrics(), c.clusters(), c.runtime(), c.logLevel(), c.reopenLogs(), c.tickets(), c.profile(), versionCommand())
 	root.AddCommand(c.program.Tools...)
+	c.completions(root)
 	return root
 }
 
@@ -118,8 +123,9 @@ func unknownCommand(root *cobra.Command, name string) error {
 }
 
 func (c *commands) configFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&c.configPath, "config", "c", "", "the configuration file")
+	cmd.Flags().StringVarP(&c.configPath, "config", "c", "", "the configuration `FILE`")
 	cmd.MarkFlagRequired("config")
+	cmd.MarkFlagFilename("config", "toml")
 }
 
 // ask runs f with a client of the supervisor that is meant, and a context that ends

@@ -27,7 +27,8 @@ func (c *commands) clusters() *cobra.Command {
 			"Health, weight and priority (PRIO) are those of the generation that serves; an endpoint that only a draining one has is\n" +
 			"shown as that one sees it. REQUESTS and TUNNELS are what is there now, CONNECT is how long connecting took on\n" +
 			"average, and FAILED counts attempts that did not work, since the oldest generation began.",
-		Args: cobra.MaximumNArgs(1),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.clusterNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.ask(cmd, askTimeout, func(ctx context.Context, client *admin.Client) error {
 				clusters, err := client.Clusters(ctx, strings.Join(args, ""))

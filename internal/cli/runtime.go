@@ -62,6 +62,7 @@ func (c *commands) setRuntime() *cobra.Command {
 			_, err := overridesOf(args)
 			return err
 		},
+		ValidArgsFunction: c.runtimeKeys,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			values, err := overridesOf(args)
 			if err != nil {
@@ -106,10 +107,11 @@ func overridesOf(args []string) (map[string]float64, error) {
 
 func (c *commands) resetRuntime() *cobra.Command {
 	return &cobra.Command{
-		Use:   "reset [KEY]",
-		Short: "Take back what was set by `holdfast runtime set`, of one key or of all",
-		Long:  "Takes back what was set by `holdfast runtime set`, of one key or of all: what the file of [runtime] says holds, or\nelse what is configured.",
-		Args:  cobra.MaximumNArgs(1),
+		Use:               "reset [KEY]",
+		Short:             "Take back what was set by `holdfast runtime set`, of one key or of all",
+		Long:              "Takes back what was set by `holdfast runtime set`, of one key or of all: what the file of [runtime] says holds, or\nelse what is configured.",
+		ValidArgsFunction: c.runtimeKeys,
+		Args:              cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.ask(cmd, slowTimeout, func(ctx context.Context, client *admin.Client) error {
 				result, err := client.ResetOverrides(ctx, strings.Join(args, ""))

@@ -1,14 +1,20 @@
-// Command reference prints docs/metrics.md, the list of everything that the two
-// programs count, from where it is defined:
+// Command reference makes what is said about Holdfast from where it is defined: docs/metrics.md
+// from the metrics, the manual pages and the scripts for shells from the commands, the schema of
+// the configuration from its documentation and its loader, the dashboard from a list of panels.
 //
-//	go run ./test/reference > docs/metrics.md
+//	go run ./test/reference -write
+//
+// writes all of it into the repository in which it is run; `make generate` does that. Without
+// -write it prints docs/metrics.md.
 package main
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -21,10 +27,43 @@ import (
 )
 
 func main() {
-	if _, err := os.Stdout.Write(reference()); err != nil {
+	write := flag.Bool("write", false, "write all files into the repository")
+	flag.Parse()
+	if err := run(*write); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+func run(write bool) error {
+	if !write {
+		_, err := os.Stdout.Write(reference())
+		return err
+	}
+	repository := newTree(".")
+	for _, f := range files {
+		if err := os.MkdirAll(filepath.Dir(f.name), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(f.name, f.make(repository), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// files are those that are made.
+var files = []struct {
+	name string
+	make func(*tree) []byte
+}{
+	{"docs/metrics.md", func(*tree) []byte { return reference() }},
+	{"deploy/holdfast.schema.json", configurationSchema},
+	{"deploy/man/holdfast.1", manCommands},
+	{"deploy/man/holdfast.toml.5", manConfiguration},
+	{"deploy/completions/holdfast.bash", func(*tree) []byte { return bashCompletion() }},
+	{"deploy/completions/_holdfast", func(*tree) []byte { return zshCompletion() }},
+	{"deploy/completions/holdfast.fish", func(*tree) []byte { return fishCompletion() }},
 }
 
 // A section is the metrics whose names begin with one of its prefixes and that no
@@ -108,7 +147,7 @@ func printBounds(w io.Writer) {
 
 const intro = `# Metrics
 
-<!-- Made by: go run ./test/reference > docs/metrics.md -->
+<!-- Made by: make generate -->
 
 ` + "`/metrics`" + ` on the command socket and at ` + "`admin.http`" + `, and ` + "`holdfast metrics`" + `, show what all generations together have counted, in the formats of
 Prometheus:

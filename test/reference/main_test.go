@@ -2,19 +2,17 @@ package main
 
 import (
 	"bytes"
-	"os"
 	"testing"
 
 	"holdfast/internal/metrics"
 )
 
-func TestTheReferenceIsWhatTheProgramsDefine(t *testing.T) {
-	have, err := os.ReadFile("../../docs/metrics.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := reference(); !bytes.Equal(have, want) {
-		t.Error("docs/metrics.md is not up to date; make it again: go run ./test/reference > docs/metrics.md")
+func TestFilesAreWhatIsMadeNow(t *testing.T) {
+	t.Parallel()
+	for _, f := range files {
+		if want := f.make(repository); string(want) != repository.read(f.name) {
+			t.Errorf("%s is not up to date; make it again: make generate", f.name)
+		}
 	}
 }
 
