@@ -64,6 +64,7 @@ var files = []struct {
 	{"deploy/completions/holdfast.bash", func(*tree) []byte { return bashCompletion() }},
 	{"deploy/completions/_holdfast", func(*tree) []byte { return zshCompletion() }},
 	{"deploy/completions/holdfast.fish", func(*tree) []byte { return fishCompletion() }},
+	{"deploy/grafana/holdfast.json", func(*tree) []byte { return dashboard() }},
 }
 
 // A section is the metrics whose names begin with one of its prefixes and that no

@@ -152,7 +152,7 @@ func manConfiguration(t *tree) []byte {
 	p.WriteString("holdfast.toml \\- the configuration of holdfast(1)\n")
 	p.section("Description")
 	text := t.read("docs/configuration.md")
-	for _, contents := range []string{"- [How the file", "- [How values", "- The process:", "- The traffic:", "- [A longer sample"} {
+	for _, contents := range []string{"- [How the file", "- [In an editor", "- [How values", "- The process:", "- The traffic:", "- [A longer sample"} {
 		text = withoutLine(text, contents)
 	}
 	p.markdown(text)

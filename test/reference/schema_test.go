@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -219,6 +221,28 @@ func TestDocumentedKindsAreTheKinds(t *testing.T) {
 					t.Errorf("%s is documented as %s, and must be %s", join(s.name, k.name), k.kind, f.value)
 				}
 			}
+		}
+	}
+}
+
+// The tool that editors use for TOML agrees, where the machine has it.
+func TestTaploTakesTheSchema(t *testing.T) {
+	t.Parallel()
+	taplo, err := exec.LookPath("taplo")
+	if err != nil {
+		t.Skip("taplo is not there")
+	}
+	schema, err := filepath.Abs("../../deploy/holdfast.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, good := range map[string]bool{repository.read(sample): true, "[drain]\nidle_grace = 5\n" + repository.read(testdata+"minimal.toml"): false} {
+		file := filepath.Join(t.TempDir(), "holdfast.toml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(taplo, "lint", "--schema", "file://"+schema, file).CombinedOutput(); good != (err == nil) {
+			t.Errorf("%v\n%s", err, out)
 		}
 	}
 }
