@@ -544,6 +544,9 @@ func TestBeyondTheWindow(t *testing.T) {
 	for range upstreamWindow/len(part) + mostChunks*chunkSize/len(part) + 1 {
 		v.data(id, false, part)
 	}
+	for end := error(nil); end == nil; { // while nobody reads what has come
+		_, end = v.fr.ReadFrame()
+	}
 	d.status(200)
 	if _, err := d.rest(); err == nil {
 		t.Error("more is taken than was allowed")

@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -67,7 +68,12 @@ func TestAHeadsTimeIsOverWithIt(t *testing.T) {
 		for stalled.next() != "end" {
 		}
 		p.request(3, line()...)
-		p.want(`1 "GET / " end`, "3 200")
+		for got := ""; !strings.HasSuffix(got, " end"); { // with the content or behind it
+			if got = p.next(); !strings.HasPrefix(got, `1 "`) {
+				t.Fatalf("got %q", got)
+			}
+		}
+		p.want("3 200")
 		return
 	}
 }
