@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha1"
 	"encoding/base64"
@@ -155,6 +156,9 @@ func (e *serverExchange) relay(p *pair) (whole bool) {
 			return // nobody is left who would drain it
 		}
 	}()
+	// Neither direction may have a look at the stream: both may wait for the tunnel.
+	stop := context.AfterFunc(e.r.Context(), p.giveUp)
+	defer stop()
 	taking := make(chan struct{})
 	go func() {
 		defer close(taking)

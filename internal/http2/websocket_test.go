@@ -235,6 +235,14 @@ func TestEndsOfAWebSocketOverHTTP2ArePassedOn(t *testing.T) {
 			t.Errorf("read %d bytes and %v, want an end", n, err)
 		}
 	}
+	wantReset := func(t *testing.T, p *pairEnd) {
+		t.Helper()
+		for end := time.Now().Add(serverPatience); !p.gone(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the endpoint is not told of the reset")
+			}
+		}
+	}
 	t.Run("END_STREAM leaves the other direction", func(t *testing.T) {
 		t.Parallel()
 		_, f, p := begin(t)
@@ -273,6 +281,24 @@ func TestEndsOfAWebSocketOverHTTP2ArePassedOn(t *testing.T) {
 			t.Error("it was not a reset")
 		}
 	})
+	t.Run("RST_STREAM behind END_STREAM", func(t *testing.T) {
+		t.Parallel()
+		_, f, p := begin(t)
+		f.WriteData(1, true, nil)
+		wantEnd(t, p)
+		f.WriteRSTStream(1, http2.ErrCodeCancel)
+		wantReset(t, p)
+	})
+	t.Run("RST_STREAM while the endpoint takes nothing", func(t *testing.T) {
+		t.Parallel()
+		s, f, p := begin(t)
+		full := s.stuck(f, 1)
+		f.WriteRSTStream(1, http2.ErrCodeCancel)
+		wantReset(t, p)
+		if full == 0 {
+			t.Error("nothing was on its way")
+		}
+	})
 	t.Run("the client's connection", func(t *testing.T) {
 		t.Parallel()
 		_, f, p := begin(t)
@@ -290,6 +316,33 @@ func TestEndsOfAWebSocketOverHTTP2ArePassedOn(t *testing.T) {
 			t.Errorf("reset: %v, %v; want CANCEL", reset, code)
 		}
 	})
+}
+
+// stuck sends on a stream, of which nobody takes anything, until its window is full, and returns how
+// much that was. Then as much was taken from the window as the tunnel's socket has room for.
+func (s *testedServer) stuck(f *frames, id uint32) (sent int) {
+	window, part := streamWindow, make([]byte, maxFrame)
+	for window >= maxFrame {
+		if err := f.WriteData(id, false, part); err != nil {
+			s.t.Fatal(err)
+		}
+		sent, window = sent+len(part), window-len(part)
+		f.WritePing(false, [8]byte{})
+		for {
+			switch frame := f.next().(type) {
+			case *http2.WindowUpdateFrame:
+				if frame.StreamID == id {
+					window += int(frame.Increment)
+				}
+				continue
+			case *http2.PingFrame:
+			default:
+				continue
+			}
+			break
+		}
+	}
+	return sent
 }
 
 func TestWhatIsNoWebSocketIsAnswered(t *testing.T) {
