@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"holdfast/internal/exchange"
 	"holdfast/internal/task"
@@ -189,5 +190,30 @@ func TestFieldsKeepTheirOrder(t *testing.T) {
 		if got[i] != want[i] {
 			t.Errorf("got %v, want %v", got[i], want[i])
 		}
+	}
+}
+
+// Hundreds of cookies cost a client a byte each, and are not copied once for each of them.
+func TestManyCookiesAreJoinedAtOnce(t *testing.T) {
+	fields := []hpack.HeaderField{
+		{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "http"}, {Name: ":authority", Value: "example.com"}, {Name: ":path", Value: "/"},
+	}
+	const many = 190
+	for range many {
+		fields = append(fields, hpack.HeaderField{Name: "cookie", Value: strings.Repeat("a", 300)})
+	}
+	var value string
+	allocations := testing.AllocsPerRun(10, func() {
+		h, err := parseHead(fields, true, "http")
+		if err != nil || len(h.Fields) != 1 {
+			t.Fatalf("got %d fields, %v", len(h.Fields), err)
+		}
+		value = h.Fields[0].Value
+	})
+	if want := strings.TrimSuffix(strings.Repeat(strings.Repeat("a", 300)+"; ", many), "; "); value != want {
+		t.Errorf("the cookies have become %d bytes, want %d", len(value), len(want))
+	}
+	if allocations > many/4 {
+		t.Errorf("%v allocations for %d cookies", allocations, many)
 	}
 }

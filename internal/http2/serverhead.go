@@ -45,7 +45,8 @@ type headParser struct {
 	host                            string
 	hosts, lengths, expects         int
 	length, expectation             string
-	cookie                          int // where the first one is in the fields, plus one
+	cookie                          int    // where the first one is in the fields, plus one
+	cookies                         []byte // all of them; nil: there is but one
 }
 
 const (
@@ -136,14 +137,18 @@ func isLowerName(name string) bool {
 	return http1.IsToken(name)
 }
 
-// firstCookie joins others to the first one, since HTTP/1 knows but one (RFC 9113 §8.2.3).
+// firstCookie keeps others to be joined to the first one, since HTTP/1 knows but one (RFC 9113
+// §8.2.3). They are joined at once: a client sends hundreds of the same in a byte each.
 func (p *headParser) firstCookie(value string) bool {
 	fields := p.head.Fields
 	if p.cookie == 0 {
 		p.cookie = len(fields) + 1
 		return true
 	}
-	fields[p.cookie-1].Value += "; " + value
+	if p.cookies == nil {
+		p.cookies = append(p.cookies, fields[p.cookie-1].Value...)
+	}
+	p.cookies = append(append(p.cookies, "; "...), value...)
 	return false
 }
 
@@ -176,6 +181,9 @@ func (p *headParser) pseudoField(name, value string) error {
 // finish looks at what belongs together (RFC 9113 §8.3.1).
 func (p *headParser) finish(ended bool) error {
 	h := p.head
+	if p.cookies != nil {
+		h.Fields[p.cookie-1].Value = string(p.cookies)
+	}
 	connect := p.method == "CONNECT" && p.pseudo&pseudoProtocol == 0
 	switch {
 	case !http1.IsToken(p.method):
