@@ -10,8 +10,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/task"
 )
 
@@ -97,5 +101,32 @@ func TestTrailersGoBothWays(t *testing.T) {
 	}
 	if got := r.Trailer.Get("Grpc-Status"); got != "0abc" {
 		t.Errorf("trailer %q", got)
+	}
+}
+
+// A client that opens no window for its answers does not keep its requests here by that.
+func TestARefusalThatNobodyTakesIsGivenUp(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, ServerOptions{Limits: limitsForTests(), Handler: handlerFunc(echoing)})
+	streamtest.Do(s.loop, func() { s.finishTime = time.Millisecond })
+	p := s.connect()
+	p.check(p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+	p.request(1, line("expect", "a miracle")...)
+	for {
+		f, err := p.ReadFrame()
+		if err != nil {
+			t.Fatalf("the stream is not reset: %v", err)
+		}
+		if r, ok := f.(*http2.RSTStreamFrame); ok && r.StreamID == 1 {
+			break
+		}
+	}
+	select {
+	case r := <-s.refused:
+		if r.Status != 417 || r.Err == nil {
+			t.Errorf("the refusal is %d, %v", r.Status, r.Err)
+		}
+	case <-time.After(serverPatience):
+		t.Error("nobody is told of the refusal")
 	}
 }

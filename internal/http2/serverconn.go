@@ -394,10 +394,13 @@ func (c *serverConn) refuse(w http.ResponseWriter, h *serverHead) {
 	if o.Server != "" {
 		header.Set("Server", o.Server)
 	}
+	// A window that stays closed would have the stream be there for ever, with its head.
+	control := http.NewResponseController(w)
+	_ = control.SetWriteDeadline(time.Now().Add(c.on.server.finishTime))
 	w.WriteHeader(status)
 	n, err := w.Write([]byte(text))
 	if err == nil {
-		err = http.NewResponseController(w).Flush()
+		err = control.Flush()
 	}
 	if err != nil {
 		n, err = 0, errClientGone

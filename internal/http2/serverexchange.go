@@ -33,7 +33,8 @@ const (
 	// mostInterim is how many heads of 1xx may wait.
 	mostInterim = 8
 
-	// finishTime is how long a client may take for the last of a response, which the library sends.
+	// finishTime is how long a client may take for the last of a response, which the library sends,
+	// and for the whole of a refusal.
 	finishTime = time.Minute
 )
 
@@ -265,7 +266,7 @@ func (e *serverExchange) obey(o *orders) error {
 		header[http.TrailerPrefix+name] = values
 	}
 	// The rest, of 4 KiB at the most, is sent by the library when we have returned.
-	return control.SetWriteDeadline(time.Now().Add(finishTime))
+	return control.SetWriteDeadline(time.Now().Add(e.c.on.server.finishTime))
 }
 
 // begin has a task serve the exchange, on the loop.
