@@ -121,6 +121,7 @@ type ClientConn struct {
 	peers   int // most that the peer takes at once
 	used    bool
 	leaving bool
+	none    bool // the peer takes no exchanges
 	closed  bool
 }
 
@@ -141,17 +142,24 @@ func (c *Client) Begin(ctx context.Context, conn net.Conn, secure bool, o Owner)
 	if err = cc.conn.Ping(ctx); err == nil && !stop() {
 		err = ctx.Err()
 	}
-	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		_ = cc.conn.Close()
-		return nil, fmt.Errorf("%w: %w", errNotHTTP2, err)
+	none := cc.takesNone()
+	if err == nil && !none {
+		return cc, nil
 	}
-	return cc, nil
+	_ = cc.conn.Close()
+	switch {
+	case none:
+		return nil, ErrNoStreams
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	}
+	return nil, fmt.Errorf("%w: %w", errNotHTTP2, err)
 }
 
 var errNotHTTP2 = errors.New("the endpoint does not answer in HTTP/2")
+
+// ErrNoStreams is the error of connections on which the peer takes no exchanges.
+var ErrNoStreams = errors.New("the endpoint takes no requests on an HTTP/2 connection")
 
 // Exchange begins one for a loop. ok is false if there can be none: all are in use that there
 // may be, or the connection takes no more. first says that the caller takes the connection for
@@ -224,8 +232,22 @@ func (c *ClientConn) Close() {
 	go c.wire.Conn.Close() // by which the library notices
 }
 
-// allows notes how many streams the peer takes at once.
+func (c *ClientConn) takesNone() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.none
+}
+
+// allows notes how many streams the peer takes at once. One that takes none is not waited for: the
+// next exchange needs another connection anyway, and these would add up.
 func (c *ClientConn) allows(n uint32) {
+	if n == 0 {
+		c.mu.Lock()
+		c.none = true
+		c.mu.Unlock()
+		c.Retire()
+		return
+	}
 	c.mu.Lock()
 	more := int(min(n, 1<<30)) > c.peers
 	c.peers = int(min(n, 1<<30))

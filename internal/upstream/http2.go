@@ -51,7 +51,6 @@ func clusterHTTP2Gauge(what, help string) *metrics.Desc {
 var (
 	errPlain     = errors.New("the endpoint speaks HTTP/1.1")
 	errNoUpgrade = errors.New("the cluster's protocol is HTTP/2 without TLS, which has no upgrades")
-	errNoStreams = errors.New("the endpoint takes no requests on an HTTP/2 connection")
 	errNobody    = errors.New("nobody waits for the connection any more")
 )
 
@@ -332,7 +331,7 @@ func (s *streams) made(d *sharing, c *shared, err error) {
 		s.addLocked(c)
 		had := len(s.waiters)
 		if s.serveLocked(); had > 0 && had == len(s.waiters) {
-			s.failLocked(had, &ConnectError{Endpoint: s.e.String(), Err: errNoStreams})
+			s.failLocked(had, &ConnectError{Endpoint: s.e.String(), Err: http2.ErrNoStreams})
 		}
 	}
 	if len(s.waiters) > 0 {
@@ -568,7 +567,7 @@ func (e *Endpoint) convert(t *task.Task, l *stream.Loop, a *Attempt, made Conn) 
 	s.mu.Unlock()
 	s.look(c)
 	if up == nil {
-		return nil, &ConnectError{Endpoint: e.String(), Err: errNoStreams}
+		return nil, &ConnectError{Endpoint: e.String(), Err: http2.ErrNoStreams}
 	}
 	return up, nil
 }

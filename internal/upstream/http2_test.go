@@ -448,3 +448,61 @@ func TestIdleConnectionsWithHTTP2End(t *testing.T) {
 		}
 	}
 }
+
+// An endpoint that takes no requests on any connection is not connected to once more for each of
+// them, with all these connections kept.
+func TestConnectionsThatTakeNoRequestsAreNotKept(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var open sync.WaitGroup
+	var made atomic.Int32
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			made.Add(1)
+			open.Go(func() { takeNone(conn) })
+		}
+	}()
+	t.Cleanup(func() { l.Close() })
+	e, loops, _ := h2clusters(t, l.Addr().String(), nil)
+	const many = 5
+	for range many {
+		if err := askMany(loops, 2, e); err == nil {
+			t.Error("a request was answered")
+		}
+	}
+	if n := made.Load(); n < many {
+		t.Errorf("%d connections were made", n)
+	}
+	open.Wait() // for the end of all of them
+}
+
+// takeNone answers as a server with HTTP/2 that takes no requests, until the connection ends.
+func takeNone(conn net.Conn) {
+	defer conn.Close()
+	if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
+		return
+	}
+	f := http2.NewFramer(conn, conn)
+	f.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 0})
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			return
+		}
+		switch frame := frame.(type) {
+		case *http2.SettingsFrame:
+			if !frame.IsAck() {
+				f.WriteSettingsAck()
+			}
+		case *http2.PingFrame:
+			f.WritePing(true, frame.Data)
+		}
+	}
+}
