@@ -1,6 +1,8 @@
 package http2
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -217,3 +219,40 @@ func TestManyCookiesAreJoinedAtOnce(t *testing.T) {
 		t.Errorf("%v allocations for %d cookies", allocations, many)
 	}
 }
+
+// What comes behind the end of a request changes nothing of it, also where the stream is none of the
+// last that were opened: its handler may be reading the trailers.
+func TestTrailersBehindTheEndAreNotTaken(t *testing.T) {
+	t.Parallel()
+	over, asked := make(chan struct{}), make(chan *serverHead, 1)
+	s := startServer(t, ServerOptions{Limits: limitsForTests(), Handler: handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		readBody(tk, e)
+		if e.Request().Method == "POST" {
+			asked <- e.(*serverExchange).head
+			e.OnOver(watcherFunc(func(error) { close(over); tk.Wake() }))
+			tk.Wait()
+			return
+		}
+		answerWith(tk, e, 204, "")
+	})})
+	p := s.connect()
+	p.check(p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block(with(map[string]string{":method": "POST"})...), EndHeaders: true}))
+	p.check(p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block("grpc-status", "0"), EndHeaders: true, EndStream: true}))
+	head := <-asked
+	last := uint32(1)
+	for range len(wire{}.recent) {
+		last += 2
+		p.request(last, line()...)
+		p.wantAnswer(last, "204")
+	}
+	p.check(p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block("grpc-status", "1"), EndHeaders: true, EndStream: true}))
+	p.want(fmt.Sprintf("goaway %d STREAM_CLOSED", last))
+	<-over
+	if want := (exchange.Fields{{Name: "grpc-status", Value: "0"}}); !slices.Equal(head.trailers, want) {
+		t.Errorf("the trailers are %v", head.trailers)
+	}
+}
+
+type watcherFunc func(error)
+
+func (f watcherFunc) ExchangeOver(err error) { f(err) }

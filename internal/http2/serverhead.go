@@ -27,6 +27,8 @@ type serverHead struct {
 	declared int64 // length of the body; -1: none was
 	received int64 // bytes of that
 
+	// Owned by who reads the connection. The trailers are there before anybody knows of the end.
+	ended    bool // the client has said that nothing follows
 	trailers exchange.Fields
 }
 

@@ -275,8 +275,11 @@ func (w *wire) data(f frame) error {
 	}
 	h.received += int64(max(n, 0))
 	w.passOn(f)
-	if r, ok := w.remembered(f.id); ok && f.flags.Has(http2.FlagDataEndStream) {
-		r.ended = true
+	if f.flags.Has(http2.FlagDataEndStream) {
+		h.ended = true
+		if r, ok := w.remembered(f.id); ok {
+			r.ended = true
+		}
 	}
 	if f.flags.Has(http2.FlagDataEndStream) && h.short() {
 		w.made[4] &^= byte(http2.FlagDataEndStream)
@@ -433,7 +436,7 @@ func (w *wire) endBlock() error {
 	default:
 		h := w.on.find(b.id)
 		switch r, known := w.remembered(b.id); {
-		case known && r.ended: // nothing may follow (RFC 9113 §5.1)
+		case known && r.ended, h != nil && h.ended: // nothing may follow (RFC 9113 §5.1)
 			return w.goodbye(http2.ErrCodeStreamClosed)
 		case known && h == nil: // it was sent before the client knew that the stream has ended
 			return nil
@@ -451,7 +454,7 @@ func (w *wire) endBlock() error {
 			w.fail(b.id)
 			w.ready = w.made
 		default:
-			h.trailers = trailers
+			h.trailers, h.ended = trailers, true
 			w.pretend(&b, nil)
 		}
 	}
@@ -461,7 +464,7 @@ func (w *wire) endBlock() error {
 // request is told to the owner, and to the library.
 func (w *wire) request(b *headerBlock, ended bool) error {
 	h, err := parseHead(b.fields, ended, w.scheme)
-	h.began = b.began
+	h.began, h.ended = b.began, ended
 	if b.large {
 		h.refusal, err = http1.Refuse(431, "a head that is too large"), nil
 		h.open, h.declared, h.expect = !ended, -1, false
