@@ -14,8 +14,14 @@ import (
 // that goes beyond the process: what they hold is in private memory and not in the store, no
 // pipe is used for them, and nobody else could go on with them, since the keys of TLS are here.
 
-// tlsCost is what a byte costs of a turn that is encrypted or decrypted, as [copyCost].
-const tlsCost = 8
+const (
+	// tlsCost is what a byte costs of a turn that is encrypted or decrypted, as [copyCost].
+	tlsCost = 8
+
+	// recordCost is the least that a record costs which has come: each is read and passed on by
+	// itself, and a peer may send one for every byte.
+	recordCost = 2 << 10
+)
 
 // beyond is what a socket has beside its descriptor.
 type beyond struct {
@@ -120,7 +126,7 @@ func (e *engine) decrypt(n uint32, t *slot, from int, p []byte) int {
 	switch {
 	case got > 0: // readable still: only EAGAIN says that TLS has nothing more
 		t.flows[from].heard = true
-		t.flows[from].left -= tlsCost / 2 * int32(got)
+		t.flows[from].left -= max(tlsCost/2*int32(got), recordCost)
 		return got
 	case err == stream.Again && !src.broken:
 		src.readable = false

@@ -71,6 +71,51 @@ func TestMuchIsRelayedOverTLS(t *testing.T) {
 	})
 }
 
+// A peer that sends each byte in a record of its own does not have the loop to itself until all of
+// them were passed on: a turn is measured by the work.
+func TestTinyRecordsLeaveEachTurnToTheOthers(t *testing.T) {
+	t.Parallel()
+	loops := shape{loops: 1, tunnels: 16, buffers: 4, pipes: 2}.start(t)
+	set := onLoops.newSetWith(t, tunnel.Options{Loops: loops})
+	secure(t, set, [2]bool{true, false})
+	var moved metrics.Counter
+	client, server := openOver(t, set, tunnel.Spec{Origin: &tunnel.Origin{UpBytes: []*metrics.Counter{&moved}, DownBytes: []*metrics.Counter{&moved}}}, true)
+
+	const records = 2000
+	var mostAtOnce, before uint64
+	blocked, sent := make(chan struct{}), make(chan struct{})
+	loops[0].Poller.Post(func() {
+		loops[0].Poller.AfterTurn(func() {
+			now := moved.Value()
+			mostAtOnce, before = max(mostAtOnce, now-before), now
+		})
+		close(blocked)
+		<-sent
+	})
+	<-blocked
+	p := client.(*peer)
+	var all []byte
+	p.raw.batch = &all
+	for range records {
+		if _, err := p.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := p.raw.Conn.Write(all); err != nil {
+		t.Fatal(err)
+	}
+	p.raw.batch = nil
+	close(sent)
+	if _, err := io.ReadFull(server, make([]byte, records)); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan uint64)
+	loops[0].Poller.Post(func() { got <- mostAtOnce })
+	if most := <-got; most == 0 || most > records/2 {
+		t.Errorf("%d of %d records were passed on in one turn", most, records)
+	}
+}
+
 // While one receiver does not read, its sender is held back, and the other direction goes on.
 // What was held is delivered then, and the end behind it, said as TLS says it.
 func TestAStalledReceiverHoldsOneDirectionOverTLS(t *testing.T) {

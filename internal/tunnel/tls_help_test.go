@@ -41,6 +41,16 @@ type peer struct {
 type sniffed struct {
 	net.Conn
 	fin atomic.Bool
+
+	batch *[]byte // where records go that are to be sent at once; nil: they are sent
+}
+
+func (s *sniffed) Write(b []byte) (int, error) {
+	if s.batch != nil {
+		*s.batch = append(*s.batch, b...)
+		return len(b), nil
+	}
+	return s.Conn.Write(b)
 }
 
 func (s *sniffed) Read(b []byte) (int, error) {
