@@ -7,14 +7,17 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/stream"
 	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/task"
 )
@@ -128,5 +131,33 @@ func TestARefusalThatNobodyTakesIsGivenUp(t *testing.T) {
 		}
 	case <-time.After(serverPatience):
 		t.Error("nobody is told of the refusal")
+	}
+}
+
+// A client that has reset its connection before anybody looks at it has no address any more.
+func TestAClientThatHasGoneBeforeItIsServed(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, ServerOptions{Limits: limitsForTests(), Handler: handlerFunc(echoing)})
+	ours, theirs := dialPair(t)
+	defer theirs.Close()
+	f, err := theirs.(*net.TCPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours.(*net.TCPConn).SetLinger(0)
+	ours.Close()
+	s.until("reset", func() bool {
+		_, err := unix.Getpeername(fd)
+		return err == unix.ENOTCONN
+	})
+	streamtest.Do(s.loop, func() { s.Serve(s.loop, stream.Passed{FD: fd}, netip.AddrPort{}) })
+	s.until("end of the connection", func() bool { return s.ended.Load() == 1 })
+	if status, _ := fetch(t, s.client(), s.url("/")); status != 200 {
+		t.Errorf("others get %d", status)
 	}
 }

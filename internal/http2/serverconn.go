@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -117,11 +118,23 @@ func (w secureWire) ConnectionState() tls.ConnectionState { return w.secure.Stat
 
 // serve is the goroutine of a connection.
 func (c *serverConn) serve(h2 *http2.Server, conn net.Conn) {
-	h2.ServeConn(conn, &http2.ServeConnOpts{Context: context.Background(), BaseConfig: c.hs, Handler: c})
+	c.contained(func() {
+		h2.ServeConn(conn, &http2.ServeConnOpts{Context: context.Background(), BaseConfig: c.hs, Handler: c})
+	})
 	conn.Close()
 	if !c.on.loop.Post(func() { c.over(true) }) {
 		c.on.server.connections.Add(-1)
 	}
+}
+
+// contained keeps a panic of the library from other connections, as net/http does.
+func (c *serverConn) contained(serve func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.on.server.options.Log.Error("a connection of HTTP/2 panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		}
+	}()
+	serve()
 }
 
 // over is called when the connection has ended.

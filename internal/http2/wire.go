@@ -122,6 +122,15 @@ func newWire(conn net.Conn, on wireOwner, scheme string, most int64, head time.D
 	return w
 }
 
+// RemoteAddr implements [net.Conn]. A socket whose client has gone knows of none, and the library
+// wants one.
+func (w *wire) RemoteAddr() net.Addr {
+	if a := w.Conn.RemoteAddr(); a != nil {
+		return a
+	}
+	return new(net.TCPAddr)
+}
+
 // Read implements [net.Conn], for the library.
 func (w *wire) Read(p []byte) (n int, err error) {
 	for {
