@@ -1,8 +1,4 @@
-// Package certfiles reads the files that TLS is made of, and tells when they have changed.
-//
-//	f := certfiles.Watch(paths, func() error { ... certfiles.Pair(cert, key) ... })
-//	if err := f.Read(); err != nil { ... }
-//	certfiles.Run(ctx, []*certfiles.Files{f}) // reads them again, until ctx is done
+// Package certfiles reads the files that TLS is made of.
 package certfiles
 
 import (
@@ -18,11 +14,11 @@ import (
 // Pair reads a certificate, with those that lead to a root behind it, and its key. Leaf is set.
 // Nothing of the key is in an error.
 func Pair(p config.KeyPair) (*tls.Certificate, error) {
-	cert, err := config.ReadTLSFile(p.Certificate)
+	cert, err := config.ReadTLS(p.Certificate)
 	if err != nil {
 		return nil, err
 	}
-	key, err := config.ReadTLSFile(p.Key)
+	key, err := config.ReadTLS(p.Key)
 	if err != nil {
 		return nil, err
 	}
@@ -36,30 +32,40 @@ func Pair(p config.KeyPair) (*tls.Certificate, error) {
 // Roots reads the certificates of a file, all of which are trusted. One that makes no sense is an
 // error, and so is a file with none.
 func Roots(path string) (*x509.CertPool, error) {
-	data, err := config.ReadTLSFile(path)
+	data, err := config.ReadTLS(path)
 	if err != nil {
 		return nil, err
 	}
-	pool, n := x509.NewCertPool(), 0
+	all, err := Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	pool := x509.NewCertPool()
+	for _, c := range all {
+		pool.AddCert(c)
+	}
+	return pool, nil
+}
+
+// Parse reads certificates in PEM. One that makes no sense is an error, and so is that there is
+// none, or something else.
+func Parse(data []byte) (all []*x509.Certificate, err error) {
 	for {
 		var block *pem.Block
 		if block, data = pem.Decode(data); block == nil {
 			break
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("%s: there is something else than certificates in it", path)
+			return nil, errors.New("there is something else than certificates in it")
 		}
-		cert, err := x509.ParseCertificate(block.Bytes)
+		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("%s: certificate %d: %w", path, n+1, err)
+			return nil, fmt.Errorf("certificate %d: %w", len(all)+1, err)
 		}
-		pool.AddCert(cert)
-		n++
+		all = append(all, c)
 	}
-	if n == 0 {
-		return nil, fmt.Errorf("%s: %w", path, errNone)
+	if len(all) == 0 {
+		return nil, errors.New("there is no certificate in PEM in it")
 	}
-	return pool, nil
+	return all, nil
 }
-
-var errNone = errors.New("there is no certificate in PEM in it")

@@ -24,6 +24,7 @@ import (
 
 	"holdfast/internal/certfiles"
 	"holdfast/internal/config"
+	"holdfast/internal/filewatch"
 	"holdfast/internal/metrics"
 )
 
@@ -35,6 +36,10 @@ type Options struct {
 	Log      *slog.Logger      // nil: nothing is logged
 	Metrics  *metrics.Registry // nil: nothing is counted
 
+	// Watcher has the files read again when they have changed; nil: nobody has. [Client.Looked] is
+	// to be called once in a while.
+	Watcher *filewatch.Watcher
+
 	// Urgent has a client come about whose files are of no use: it has no configuration until
 	// they are.
 	Urgent bool
@@ -43,9 +48,8 @@ type Options struct {
 // Client is the TLS of one cluster. Its methods may be called by anybody.
 type Client struct {
 	o       Options
-	files   *certfiles.Files        // nil: there are none
 	current atomic.Pointer[content] // what was of use last; replaced as a whole
-	problem atomic.Pointer[string]  // of the last reading; nil: none
+	problem atomic.Pointer[string]  // for which the files were refused last; nil: none
 	metrics clientMetrics
 }
 
@@ -65,13 +69,16 @@ func New(o Options) (*Client, error) {
 	if o.Config.Unverified {
 		o.Log.Warn(`anybody is believed to be an endpoint of the cluster: its tls has verify = "none"`)
 	}
-	if paths := Paths(o.Config); len(paths) > 0 {
-		c.files = certfiles.Watch(paths, c.read)
-		if err := c.files.Read(); err != nil && !o.Urgent {
-			return nil, fmt.Errorf("cluster %q: tls: %w", o.Cluster, err)
-		}
-	} else {
-		c.current.Store(new(content))
+	if paths := Paths(o.Config); len(paths) > 0 && o.Watcher != nil {
+		o.Watcher.Add(filewatch.Files{Paths: paths, Read: c.read, Refuse: c.refuse, Patience: filewatch.Patience})
+	}
+	switch all, err := load(o.Config); {
+	case err == nil:
+		c.current.Store(all)
+	case o.Urgent:
+		c.refuse(err)
+	default:
+		return nil, fmt.Errorf("cluster %q: tls: %w", o.Cluster, err)
 	}
 	c.Looked()
 	return c, nil
@@ -116,36 +123,30 @@ func load(cfg *config.ClusterTLS) (*content, error) {
 	return all, nil
 }
 
-// read reads the files, and has what is of use hold from now on.
-func (c *Client) read() error {
+// read reads the files.
+func (c *Client) read() (take func(), err error) {
 	all, err := load(c.o.Config)
-	if err != nil {
-		c.refuse(err)
-		return err
-	}
-	had := c.problem.Swap(nil) != nil
-	if before := c.current.Swap(all); before != nil || had {
-		c.o.Log.Info("the files of a cluster's TLS were read again: what they have now holds for new connections")
-	}
-	return nil
+	return func() { c.take(all) }, err
+}
+
+// take has what was read hold from now on.
+func (c *Client) take(all *content) {
+	c.problem.Store(nil)
+	c.current.Store(all)
+	c.o.Log.Info("the files of a cluster's TLS were read again: what they have now holds for new connections")
 }
 
 // refuse tells of files that are of no use.
 func (c *Client) refuse(err error) {
 	problem := err.Error()
 	c.problem.Store(&problem)
-	switch {
-	case c.current.Load() != nil:
-		c.metrics.refused.Inc()
+	c.metrics.refused.Inc()
+	if c.current.Load() != nil {
 		c.o.Log.Warn("the files of a cluster's TLS are of no use: what they had before holds", "err", err)
-	case c.o.Urgent:
-		c.metrics.refused.Inc()
+	} else {
 		c.o.Log.Error("the files of a cluster's TLS are of no use: no endpoint is connected to", "err", err)
 	}
 }
-
-// Files are those to be looked at, if there are any; [Client.Looked] is to be called once in a while.
-func (c *Client) Files() (f *certfiles.Files, ok bool) { return c.files, c.files != nil }
 
 // Looked brings up to date what is said of the certificate.
 func (c *Client) Looked() {
@@ -166,7 +167,7 @@ func (c *Client) Expires() (until time.Time, ok bool) {
 // Verifies says whether it is found out who an endpoint is.
 func (c *Client) Verifies() bool { return !c.o.Config.Unverified }
 
-// Problem is what was wrong with the files when they were read last; "": nothing.
+// Problem is what was wrong with the files when they were refused last; "": nothing.
 func (c *Client) Problem() string {
 	if p := c.problem.Load(); p != nil {
 		return *p

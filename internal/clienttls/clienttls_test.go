@@ -17,9 +17,9 @@ import (
 
 	"go.uber.org/goleak"
 
-	"holdfast/internal/certfiles"
 	"holdfast/internal/clienttls"
 	"holdfast/internal/config"
+	"holdfast/internal/filewatch"
 	"holdfast/internal/metrics"
 	"holdfast/internal/tlstest"
 )
@@ -316,7 +316,8 @@ func TestTheCertificateIsShown(t *testing.T) {
 func TestSessionsAreResumedUntilFilesChange(t *testing.T) {
 	t.Parallel()
 	ours, strangers, dir := tlstest.NewAuthority(t), tlstest.NewAuthority(t), t.TempDir()
-	c := newCluster(t, config.ClusterTLS{CA: ours.File(dir, "ca.pem")})
+	w := filewatch.New(filewatch.Options{})
+	c := newCluster(t, config.ClusterTLS{CA: ours.File(dir, "ca.pem")}, func(o *clienttls.Options) { o.Watcher = w })
 	p := c.Peer("a.example:443")
 	server := serving(ours.Leaf([]string{"a.example"}))
 	shake := func() (bool, error) {
@@ -337,10 +338,7 @@ func TestSessionsAreResumedUntilFilesChange(t *testing.T) {
 		t.Errorf("%v are full and %v resumed, want 1 and 2", full, resumed)
 	}
 	strangers.File(dir, "ca.pem")
-	files, _ := c.Files()
-	if err := files.Read(); err != nil {
-		t.Fatal(err)
-	}
+	w.Read()
 	_, err := shake()
 	says(t, err, "unknown authority", "")
 	if got := value(c.all, "holdfast_cluster_tls_handshake_failures_total", "reason", "unknown authority"); got != 1 {
@@ -380,11 +378,16 @@ func TestFilesAreWatched(t *testing.T) {
 		cfg.CA = ours.File(dir, "ca.pem")
 		first, second := ours.Leaf([]string{"first"}, tlstest.Client()), ours.Leaf([]string{"second"}, tlstest.Client())
 		cfg.Certificate.Certificate, cfg.Certificate.Key = first.Files(dir, "client")
-		c := newCluster(t, cfg)
-		files, _ := c.Files()
+		var looked func()
+		w := filewatch.New(filewatch.Options{
+			Watch:  func(ctx context.Context, _ []string, _ func()) { <-ctx.Done() },
+			Looked: func() { looked() },
+		})
+		c := newCluster(t, cfg, func(o *clienttls.Options) { o.Watcher = w })
+		looked = c.Looked
 		ctx, stop := context.WithCancel(t.Context())
 		over := make(chan struct{})
-		go func() { defer close(over); certfiles.Run(ctx, []*certfiles.Files{files}, c.Looked) }()
+		go func() { defer close(over); w.Run(ctx) }()
 		defer func() { stop(); <-over }()
 		shown := func() string {
 			t.Helper()
@@ -464,17 +467,15 @@ func TestFilesOfNoUse(t *testing.T) {
 func TestTheReplacementOfADeadGenerationStartsWithoutFiles(t *testing.T) {
 	t.Parallel()
 	ours, dir := tlstest.NewAuthority(t), t.TempDir()
-	c := newCluster(t, config.ClusterTLS{CA: dir + "/ca.pem"}, func(o *clienttls.Options) { o.Urgent = true })
+	w := filewatch.New(filewatch.Options{})
+	c := newCluster(t, config.ClusterTLS{CA: dir + "/ca.pem"}, func(o *clienttls.Options) { o.Urgent, o.Watcher = true, w })
 	server := serving(ours.Leaf([]string{"a.example"}))
 	_, err, _ := c.shake("a.example:443", server)
 	if says(t, err, "files", ""); !clienttls.IsOurs(err) {
 		t.Error("an endpoint is to blame")
 	}
 	ours.File(dir, "ca.pem")
-	files, _ := c.Files()
-	if err := files.Read(); err != nil {
-		t.Fatal(err)
-	}
+	w.Read()
 	if _, err, _ := c.shake("a.example:443", server); err != nil {
 		t.Error(err)
 	}

@@ -107,11 +107,3 @@ var certificateName = form[string]{`names of a certificate like "chat.internal",
 	}
 	return parseHost(s)
 }, asIs}
-
-// maxTLSFile is how long a file with certificates or a key may be: all roots of a system are
-// less than half of it.
-const maxTLSFile = 1 << 20
-
-// ReadTLSFile returns the content of a file with certificates or a key. What never ends is cut
-// off, and what is no file is refused without waiting for anybody.
-func ReadTLSFile(path string) ([]byte, error) { return readWatched(path, maxTLSFile, "1 MiB") }

@@ -2,7 +2,8 @@
 // them read again. Files that mean something only together, as a certificate and its key, are
 // read together:
 //
-//	w := filewatch.New([]filewatch.Files{{Paths: []string{cert, key}, Take: take, Refuse: refuse}}, filewatch.World{})
+//	w := filewatch.New(filewatch.Options{})
+//	w.Add(filewatch.Files{Paths: []string{cert, key}, Read: read, Refuse: refuse, Patience: filewatch.Patience})
 //	// read them for the first time
 //	w.Run(ctx)
 //
@@ -12,12 +13,9 @@ package filewatch
 
 import (
 	"context"
-	"errors"
+	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -27,87 +25,93 @@ const (
 	// rest is how long files must have stayed as they are before they are read.
 	rest = 100 * time.Millisecond
 
-	// Patience is how long files may be of no use until that is a fault: they may be replaced one
-	// after the other.
+	// Patience is that for files which may be replaced one after the other.
 	Patience = 5 * time.Second
 )
 
-// Files are read together. Their functions are called by [Watcher.Run] alone.
+// Files are read together. Their functions are called by [Watcher.Run] alone, and by
+// [Watcher.Read].
 type Files struct {
 	Paths []string
 
-	// Take reads the files. With an error nothing has changed; it is called again when the files
-	// have.
-	Take func() error
+	// Read reads the files, and says what is wrong with them, or what is to be done with them:
+	// take is called unless they have changed meanwhile, when what was read may be of two states.
+	Read func() (take func(), err error)
 
-	// Refuse hears of Take's error when the files have been of no use for [Patience], once for
-	// each state of theirs.
-	Refuse func(error)
+	// Refuse hears of Read's error, once for each state of the files, when they have been of no
+	// use for Patience. nil: nobody wants to know.
+	Refuse   func(error)
+	Patience time.Duration
 }
 
-// World is the outside. What is zero is the host's own.
-type World struct {
+// Options say how files are watched. What is zero is the host's own, or not wanted.
+type Options struct {
 	// Watch calls tell whenever something may have changed in one of the directories. It returns
-	// when ctx is done, or when one of the directories is to be looked for again.
+	// when ctx is done, or when one of the directories is to be looked for again. nil: inotify(7).
 	Watch func(ctx context.Context, directories []string, tell func())
+
+	// Looked is called after each round of looks, which is every few seconds.
+	Looked func()
+
+	// Paused says that nothing is to be looked at for now. See [Watcher.Look].
+	Paused func() bool
 }
 
 // Watcher watches files. What is not set once is Run's.
 type Watcher struct {
-	world World
-	files []watched
-	looks func() // after each round of looks; nil: nobody wants to know
+	o     Options
+	files []*watched
+	soon  chan struct{} // has room for one: something may have changed
 }
 
 type watched struct {
 	Files
-	seen  []signature // at the last look
-	taken []signature // when they were read last
+	seen  []Signature // at the last look
+	taken []Signature // when they were read last
 	since time.Time   // they have been of no use, zero: they are of use, or it has been said
 	err   error       // why
 }
 
-// signature is what a file looks like from outside. Nothing can be written to it without a change
-// of this, once the clock of the file system has gone on.
-type signature struct {
-	err          syscall.Errno // 0: it is there
-	dev, ino     uint64
-	size         int64
-	mtime, ctime unix.Timespec
-}
-
-func signatureOf(path string) signature {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		errno, _ := errors.AsType[syscall.Errno](err)
-		return signature{err: errno}
-	}
-	return signature{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}
-}
-
-func (w *watched) look() []signature {
-	all := make([]signature, len(w.Paths))
+func (w *watched) look() []Signature {
+	all := make([]Signature, len(w.Paths))
 	for i, path := range w.Paths {
-		all[i] = signatureOf(path)
+		all[i] = SignatureOf(path)
 	}
 	return all
 }
 
-// New looks at the files, which are to be read after that for the first time: no change is
-// missed that comes in between. looked, where it is not nil, is called by Run after each look at
-// all of them, which is every few seconds.
-func New(files []Files, world World, looked func()) *Watcher {
-	w := &Watcher{world: world, looks: looked}
-	if w.world.Watch == nil {
-		w.world.Watch = watchDirectories
+// New returns one that watches nothing yet.
+func New(o Options) *Watcher {
+	if o.Watch == nil {
+		o.Watch = watchDirectories
 	}
-	for _, f := range files {
-		one := watched{Files: f}
-		one.seen = one.look()
-		one.taken = one.seen
-		w.files = append(w.files, one)
+	return &Watcher{o: o, soon: make(chan struct{}, 1)}
+}
+
+// Add has files watched when Run is called, which must be later. It looks at them: they are to be
+// read after that for the first time, and no change is missed that comes in between.
+func (w *Watcher) Add(f Files) {
+	one := &watched{Files: f}
+	one.seen = one.look()
+	one.taken = one.seen
+	w.files = append(w.files, one)
+}
+
+// Read reads all files at once, which is for the first time and before Run. What is in flux is left
+// to Run.
+func (w *Watcher) Read() {
+	for _, f := range w.files {
+		f.seen, f.taken = f.look(), nil
+		f.visit(time.Now())
 	}
-	return w
+}
+
+// Look has the files looked at soon. Anybody may call it.
+func (w *Watcher) Look() {
+	select {
+	case w.soon <- struct{}{}:
+	default:
+	}
 }
 
 // Run watches until ctx is done.
@@ -116,19 +120,13 @@ func (w *Watcher) Run(ctx context.Context) {
 		return
 	}
 	directories := w.directories()
-	changed := make(chan struct{}, 1)
 	watching := make(chan struct{})
 	begin := func() {
 		stopped := make(chan struct{})
 		watching = stopped
 		go func() {
 			defer close(stopped)
-			w.world.Watch(ctx, directories, func() {
-				select {
-				case changed <- struct{}{}:
-				default:
-				}
-			})
+			w.o.Watch(ctx, directories, w.Look)
 		}()
 	}
 	begin()
@@ -138,7 +136,7 @@ func (w *Watcher) Run(ctx context.Context) {
 	soon := true
 	for {
 		select {
-		case <-changed:
+		case <-w.soon:
 			if !soon { // otherwise a directory that always changes would put it off for ever
 				timer.Reset(rest)
 				soon = true
@@ -153,24 +151,32 @@ func (w *Watcher) Run(ctx context.Context) {
 			begin() // there may be a directory now
 		default:
 		}
-		wait := poll
-		now := time.Now()
-		for i := range w.files {
-			wait = min(wait, w.files[i].visit(now))
-		}
-		if w.looks != nil {
-			w.looks()
-		}
+		wait := w.round(time.Now())
 		timer.Reset(wait)
 		soon = wait <= rest
 	}
 }
 
+// round looks at all files, and returns how soon the next one is due.
+func (w *Watcher) round(now time.Time) time.Duration {
+	wait := poll
+	if w.o.Paused != nil && w.o.Paused() {
+		return wait
+	}
+	for _, f := range w.files {
+		wait = min(wait, f.visit(now))
+	}
+	if w.o.Looked != nil {
+		w.o.Looked()
+	}
+	return wait
+}
+
 // directories are those that the files are in, each once.
 func (w *Watcher) directories() (all []string) {
-	for i := range w.files {
-		for _, path := range w.files[i].Paths {
-			all = append(all, directoryOf(path))
+	for _, f := range w.files {
+		for _, path := range f.Paths {
+			all = append(all, filepath.Dir(path))
 		}
 	}
 	slices.Sort(all)
@@ -187,26 +193,28 @@ func (w *watched) visit(now time.Time) time.Duration {
 		return rest
 	}
 	if !slices.Equal(seen, w.taken) {
-		err := w.Take()
+		take, err := w.Read()
 		if !slices.Equal(w.look(), seen) {
 			return rest // what was read may be of two states
 		}
 		w.taken, w.err = seen, err
-		if err != nil && w.since.IsZero() {
+		switch {
+		case err == nil:
+			w.since = time.Time{}
+			take()
+		case w.since.IsZero():
 			w.since = now
 		}
-	}
-	if w.err == nil {
-		w.since = time.Time{}
-		return poll
 	}
 	if w.since.IsZero() {
 		return poll
 	}
-	if left := Patience - now.Sub(w.since); left > 0 {
-		return left
+	if left := w.Patience - now.Sub(w.since); left > 0 {
+		return min(left, poll)
 	}
 	w.since = time.Time{}
-	w.Refuse(w.err)
+	if w.Refuse != nil {
+		w.Refuse(w.err)
+	}
 	return poll
 }

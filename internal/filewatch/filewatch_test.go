@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,6 +19,8 @@ import (
 type pair struct {
 	t    *testing.T
 	a, b string
+
+	reads func() // while they are read; nil: nothing
 
 	mu    sync.Mutex
 	taken []string
@@ -46,17 +49,19 @@ func (p *pair) must(err error) {
 	}
 }
 
-func (p *pair) take() error {
+func (p *pair) read() (take func(), err error) {
 	a, err := os.ReadFile(p.a)
 	b, err2 := os.ReadFile(p.b)
 	if err = errors.Join(err, err2); err == nil && string(a) != string(b) {
 		err = errors.New("they do not fit")
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.note(&p.taken, string(a))
-	return nil
+	if p.reads != nil {
+		p.reads()
+	}
+	return func() { p.note(&p.taken, string(a)) }, nil
 }
 
 func (p *pair) note(to *[]string, text string) {
@@ -67,12 +72,14 @@ func (p *pair) note(to *[]string, text string) {
 }
 
 // watch begins to, and stops when the test ends.
-func (p *pair) watch(world filewatch.World) {
-	w := filewatch.New([]filewatch.Files{{Paths: []string{p.a, p.b}, Take: p.take, Refuse: func(err error) { p.note(&p.said, err.Error()) }}}, world, nil)
+func (p *pair) watch(o filewatch.Options) *filewatch.Watcher {
+	w := filewatch.New(o)
+	w.Add(filewatch.Files{Paths: []string{p.a, p.b}, Read: p.read, Refuse: func(err error) { p.note(&p.said, err.Error()) }, Patience: filewatch.Patience})
 	ctx, cancel := context.WithCancel(p.t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); w.Run(ctx) }()
 	p.t.Cleanup(func() { cancel(); <-done })
+	return w
 }
 
 func (p *pair) want(taken, said string) {
@@ -113,13 +120,13 @@ func (p *pair) await(taken string) {
 	}
 }
 
-// deaf is a world in which the kernel tells nothing, so that time may be virtual.
-var deaf = filewatch.World{Watch: func(ctx context.Context, _ []string, _ func()) { <-ctx.Done() }}
+// deaf hears nothing of the kernel, so that time may be virtual.
+var deaf = filewatch.Options{Watch: func(ctx context.Context, _ []string, _ func()) { <-ctx.Done() }}
 
 func TestTheKernelTellsOfChanges(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
-	p.watch(filewatch.World{})
+	p.watch(filewatch.Options{})
 	for _, text := range []string{"1", "2"} {
 		p.write(p.a, text)
 		p.write(p.b, text)
@@ -149,7 +156,7 @@ func TestADirectoryBehindASymbolicLinkIsExchanged(t *testing.T) {
 		p.must(os.Remove(path))
 		p.must(os.Symlink(filepath.Join("..data", filepath.Base(path)), path))
 	}
-	p.watch(filewatch.World{})
+	p.watch(filewatch.Options{})
 	publish("2")
 	p.await("2")
 }
@@ -193,7 +200,7 @@ func TestADirectoryThatAlwaysChangesPutsNothingOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := newPair(t)
-		p.watch(filewatch.World{Watch: func(ctx context.Context, _ []string, tell func()) {
+		p.watch(filewatch.Options{Watch: func(ctx context.Context, _ []string, tell func()) {
 			for ctx.Err() == nil {
 				tell()
 				time.Sleep(10 * time.Millisecond)
@@ -202,6 +209,42 @@ func TestADirectoryThatAlwaysChangesPutsNothingOff(t *testing.T) {
 		time.Sleep(time.Second)
 		p.write(p.a, "1")
 		p.write(p.b, "1")
+		time.Sleep(time.Second)
+		p.want("1", "")
+	})
+}
+
+func TestFilesThatChangeWhileTheyAreReadAreNotTaken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t)
+		p.reads = func() {
+			p.reads = nil
+			p.write(p.a, "2")
+			p.write(p.b, "2")
+		}
+		p.watch(deaf)
+		time.Sleep(time.Second)
+		p.write(p.a, "1")
+		p.write(p.b, "1")
+		time.Sleep(time.Minute)
+		p.want("2", "")
+	})
+}
+
+func TestNothingIsLookedAtInAPause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t)
+		var paused atomic.Bool
+		paused.Store(true)
+		w := p.watch(filewatch.Options{Watch: deaf.Watch, Paused: paused.Load})
+		p.write(p.a, "1")
+		p.write(p.b, "1")
+		time.Sleep(time.Minute)
+		p.want("", "")
+		paused.Store(false)
+		w.Look()
 		time.Sleep(time.Second)
 		p.want("1", "")
 	})

@@ -4,14 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
-func directoryOf(path string) string { return filepath.Dir(path) }
-
-// watchDirectories is [World.Watch] by inotify(7): one instance for all, of which a user has few.
+// watchDirectories is [Options.Watch] by inotify(7): one instance for all, of which a user has few.
 // Directories are watched and not files, which may be replaced; what is behind a symbolic link is
 // not.
 func watchDirectories(ctx context.Context, directories []string, tell func()) {

@@ -4,11 +4,11 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 
+	"holdfast/internal/certfiles"
 	"holdfast/internal/config"
 )
 
@@ -27,24 +27,13 @@ func readAuthorities(read func(path string) ([]byte, error), path string) (*auth
 }
 
 func parseAuthorities(data []byte) (*authorities, error) {
-	a := &authorities{pool: x509.NewCertPool()}
-	for {
-		var block *pem.Block
-		if block, data = pem.Decode(data); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, errors.New("there is something else than certificates in it")
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d: %w", len(a.all)+1, err)
-		}
-		a.all = append(a.all, c)
-		a.pool.AddCert(c)
+	all, err := certfiles.Parse(data)
+	if err != nil {
+		return nil, err
 	}
-	if len(a.all) == 0 {
-		return nil, errors.New("there is no certificate in PEM in it")
+	a := &authorities{all: all, pool: x509.NewCertPool()}
+	for _, c := range all {
+		a.pool.AddCert(c)
 	}
 	return a, nil
 }

@@ -42,7 +42,8 @@ type Options struct {
 	// another. nil: nobody wants to know.
 	Changed func()
 
-	World filewatch.World
+	// Watch is [filewatch.Options.Watch].
+	Watch func(ctx context.Context, directories []string, tell func())
 }
 
 // Server is the TLS of one listener. Its methods may be called by anybody.
@@ -66,7 +67,8 @@ type Server struct {
 // New reads what the configuration names. The error joins one for each file that is of no use.
 func New(o Options) (*Server, error) {
 	s := &Server{o: o, names: newClientNames(o.Config.ClientNames), counts: newCounts(o.Metrics, o.Listener, o.Config), refused: make(map[string]bool), cancel: func() {}}
-	s.watcher = filewatch.New(s.files(), o.World, s.sample)
+	s.watcher = filewatch.New(filewatch.Options{Watch: o.Watch, Looked: s.sample})
+	s.addFiles()
 	if err := s.read(); err != nil {
 		return nil, err
 	}
@@ -140,19 +142,18 @@ func (s *Server) Keep(kept map[string][]byte) error {
 	return nil
 }
 
-// files are what is watched.
-func (s *Server) files() (all []filewatch.Files) {
+// addFiles has the files watched.
+func (s *Server) addFiles() {
+	add := func(read func() (func(), error), path string, more ...string) {
+		refuse := func(err error) { s.refuse(path, err) }
+		s.watcher.Add(filewatch.Files{Paths: append(more, path), Read: read, Refuse: refuse, Patience: filewatch.Patience})
+	}
 	for i, c := range s.o.Config.Certificates {
-		all = append(all, filewatch.Files{
-			Paths:  []string{c.Certificate, c.Key},
-			Take:   func() error { return s.takePair(i) },
-			Refuse: func(err error) { s.refuse(c.Certificate, err) },
-		})
+		add(func() (func(), error) { return s.readPair(i) }, c.Certificate, c.Key)
 	}
 	if ca := s.o.Config.ClientCA; ca != "" {
-		all = append(all, filewatch.Files{Paths: []string{ca}, Take: s.takeClients, Refuse: func(err error) { s.refuse(ca, err) }})
+		add(s.readClients, ca)
 	}
-	return all
 }
 
 // read reads all files for the first time.
@@ -195,13 +196,15 @@ func (s *Server) read() error {
 	return errors.Join(errs...)
 }
 
-// takePair has a certificate and its key hold as the files have them now.
-func (s *Server) takePair(i int) error {
+// readPair reads a certificate and its key as the files have them now.
+func (s *Server) readPair(i int) (take func(), err error) {
+	p, err := readPair(config.ReadTLS, s.o.Config.Certificates[i])
+	return func() { s.takePair(i, p) }, err
+}
+
+// takePair has a certificate and its key hold.
+func (s *Server) takePair(i int, p *pair) {
 	c := s.o.Config.Certificates[i]
-	p, err := readPair(config.ReadTLS, c)
-	if err != nil {
-		return err
-	}
 	s.mu.Lock()
 	changed := !p.same(s.pairs[i])
 	s.pairs[i] = p
@@ -212,16 +215,17 @@ func (s *Server) takePair(i int) error {
 		s.remarkPair(c.Certificate, p)
 		s.tell()
 	}
-	return nil
 }
 
-// takeClients has those hold who sign clients' certificates by the file now.
-func (s *Server) takeClients() error {
+// readClients reads who signs clients' certificates by the file now.
+func (s *Server) readClients() (take func(), err error) {
+	a, err := readAuthorities(config.ReadTLS, s.o.Config.ClientCA)
+	return func() { s.takeClients(a) }, err
+}
+
+// takeClients has those hold who sign clients' certificates.
+func (s *Server) takeClients(a *authorities) {
 	path := s.o.Config.ClientCA
-	a, err := readAuthorities(config.ReadTLS, path)
-	if err != nil {
-		return err
-	}
 	s.mu.Lock()
 	changed := !a.same(s.clients)
 	s.clients = a
@@ -231,7 +235,6 @@ func (s *Server) takeClients() error {
 		s.o.Log.Info("others sign the certificates of a listener's clients", "path", path, "certificates", len(a.all))
 		s.tell()
 	}
-	return nil
 }
 
 // tookLocked notes that what a file says holds.

@@ -17,14 +17,13 @@ import (
 	"time"
 
 	"holdfast/internal/config"
-	"holdfast/internal/filewatch"
 	"holdfast/internal/metrics"
 	"holdfast/internal/servertls"
 	"holdfast/internal/tlstest"
 )
 
-// deaf is a world in which the kernel tells nothing, so that time may be virtual.
-var deaf = filewatch.World{Watch: func(ctx context.Context, _ []string, _ func()) { <-ctx.Done() }}
+// deaf hears nothing of the kernel, so that time may be virtual.
+func deaf(ctx context.Context, _ []string, _ func()) { <-ctx.Done() }
 
 // served is a listener's TLS.
 type served struct {
@@ -58,7 +57,7 @@ func options(c *config.ListenerTLS) (servertls.Options, *words) {
 		c.MinVersion = config.TLS12
 	}
 	return servertls.Options{
-		Config: c, Listener: "public", Log: slog.New(slog.NewTextHandler(said, nil)), Metrics: metrics.NewRegistry(), World: deaf,
+		Config: c, Listener: "public", Log: slog.New(slog.NewTextHandler(said, nil)), Metrics: metrics.NewRegistry(), Watch: deaf,
 	}, said
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/control"
+	"holdfast/internal/filewatch"
 )
 
 // Runtime values: numbers of the configuration that are overridden while generations run, by a
@@ -33,8 +34,8 @@ type overrides struct {
 type fileOverrides struct {
 	path    string // "": there is none
 	values  map[string]float64
-	problem string    // why what it says now does not hold; "": it does
-	taken   signature // what the file looked like then
+	problem string              // why what it says now does not hold; "": it does
+	taken   filewatch.Signature // what the file looked like then
 }
 
 // with returns what holds with the file's overrides in the place of ours. nil: with ours.

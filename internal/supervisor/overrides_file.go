@@ -5,12 +5,12 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/config"
+	"holdfast/internal/filewatch"
 )
 
 // overridesPoll is how often the file with overrides is looked at. It is believed when two
@@ -19,48 +19,24 @@ import (
 // network file systems, nor of a directory that is not there yet; a look costs 2 µs.
 const overridesPoll = 250 * time.Millisecond
 
-// signature is what a file looks like from outside. Nothing can be written to it without a
-// change of this, once the clock of the file system has gone on: see [overridesPoll].
-type signature struct {
-	known bool
-	err   syscall.Errno // 0: it is there
-	dev   uint64
-	ino   uint64
-	size  int64
-	mtime unix.Timespec
-	ctime unix.Timespec
-}
-
-func signatureOf(path string) signature {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		errno, _ := errors.AsType[syscall.Errno](err)
-		if errno == unix.ENOTDIR {
-			errno = unix.ENOENT
-		}
-		return signature{known: true, err: errno}
-	}
-	return signature{known: true, dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}
-}
-
 // watchedFile is a file with overrides that is looked at again and again.
 type watchedFile struct {
 	path  string
-	seen  signature // at the last look
-	taken signature // when it was read last
+	seen  filewatch.Signature // at the last look
+	taken filewatch.Signature // when it was read last
 }
 
 // look says whether there is news, and what the file says then. A file that is not there
 // overrides nothing.
 func (f *watchedFile) look() (values map[string]float64, err error, news bool) {
-	now := signatureOf(f.path)
+	now := filewatch.SignatureOf(f.path)
 	rests := now == f.seen
 	f.seen = now
 	if !rests || now == f.taken {
 		return nil, nil, false
 	}
 	values, err = readOverrides(f.path)
-	if signatureOf(f.path) != now {
+	if filewatch.SignatureOf(f.path) != now {
 		return nil, nil, false // another one, which is seen next
 	}
 	f.taken = now
@@ -90,7 +66,7 @@ func (s *Supervisor) overridesOf(r *release) *fileOverrides {
 	if path == "" {
 		return f
 	}
-	f.taken = signatureOf(path)
+	f.taken = filewatch.SignatureOf(path)
 	var err error
 	if f.values, err = readOverrides(path); err != nil {
 		f.problem = err.Error()
@@ -140,7 +116,7 @@ func (s *Supervisor) watchOverrides(ctx context.Context, f *watchedFile) {
 		taken := false
 		s.do(func() { taken = s.takeFile(ctx, f, values, err) })
 		if !taken {
-			f.taken = signature{} // once more
+			f.taken = filewatch.Signature{} // once more
 		}
 	}
 }
@@ -170,12 +146,12 @@ func (s *Supervisor) takeFile(ctx context.Context, f *watchedFile, values map[st
 }
 
 // tellOfFile counts and logs what has been read. Called in the loop.
-func (s *Supervisor) tellOfFile(taken signature, problem string) {
+func (s *Supervisor) tellOfFile(taken filewatch.Signature, problem string) {
 	switch {
 	case problem != "":
 		s.stats.overridesRefused.Inc()
 		s.log.Error("the file with runtime values is of no use: what it said before holds", "err", problem)
-	case taken.known && taken.err == 0:
+	case taken.IsThere():
 		s.stats.overridesLoaded.Inc()
 	}
 }

@@ -36,6 +36,7 @@ import (
 	"holdfast/internal/config"
 	"holdfast/internal/control"
 	"holdfast/internal/dynamic"
+	"holdfast/internal/filewatch"
 	"holdfast/internal/metrics"
 	"holdfast/internal/stream"
 	"holdfast/internal/task"
@@ -55,7 +56,8 @@ type Clusters struct {
 	registry  *metrics.Registry
 	log       *slog.Logger
 
-	closesRemoved bool // see [config.Config.ClosesRemoved]
+	files         *filewatch.Watcher // those of the clusters' TLS
+	closesRemoved bool               // see [config.Config.ClosesRemoved]
 	discoveries
 }
 
@@ -159,10 +161,11 @@ func newOn(ctx context.Context, o Options) (*Clusters, error) {
 	if world == nil {
 		world = new(discovery.World)
 	}
+	all.files = filewatch.New(filewatch.Options{Watch: world.Watch, Looked: all.lookedAtFiles})
 	var errs []error
 	for i := range cfg.Clusters {
 		c := newCluster(&cfg.Clusters[i], &o)
-		if err := c.secure(); err != nil {
+		if err := c.secure(all.files); err != nil {
 			errs = append(errs, err)
 		}
 		all.byName[c.Name] = c

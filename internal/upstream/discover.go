@@ -143,7 +143,7 @@ func (c *Cluster) moved(address string, addresses []netip.AddrPort) {
 func (c *Clusters) runSources() {
 	ctx, stop := context.WithCancel(context.Background())
 	c.stop = stop
-	c.runFiles(ctx)
+	c.running.Go(func() { c.files.Run(ctx) })
 	for _, s := range c.sources {
 		c.running.Go(func() { s.Run(ctx) })
 	}

@@ -187,7 +187,7 @@ func TestWhatTheGenerationBeforeKnewHoldsWhileNobodyAnswers(t *testing.T) {
 					return nil, &net.DNSError{Err: "no such host", IsNotFound: true}
 				}}
 				o := Options{Config: tc.cfg, Inherited: inherited, Urgent: tc.urgent, Network: network}
-				o.Discovery = &discovery.World{Exchange: new(answers).exchange, Watch: func(ctx context.Context, _ string, _ func()) { <-ctx.Done() }}
+				o.Discovery = &discovery.World{Exchange: new(answers).exchange, Watch: func(ctx context.Context, _ []string, _ func()) { <-ctx.Done() }}
 				cs, err := New(t.Context(), o)
 				if err != nil {
 					t.Fatal(err)

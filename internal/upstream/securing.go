@@ -1,25 +1,25 @@
 package upstream
 
 import (
-	"context"
 	"errors"
 
-	"holdfast/internal/certfiles"
 	"holdfast/internal/clienttls"
 	"holdfast/internal/control"
+	"holdfast/internal/filewatch"
 	"holdfast/internal/stream"
 )
 
 // A handshake is part of an attempt to connect: of several addresses the first wins with which
 // TLS is agreed on. It has the same time, and its failure is one to connect.
 
-// secure makes what the cluster needs to speak TLS, if it does.
-func (c *Cluster) secure() (err error) {
+// secure makes what the cluster needs to speak TLS, if it does. Its files are added to those that
+// are watched.
+func (c *Cluster) secure(watcher *filewatch.Watcher) (err error) {
 	if c.cfg.TLS == nil {
 		return nil
 	}
 	c.tls, err = clienttls.New(clienttls.Options{
-		Config: c.cfg.TLS, Cluster: c.Name, Protocol: c.cfg.Protocol, Log: c.options.Log, Metrics: c.options.Metrics, Urgent: c.options.Urgent,
+		Config: c.cfg.TLS, Cluster: c.Name, Protocol: c.cfg.Protocol, Log: c.options.Log, Metrics: c.options.Metrics, Urgent: c.options.Urgent, Watcher: watcher,
 	})
 	return err
 }
@@ -56,28 +56,13 @@ func isHandshake(err error) bool {
 	return ok
 }
 
-// runFiles looks after the files of the clusters' TLS, if there are any.
-func (c *Clusters) runFiles(ctx context.Context) {
-	var files []*certfiles.Files
-	var clients []*clienttls.Client
+// lookedAtFiles brings up to date what is said of the files of the clusters' TLS.
+func (c *Clusters) lookedAtFiles() {
 	for _, cluster := range c.byName {
-		if cluster.tls == nil {
-			continue
-		}
-		if f, ok := cluster.tls.Files(); ok {
-			files, clients = append(files, f), append(clients, cluster.tls)
+		if cluster.tls != nil {
+			cluster.tls.Looked()
 		}
 	}
-	if len(files) == 0 {
-		return
-	}
-	c.running.Go(func() {
-		certfiles.Run(ctx, files, func() {
-			for _, client := range clients {
-				client.Looked()
-			}
-		})
-	})
 }
 
 // tlsState says what is known of the cluster's TLS; nil: it has none.

@@ -102,6 +102,7 @@ var bottom = map[string]struct {
 	"internal/runtimedir": {[]string{"holdfast/internal/pidfd"}, "supervisors and commands meet there, of whatever build they are"},
 	"internal/fence":      {[]string{"holdfast/internal/control"}, "it decides and does nothing"},
 	"internal/ledger":     {nil, "it is bytes in a memory file"},
+	"internal/filewatch":  {nil, "it is paths and times"},
 	"internal/tickets":    {nil, "it is keys and times"},
 	"internal/vault":      {[]string{"holdfast/internal/control", "holdfast/internal/scavenge"}, "it knows channels and descriptors, no processes and no tunnels"},
 }
@@ -125,7 +126,7 @@ func TestWhatStandsAtTheBottomStandsOnLittle(t *testing.T) {
 var shared = map[string]bool{
 	"holdfast/internal/config": true, "holdfast/internal/control": true, "holdfast/internal/logs": true, "holdfast/internal/metrics": true, "holdfast/internal/scavenge": true,
 	"holdfast/internal/dynamic": true, "holdfast/internal/headers": true, "holdfast/internal/version": true, "holdfast/internal/accesslog/flags": true, "holdfast/internal/accesslog/format": true,
-	"holdfast/internal/urlpath": true,
+	"holdfast/internal/urlpath": true, "holdfast/internal/filewatch": true,
 }
 
 func TestTheTwoSidesMeetOnlyWhereTheyMay(t *testing.T) {

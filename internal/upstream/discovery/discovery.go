@@ -59,13 +59,13 @@ type Counts struct {
 
 // Source is what finds the endpoints of one cluster.
 type Source struct {
-	o       Options
-	paused  atomic.Bool
-	resumed chan struct{} // has room for one
+	o      Options
+	paused atomic.Bool
 
 	follow interface {
 		begin() []Endpoint
 		run(ctx context.Context)
+		resume() // that it is not paused any more; anybody may call it
 	}
 }
 
@@ -74,7 +74,7 @@ func New(o Options) *Source {
 	if o.World == nil {
 		o.World = new(World)
 	}
-	s := &Source{o: o, resumed: make(chan struct{}, 1)}
+	s := &Source{o: o}
 	if o.Config.By == config.ByFile {
 		s.follow = newFile(s)
 	} else {
@@ -94,10 +94,7 @@ func (s *Source) Run(ctx context.Context) { s.follow.run(ctx) }
 func (s *Source) Pause(on bool) {
 	s.paused.Store(on)
 	if !on {
-		select {
-		case s.resumed <- struct{}{}:
-		default:
-		}
+		s.follow.resume()
 	}
 }
 

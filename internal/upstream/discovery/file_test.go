@@ -92,7 +92,7 @@ func TestADirectoryThatComesLaterIsFound(t *testing.T) {
 
 // unwatched is a world in which the kernel tells nothing, so that time may be virtual.
 func unwatched() *discovery.World {
-	return &discovery.World{Watch: func(ctx context.Context, _ string, _ func()) { <-ctx.Done() }}
+	return &discovery.World{Watch: func(ctx context.Context, _ []string, _ func()) { <-ctx.Done() }}
 }
 
 func TestAFileOfNoUseChangesNothing(t *testing.T) {
@@ -157,7 +157,7 @@ func TestAFileIsReadWhenItRests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, hear := newListed(t, "web.toml"), make(chan struct{})
 		l.write("endpoints = [\"10.0.0.1:80\"]\n")
-		world := &discovery.World{Watch: func(ctx context.Context, _ string, tell func()) {
+		world := &discovery.World{Watch: func(ctx context.Context, _ []string, tell func()) {
 			for {
 				select {
 				case <-hear:

@@ -28,6 +28,7 @@ type names struct {
 	settled bool
 
 	results chan func()
+	resumed chan struct{} // has room for one
 	asking  sync.WaitGroup
 }
 
@@ -56,7 +57,7 @@ type serviceState struct {
 
 func newNames(s *Source) *names {
 	n := &names{
-		s: s, hosts: make(map[string]*nameState), service: make(map[string]*serviceState), results: make(chan func()),
+		s: s, hosts: make(map[string]*nameState), service: make(map[string]*serviceState), results: make(chan func()), resumed: make(chan struct{}, 1),
 		lookup: lookup{world: s.o.World, cfg: &s.o.Config.DNS, both: s.o.Config.By == config.ByLogicalDNS},
 	}
 	configured := make(map[string]bool)
@@ -133,6 +134,13 @@ func (n *names) begin() []Endpoint {
 	return n.told
 }
 
+func (n *names) resume() {
+	select {
+	case n.resumed <- struct{}{}:
+	default:
+	}
+}
+
 func (n *names) run(ctx context.Context) {
 	if !n.began {
 		n.begin()
@@ -147,7 +155,7 @@ func (n *names) run(ctx context.Context) {
 			apply()
 			n.tell()
 		case <-timer.C:
-		case <-n.s.resumed:
+		case <-n.resumed:
 		case <-ctx.Done():
 			timer.Stop()
 			return

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"holdfast/internal/filewatch"
 )
 
 // World is the outside as sources reach it. What is zero is the host's own.
@@ -25,9 +27,8 @@ type World struct {
 	// answer with its id and question.
 	Exchange func(ctx context.Context, network string, resolver netip.AddrPort, q *dns.Msg) (*dns.Msg, error)
 
-	// Watch calls tell whenever something has changed in the directory of a file. It returns
-	// when ctx is done, or when it cannot watch any more.
-	Watch func(ctx context.Context, path string, tell func())
+	// Watch is [filewatch.Options.Watch].
+	Watch func(ctx context.Context, directories []string, tell func())
 
 	ResolvConf, Hosts string // paths
 
@@ -150,13 +151,13 @@ func answerTo(q *dns.Msg, b []byte) (*dns.Msg, bool) {
 
 // kept is what a file of the host comes to, as long as that stays the same.
 type kept[T any] struct {
-	signature signature
+	signature filewatch.Signature
 	value     T
 }
 
 // get reads the file again if it has changed. One that cannot be read is empty.
 func (k *kept[T]) get(path string, parse func([]byte) T) T {
-	now := signatureOf(path)
+	now := filewatch.SignatureOf(path)
 	if k.signature != now {
 		k.signature = now
 		data, _ := readBounded(path)
