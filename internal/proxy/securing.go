@@ -385,6 +385,10 @@ func resultOf(err error) gateResult {
 		return gateInvalid
 	}
 	switch {
+	case errors.Is(err, servertls.ErrClientName):
+		return gateCertificate
+	case errors.Is(err, servertls.ErrUnknownServer):
+		return gateServer
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return gateLate
 	case errors.Is(err, net.ErrClosed):
@@ -401,6 +405,7 @@ func resultOf(err error) gateResult {
 		result gateResult
 	}{
 		{"client certificate", gateCertificate}, {"provide a certificate", gateCertificate}, {"sent certificate", gateCertificate},
+		{"no certificates configured", gateServer},
 		{"unsupported versions", gateVersion}, {"protocol fallback", gateVersion},
 		{"no cipher suite", gateParameters}, {"no key exchanges", gateParameters}, {"point formats", gateParameters},
 		{"unsupported application protocols", gateProtocol},

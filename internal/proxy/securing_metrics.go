@@ -57,6 +57,7 @@ const (
 	gateLate                   // not within handshake_timeout
 	gateGone                   // the client went before
 	gateCertificate            // the client's, or that there is none
+	gateServer                 // that it asks for has no certificate
 	gateVersion                // none that both know
 	gateParameters             // no ciphers or groups that both know
 	gateProtocol               // none that both speak
@@ -76,6 +77,7 @@ var gateResults = [numGateResults]string{
 	gateLate:        "timeout",
 	gateGone:        "gone",
 	gateCertificate: "client certificate",
+	gateServer:      "unknown server",
 	gateVersion:     "version",
 	gateParameters:  "cipher or group",
 	gateProtocol:    "application protocol",

@@ -18,6 +18,7 @@ import (
 
 	"holdfast/internal/config"
 	"holdfast/internal/metrics"
+	"holdfast/internal/servertls"
 	"holdfast/internal/stream"
 	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/tlstest"
@@ -465,6 +466,12 @@ func TestFailuresAreCountedByTheirReason(t *testing.T) {
 		{"one for servers", func(g *guarded, c *tls.Config) {
 			c.Certificates = []tls.Certificate{g.authority.Leaf([]string{"me.test"}).Certificate}
 		}, demand, gateCertificate},
+		{"a name that may not connect", nil, func(_ *guarded, c *tls.Config) {
+			c.VerifyConnection = func(tls.ConnectionState) error { return servertls.ErrClientName }
+		}, gateCertificate},
+		{"a server that no certificate is for", nil, func(_ *guarded, c *tls.Config) {
+			c.Certificates, c.GetCertificate = nil, func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }
+		}, gateServer},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -505,7 +512,7 @@ func TestErrorsOfHandshakesHaveReasons(t *testing.T) {
 	t.Parallel()
 	for want, err := range map[gateResult]error{
 		gateGone: fmt.Errorf("read: %w", unix.ECONNRESET), gateFault: errFault, gateEnded: net.ErrClosed, gateOther: errors.New("tls: unexpected message"),
-		gateInvalid: tls.RecordHeaderError{Msg: "x"},
+		gateInvalid: tls.RecordHeaderError{Msg: "x"}, gateCertificate: servertls.ErrClientName, gateServer: servertls.ErrUnknownServer,
 	} {
 		if got := resultOf(err); got != want {
 			t.Errorf("%v is %s, want %s", err, gateResults[got], gateResults[want])

@@ -129,7 +129,9 @@ type choice struct {
 	fallback []*tls.Certificate            // for all others; nil: they are refused
 }
 
-var errUnknownServer = errors.New("the client asks for a server that no certificate is for")
+// ErrUnknownServer is the error of a handshake in which a session is resumed with a server that there
+// is no certificate for any more. Of a session that is none crypto/tls says that by itself.
+var ErrUnknownServer = errors.New("the client asks for a server that no certificate is for")
 
 func newChoice(pairs []*pair, strict bool) *choice {
 	c := &choice{exact: make(map[string][]*tls.Certificate), wild: make(map[string][]*tls.Certificate)}

@@ -54,8 +54,9 @@ type clientNames struct {
 	dns, wild, ips, uris, emails map[string]bool // wild by what follows the first label, with its dot
 }
 
-// errClientName says nothing of what the client has sent.
-var errClientName = errors.New("the client's certificate has none of the names that may connect")
+// ErrClientName is the error of a handshake with a client whose certificate is valid and whose name
+// may not connect. It says nothing of what the client has sent.
+var ErrClientName = errors.New("the client's certificate has none of the names that may connect")
 
 func newClientNames(names []config.ClientName) *clientNames {
 	if len(names) == 0 {
@@ -86,7 +87,7 @@ func (n *clientNames) verify(chain []*x509.Certificate) error {
 	if n == nil || len(chain) == 0 || n.have(chain[0]) {
 		return nil
 	}
-	return errClientName
+	return ErrClientName
 }
 
 func (n *clientNames) have(c *x509.Certificate) bool {

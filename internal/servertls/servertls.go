@@ -294,7 +294,7 @@ func (s *Server) swapLocked() {
 	if s.names != nil || s.o.Config.StrictSNI {
 		c.VerifyConnection = func(state tls.ConnectionState) error {
 			if state.DidResume && !choice.has(state.ServerName) {
-				return errUnknownServer
+				return ErrUnknownServer
 			}
 			return s.names.verify(state.PeerCertificates)
 		}
