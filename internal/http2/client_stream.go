@@ -101,7 +101,8 @@ type clientStream struct {
 	bodyErr  error           // behind what is in body; io.EOF: its proper end
 	behind   exchange.Fields // the trailers
 
-	written atomic.Bool // the head has left
+	told    httptrace.ClientTrace // set once, by Send
+	written atomic.Bool           // the head has left
 }
 
 func newClientStream(c *ClientConn, l *stream.Loop, reused bool) *clientStream {
@@ -151,15 +152,16 @@ func (s *clientStream) Send(t *task.Task, r *exchange.Request) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	s.cancel = cancel
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		Got1xxResponse: s.inform,
-		WroteHeaders:   func() { s.written.Store(true) },
-	})
 	s.c.wire.earned.Add(creditOfStream)
-	go s.run(req.WithContext(ctx))
+	go s.run(req)
 	return nil
+}
+
+// trace returns a context by which the library tells of the exchange, and which ends with cancel.
+func (s *clientStream) trace() (ctx context.Context) {
+	ctx, s.cancel = context.WithCancel(context.Background())
+	s.told = httptrace.ClientTrace{Got1xxResponse: s.inform, WroteHeaders: func() { s.written.Store(true) }}
+	return httptrace.WithClientTrace(ctx, &s.told)
 }
 
 // request makes the library's request. It fails rather than send what another codec would not
@@ -195,7 +197,8 @@ func (s *clientStream) request(r *exchange.Request) (*http.Request, error) {
 	}
 	// These are kept as fields are: see add.
 	method, target, authority := strings.Clone(r.Method), strings.Clone(r.Target), strings.Clone(r.Authority)
-	req := &http.Request{Method: method, URL: &url.URL{Scheme: scheme, Opaque: target}, Host: authority, Header: h}
+	blank := http.Request{Method: method, URL: &url.URL{Scheme: scheme, Opaque: target}, Host: authority, Header: h}
+	req := blank.WithContext(s.trace()) // the one copy that is not on the stack
 	if strings.HasPrefix(r.Target, "//") {
 		// It would be taken for an authority; of this the library removes what is in front.
 		req.URL.Opaque = scheme + "://" + authority + target

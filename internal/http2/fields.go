@@ -3,7 +3,6 @@ package http2
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/textproto"
 	"slices"
@@ -55,7 +54,12 @@ func isValue(value string) bool { return httpguts.ValidHeaderFieldValue(value) }
 // that looks for it before.
 func appendFields(fields exchange.Fields, h http.Header) (exchange.Fields, error) {
 	had := len(fields)
-	for _, name := range slices.Sorted(maps.Keys(h)) {
+	names := make([]string, 0, len(h)) // on the stack it would have that of the goroutine grow
+	for name := range h {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
 		switch {
 		case !isName(name):
 			return fields, errors.New("a field without a valid name")
