@@ -49,8 +49,8 @@ const record = 16 << 10
 //
 // An idle connection keeps what crypto/tls does: some 3 KiB with its keys, and the buffers that it
 // has read into, of 3 KiB after a hello of today. The one for records is as large as the largest
-// that has come, and never shrinks: it has 12 KiB more once one was full. Nothing that crypto/tls
-// exports gives that back.
+// that has come, and never shrinks by itself: it has 12 KiB more once one was full. Nothing that
+// crypto/tls exports gives that back; what is relayed is rid of it all the same (see slim).
 type Secure struct {
 	conn      *tls.Conn
 	handshake *handshake // nil: it is over

@@ -2985,6 +2985,22 @@ var all = []group{
 			tests:   "TestADirectoryThatAlwaysChangesPutsNothingOff",
 		},
 		{
+			name:    "slim-within-a-record",
+			promise: "a buffer that has something to be read is not given up",
+			file:    "stream/slim.go",
+			old:     "if raw.Len() == 0 && input.Len() == 0 && ",
+			new:     "if ",
+			tests:   "TestBuffersAreGivenUpBetweenRecords",
+		},
+		{
+			name:    "client-name-is-other",
+			promise: "a client whose name may not connect is counted as such",
+			file:    "proxy/securing.go",
+			old:     "case errors.Is(err, servertls.ErrClientName):",
+			new:     "case false:",
+			tests:   "TestErrorsOfHandshakesHaveReasons",
+		},
+		{
 			name:    "files-of-two-states",
 			promise: "files that change while they are read are not taken",
 			file:    "filewatch/filewatch.go",
