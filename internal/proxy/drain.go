@@ -34,6 +34,7 @@ func (g *generation) drain(removed []string, hold, passage time.Duration) {
 	}
 	g.phase = draining
 	g.clusters.SetDraining(true)
+	g.pauseTLS(true)
 	g.vault.serving.Store(false)
 	g.stopAccepting(removed)
 	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
@@ -57,6 +58,7 @@ func (g *generation) resume() error {
 	g.openAccessLogs() // for their ends
 	g.phase, g.resumed = draining, true
 	g.clusters.SetDraining(true)
+	g.pauseTLS(true)
 	g.tunnels.Drain(g.cfg.Drain.CloseSpread)
 	g.memory.Want()
 	g.log.Info("resuming the tunnels of a dead generation")

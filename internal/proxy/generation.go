@@ -618,6 +618,7 @@ func (g *generation) serve() error {
 	}
 	g.dropSockets()
 	g.clusters.SetDraining(false)
+	g.pauseTLS(false)
 	g.vault.stay()
 	g.handover.stay()
 	g.tunnels.Undrain()

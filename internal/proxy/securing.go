@@ -95,6 +95,14 @@ func (g *generation) secure() error {
 	return nil
 }
 
+// pauseTLS says whether files of listeners' TLS are left alone. Who drains accepts nobody, maybe for
+// weeks: that a file has changed, or is of no use, is said by the one that serves.
+func (g *generation) pauseTLS(on bool) {
+	for _, s := range g.tls {
+		s.Pause(on)
+	}
+}
+
 // protocolsOf is what a listener with TLS offers its clients by ALPN (RFC 7301).
 func protocolsOf(l *config.Listener) []string {
 	switch {

@@ -117,6 +117,19 @@ func (p *pair) same(other *pair) bool {
 
 func (p *pair) serial() string { return p.certificate.Leaf.SerialNumber.Text(16) }
 
+// names are the servers that it is for.
+func (p *pair) names() []string { return p.certificate.Leaf.DNSNames }
+
+// mostShown is how many names a line of the log has at most: a certificate may be for thousands.
+const mostShown = 10
+
+func shown(names []string) []string {
+	if len(names) <= mostShown {
+		return names
+	}
+	return append(slices.Clone(names[:mostShown]), fmt.Sprintf("and %d more", len(names)-mostShown))
+}
+
 // days is how many whole ones are left; below 0 it has expired.
 func (p *pair) days(now time.Time) int64 {
 	return int64(math.Floor(p.expires.Sub(now).Hours() / 24))
@@ -192,6 +205,14 @@ func (c *choice) of(server string) []*tls.Certificate {
 		return c.wild[server[dot:]]
 	}
 	return nil
+}
+
+// covers says whether a certificate is for a name that another one has, which may be a wildcard.
+func (c *choice) covers(name string) bool {
+	if suffix, ok := strings.CutPrefix(name, "*."); ok {
+		return c.wild["."+strings.ToLower(suffix)] != nil
+	}
+	return c.of(name) != nil
 }
 
 // has says whether a client that asks for a server is served.

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +55,7 @@ type Server struct {
 	counts  counts
 	config  atomic.Pointer[tls.Config]
 	watcher *filewatch.Watcher
+	paused  atomic.Bool
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
 
@@ -67,7 +69,7 @@ type Server struct {
 // New reads what the configuration names. The error joins one for each file that is of no use.
 func New(o Options) (*Server, error) {
 	s := &Server{o: o, names: newClientNames(o.Config.ClientNames), counts: newCounts(o.Metrics, o.Listener, o.Config), refused: make(map[string]bool), cancel: func() {}}
-	s.watcher = filewatch.New(filewatch.Options{Watch: o.Watch, Looked: s.sample})
+	s.watcher = filewatch.New(filewatch.Options{Watch: o.Watch, Paused: s.paused.Load, Looked: s.sample})
 	s.addFiles()
 	if err := s.read(); err != nil {
 		return nil, err
@@ -99,6 +101,15 @@ func (s *Server) Run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.work.Go(func() { s.watcher.Run(ctx) })
+}
+
+// Pause says whether the files are left alone for now: nobody connects. When somebody does again,
+// they are looked at at once.
+func (s *Server) Pause(on bool) {
+	s.paused.Store(on)
+	if !on {
+		s.watcher.Look()
+	}
 }
 
 // Close ends what goes on in the background, and waits for that. No handshake begins or goes on
@@ -206,12 +217,17 @@ func (s *Server) readPair(i int) (take func(), err error) {
 func (s *Server) takePair(i int, p *pair) {
 	c := s.o.Config.Certificates[i]
 	s.mu.Lock()
-	changed := !p.same(s.pairs[i])
+	before := s.pairs[i]
+	changed := !p.same(before)
 	s.pairs[i] = p
 	s.tookLocked(c.Certificate, changed)
+	left := newChoice(s.pairs, true)
 	s.mu.Unlock()
 	if changed {
-		s.o.Log.Info("a listener has another certificate", "path", c.Certificate, "serial", p.serial(), "expires", p.expires.UTC())
+		s.o.Log.Info("a listener has another certificate", "path", c.Certificate, "names", shown(p.names()), "serial", p.serial(), "expires", p.expires.UTC())
+		if lost := slices.DeleteFunc(slices.Clone(before.names()), left.covers); len(lost) > 0 {
+			s.o.Log.Warn("a certificate has taken the place of one with other names: no certificate is for these any more", "path", c.Certificate, "names", shown(lost))
+		}
 		s.remarkPair(c.Certificate, p)
 		s.tell()
 	}

@@ -449,6 +449,68 @@ func TestFilesAreSwappedAndTheOldOnesServeOnWhereTheNewAreOfNoUse(t *testing.T) 
 	})
 }
 
+func TestFilesAreLeftAloneWhileNobodyConnects(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir, a := t.TempDir(), tlstest.NewAuthority(t)
+		first, second := a.Leaf([]string{"a.example"}), a.Leaf([]string{"a.example"})
+		pair := keyPair(t, dir, "a", first)
+		s := serve(t, &config.ListenerTLS{Certificates: []config.KeyPair{pair}})
+		wait := func() { time.Sleep(time.Minute); synctest.Wait() }
+		s.Pause(true)
+		tlstest.Write(t, dir, "a.pem", second.CertificatePEM()) // without its key
+		wait()
+		if said := s.said.String(); said != "" || s.count("file_failures_total", pair.Certificate) != 0 {
+			t.Errorf("it says\n%s", said)
+		}
+		second.Files(dir, "a")
+		wait()
+		if got := s.leaf(&tls.Config{}); got != serial(first) || s.count("file_updates_total", pair.Certificate) != 0 {
+			t.Error("it has looked at its files")
+		}
+		s.Pause(false)
+		time.Sleep(time.Second) // which is less than files are left alone for otherwise
+		synctest.Wait()
+		if got := s.leaf(&tls.Config{}); got != serial(second) {
+			t.Errorf("then got %s, want %s", got, serial(second))
+		}
+	})
+}
+
+func TestNamesThatNoCertificateIsForAnyMoreAreSaid(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir, a := t.TempDir(), tlstest.NewAuthority(t)
+		many := []string{"a.example"}
+		for i := range 20 {
+			many = append(many, fmt.Sprintf("n%d.example", i))
+		}
+		s := serve(t, &config.ListenerTLS{Certificates: []config.KeyPair{
+			keyPair(t, dir, "a", a.Leaf([]string{"a.example", "*.a.example", "B.example", "x.c.example"})),
+			keyPair(t, dir, "b", a.Leaf([]string{"b.example", "*.c.example"})),
+		}})
+		lines := 0
+		for _, step := range []struct {
+			names []string
+			lost  string
+		}{
+			{[]string{"a.example", "*.a.example", "more.example"}, ""}, // others are for the rest
+			{many, `names="[*.a.example more.example]"`},
+			{[]string{"z.example"}, "n8.example and 11 more]"},
+		} {
+			a.Leaf(step.names).Files(dir, "a")
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if step.lost != "" {
+				lines++
+			}
+			if said := s.said.String(); strings.Count(said, "no certificate is for these any more") != lines || !strings.Contains(said, step.lost) {
+				t.Errorf("after %v it says\n%s", step.names, said)
+			}
+		}
+	})
+}
+
 func TestATicketDoesNotOutliveThatItsClientMayConnect(t *testing.T) {
 	t.Parallel()
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
