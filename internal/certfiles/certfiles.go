@@ -22,11 +22,33 @@ func Pair(p config.KeyPair) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	pair, err := tls.X509KeyPair(cert, key)
+	pair, err := KeyPair(cert, key)
 	if err != nil {
 		return nil, fmt.Errorf("%s and %s: %w", p.Certificate, p.Key, err)
 	}
 	return &pair, nil
+}
+
+// mostTried is how many certificates of a file a key is compared with to say what is wrong.
+const mostTried = 10
+
+// KeyPair is [tls.X509KeyPair]. It says so where the key is that of another certificate of the file,
+// as when the root stands first.
+func KeyPair(cert, key []byte) (tls.Certificate, error) {
+	pair, err := tls.X509KeyPair(cert, key)
+	if err == nil {
+		return pair, nil
+	}
+	for n, rest := 1, cert; n <= mostTried; n++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if _, other := tls.X509KeyPair(pem.EncodeToMemory(block), key); n > 1 && other == nil {
+			return pair, fmt.Errorf("%w: the key is that of certificate %d of the file, which must be the first", err, n)
+		}
+	}
+	return pair, err
 }
 
 // Roots reads the certificates of a file, all of which are trusted. One that makes no sense is an

@@ -78,7 +78,7 @@ func New(o Options) (*Client, error) {
 	case o.Urgent:
 		c.refuse(err)
 	default:
-		return nil, fmt.Errorf("cluster %q: tls: %w", o.Cluster, err)
+		return nil, inCluster(o.Cluster, err)
 	}
 	c.Looked()
 	return c, nil
@@ -101,11 +101,23 @@ func Check(cfg *config.Config) error {
 	for i := range cfg.Clusters {
 		if c := &cfg.Clusters[i]; c.TLS != nil {
 			if _, err := load(c.TLS); err != nil {
-				errs = append(errs, fmt.Errorf("cluster %q: tls: %w", c.Name, err))
+				errs = append(errs, inCluster(c.Name, err))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// inCluster says of each error that was joined whose files it is about.
+func inCluster(name string, err error) error {
+	if all, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, err := range all.Unwrap() {
+			errs = append(errs, inCluster(name, err))
+		}
+		return errors.Join(errs...)
+	}
+	return fmt.Errorf("cluster %q: tls: %w", name, err)
 }
 
 func load(cfg *config.ClusterTLS) (*content, error) {

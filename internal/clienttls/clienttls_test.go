@@ -428,6 +428,11 @@ func TestFilesOfNoUse(t *testing.T) {
 	ours, dir := tlstest.NewAuthority(t), t.TempDir()
 	cert, key := ours.Leaf([]string{"a"}).Files(dir, "a")
 	_, otherKey := ours.Leaf([]string{"b"}).Files(dir, "b")
+	certPEM, err := os.ReadFile(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	upsideDown := tlstest.Write(t, dir, "upside-down.pem", append(ours.PEM(), certPEM...))
 	pair := func(cert, key string) config.ClusterTLS {
 		return config.ClusterTLS{Certificate: config.KeyPair{Certificate: cert, Key: key}}
 	}
@@ -445,6 +450,8 @@ func TestFilesOfNoUse(t *testing.T) {
 		{"no key", pair(cert, dir+"/none"), "no such file"},
 		{"another's key", pair(cert, otherKey), "private key does not match"},
 		{"the wrong way round", pair(key, cert), "PEM"},
+		{"the root first", pair(upsideDown, key), "the key is that of certificate 2 of the file, which must be the first"},
+		{"two files", config.ClusterTLS{CA: dir + "/none", Certificate: pair(cert, otherKey).Certificate}, "no such file or directory\ncluster \"web\": tls: " + cert},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

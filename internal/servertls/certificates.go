@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/internal/certfiles"
 	"holdfast/internal/config"
 )
 
@@ -61,7 +62,7 @@ func parsePair(certificate, key []byte) (*pair, error) {
 	if b, _ := pem.Decode(key); b != nil && (strings.Contains(b.Type, "ENCRYPTED") || strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED")) {
 		return nil, errors.New("the key is encrypted: nobody is there to be asked for the word; write it without")
 	}
-	c, err := tls.X509KeyPair(certificate, key)
+	c, err := certfiles.KeyPair(certificate, key)
 	if err != nil {
 		return nil, err
 	}

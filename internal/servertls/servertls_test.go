@@ -238,6 +238,8 @@ func TestFilesOfNoUseAreRefusedAtLoad(t *testing.T) {
 	other := keyPair(t, dir, "other", a.Leaf([]string{"a.example"}))
 	encrypted := tlstest.Write(t, dir, "encrypted.key", []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"))
 	empty := tlstest.Write(t, dir, "empty", nil)
+	first := a.Leaf([]string{"a.example"})
+	upsideDown := tlstest.Write(t, dir, "upside-down", append(a.PEM(), first.CertificatePEM()...))
 	large := tlstest.Write(t, dir, "large", bytes.Repeat([]byte("\n"), 1<<20+1))
 	for _, tc := range []struct {
 		name, cert, key, ca, want string
@@ -245,6 +247,7 @@ func TestFilesOfNoUseAreRefusedAtLoad(t *testing.T) {
 		{"no certificate", filepath.Join(dir, "none"), one.Key, "", "no such file"},
 		{"no key", one.Certificate, filepath.Join(dir, "none"), "", "no such file"},
 		{"another key", one.Certificate, other.Key, "", "private key does not match public key"},
+		{"the root first", upsideDown, tlstest.Write(t, dir, "first.key", first.KeyPEM()), "", "the key is that of certificate 2 of the file, which must be the first"},
 		{"the key as certificate", one.Key, one.Key, "", "with key " + one.Key},
 		{"encrypted", one.Certificate, encrypted, "", "the key is encrypted"},
 		{"empty", empty, one.Key, "", "failed to find"},
