@@ -94,6 +94,12 @@ func (c *Client) Clusters(ctx context.Context, name string) (*supervisor.Cluster
 	return clusters, c.into(ctx, clusters, "GET", "/clusters", query)
 }
 
+// Certificates is [supervisor.Commands.Certificates].
+func (c *Client) Certificates(ctx context.Context) (*supervisor.Certificates, error) {
+	certificates := new(supervisor.Certificates)
+	return certificates, c.into(ctx, certificates, "GET", "/certs", nil)
+}
+
 // Stop ends the service, with now without waiting for anything, and returns when
 // it has ended. ctx ends the waiting only.
 func (c *Client) Stop(ctx context.Context, now bool) error {

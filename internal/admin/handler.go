@@ -39,6 +39,7 @@ func (s *Server) resources() []resource {
 		{"GET", "/status", "what runs and what it holds, as JSON", s.status},
 		{"GET", "/metrics", "what all generations have counted, for Prometheus", s.metrics},
 		{"GET", "/clusters", "clusters and their endpoints: health, work, and limits, as JSON; ?cluster=NAME of one", s.clusters},
+		{"GET", "/certs", "certificates of listeners and clusters, and when they expire, as JSON", s.certificates},
 		{"POST", "/reload", "put the configuration file into service; ?wait=1 waits for the end of probation", s.reload},
 		{"POST", "/stop", "end the service; ?now=1 without waiting for anything, ?wait=1 answers when it has ended", s.stop},
 		{"POST", "/ready", "?on=false has /readyz answer 503, ?on=true takes that back", s.setReady},

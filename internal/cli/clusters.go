@@ -69,7 +69,7 @@ func showClusters(w io.Writer, all *supervisor.Clusters, now time.Time) {
 		}
 		fmt.Fprintln(w, cut(c.Name+clusterNote(c, all), widestNote))
 		for _, note := range tlsNotes(c.TLS, now) {
-			fmt.Fprintln(w, cut("  "+note, widestNote))
+			fmt.Fprintln(w, "  "+note) // whole: what is wrong stands at its end
 		}
 		for _, b := range c.Breakers {
 			for _, l := range b.Limits {
@@ -114,6 +114,9 @@ func tlsNotes(s *control.TLSState, now time.Time) (notes []string) {
 	notes = append(notes, note)
 	if s.Problem != "" {
 		notes = append(notes, "its files are of no use: "+s.Problem)
+	}
+	if f := s.Failure; f != nil {
+		notes = append(notes, fmt.Sprintf("last handshake that failed, %s ago: %s: %s", age(now.Sub(f.At)), f.Endpoint, f.Error))
 	}
 	return notes
 }

@@ -41,6 +41,7 @@ func TestClusters(t *testing.T) {
 			},
 			{Name: "old", Generations: []int{2}, TLS: &control.TLSState{
 				Unverified: true, Expires: time.Now().Add(50*time.Hour + 30*time.Minute), Problem: "open /etc/ca.pem: permission denied",
+				Failure: &control.TLSFailure{At: time.Now().Add(-5*time.Hour - 30*time.Minute - 30*time.Second), Endpoint: "10.0.0.3:443", Error: "TLS error: its certificate is not for old.internal"},
 			}},
 		},
 	}
@@ -66,6 +67,7 @@ func TestClusters(t *testing.T) {
 old, in generation 2 only
   TLS, who an endpoint is is not verified, its own certificate expires in 2d 2h
   its files are of no use: open /etc/ca.pem: permission denied
+  last handshake that failed, 5h 30m ago: 10.0.0.3:443: TLS error: its certificate is not for old.internal
   it has no endpoint
 
 4 more

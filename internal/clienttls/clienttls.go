@@ -24,6 +24,7 @@ import (
 
 	"holdfast/internal/certfiles"
 	"holdfast/internal/config"
+	"holdfast/internal/control"
 	"holdfast/internal/filewatch"
 	"holdfast/internal/metrics"
 )
@@ -174,6 +175,19 @@ func (c *Client) Expires() (until time.Time, ok bool) {
 		return until, false
 	}
 	return all.certificate.Leaf.NotAfter, true
+}
+
+// Certificate says which certificate endpoints are shown, if there is one to be shown.
+func (c *Client) Certificate() (d control.Certificate, ok bool) {
+	files := c.o.Config.Certificate
+	if files == (config.KeyPair{}) {
+		return d, false
+	}
+	if all := c.current.Load(); all != nil && all.certificate != nil {
+		d = certfiles.Describe(all.certificate.Leaf)
+	}
+	d.Cluster, d.File, d.Problem = c.o.Cluster, files.Certificate, c.Problem()
+	return d, true
 }
 
 // Verifies says whether it is found out who an endpoint is.

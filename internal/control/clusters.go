@@ -37,6 +37,15 @@ type TLSState struct {
 	Unverified bool      `json:"unverified,omitempty"` // anybody is believed to be an endpoint
 	Expires    time.Time `json:"certificate_expires,omitzero"`
 	Problem    string    `json:"problem,omitempty"` // what was wrong with the files when they were read last
+
+	Failure *TLSFailure `json:"last_failure,omitempty"` // nil: no handshake has failed
+}
+
+// TLSFailure is a handshake that has failed.
+type TLSFailure struct {
+	At       time.Time `json:"at"`
+	Endpoint string    `json:"endpoint"`
+	Error    string    `json:"error"`
 }
 
 // EndpointState is one endpoint.

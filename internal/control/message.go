@@ -82,6 +82,10 @@ const (
 	TypeCopied Type = "copied" // G→S its copies are others now
 	TypeLegacy Type = "legacy" // S→G before its bundle, in the place of a dead one: one payload, the Copies of that
 
+	// Certificates, which are no part of the core: see [Certificates]. A build that does not know
+	// of it says so.
+	TypeCertificates Type = "certificates" // S→G asks for its certificates; answered with one payload, Certificates
+
 	// Between a generation that has lost its supervisor and one that it finds at the
 	// rendezvous: each proves to know the generation's key. TypeHello, with a Nonce,
 	// comes first.

@@ -3,7 +3,9 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -28,6 +30,16 @@ type clusterTalk struct {
 
 	hearing sync.Mutex
 	heard   uint64 // the last of those that arrived and hold now
+}
+
+// certificates are those that listeners and clusters work with now.
+func (g *generation) certificates() *control.Certificates {
+	all := new(control.Certificates)
+	for _, name := range slices.Sorted(maps.Keys(g.tls)) {
+		all.Certificates = append(all.Certificates, g.tls[name].Certificates()...)
+	}
+	all.Certificates = append(all.Certificates, g.clusters.Certificates()...)
+	return all
 }
 
 // sayClusters answers with what make returns.

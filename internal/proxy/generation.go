@@ -515,6 +515,8 @@ func (g *generation) do(ctx context.Context, r received) {
 		return
 	case control.TypeCopies:
 		g.sayCopies(r)
+	case control.TypeCertificates:
+		g.sayClusters(r, func() any { return g.certificates() })
 	case control.TypeResume:
 		g.answer(r, control.Message{}, g.resume())
 	case control.TypeMove:

@@ -59,16 +59,16 @@ type Server struct {
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
 
-	mu      sync.Mutex   // guards what follows, and stores to config
-	pairs   []*pair      // aligned with the configuration's
-	clients *authorities // nil: clients are asked for nothing
-	keys    [][32]byte   // of tickets; nil: crypto/tls makes its own
-	refused map[string]bool
+	mu      sync.Mutex       // guards what follows, and stores to config
+	pairs   []*pair          // aligned with the configuration's
+	clients *authorities     // nil: clients are asked for nothing
+	keys    [][32]byte       // of tickets; nil: crypto/tls makes its own
+	refused map[string]error // why files are of no use as they are now, by path
 }
 
 // New reads what the configuration names. The error joins one for each file that is of no use.
 func New(o Options) (*Server, error) {
-	s := &Server{o: o, names: newClientNames(o.Config.ClientNames), counts: newCounts(o.Metrics, o.Listener, o.Config), refused: make(map[string]bool), cancel: func() {}}
+	s := &Server{o: o, names: newClientNames(o.Config.ClientNames), counts: newCounts(o.Metrics, o.Listener, o.Config), refused: make(map[string]error), cancel: func() {}}
 	s.watcher = filewatch.New(filewatch.Options{Watch: o.Watch, Paused: s.paused.Load, Looked: s.sample})
 	s.addFiles()
 	if err := s.read(); err != nil {
@@ -183,7 +183,7 @@ func (s *Server) read() error {
 			errs = append(errs, fmt.Errorf("listener %q: %s: %w", s.o.Listener, path, wrong))
 			return
 		}
-		s.refused[path] = true
+		s.refused[path] = wrong
 		s.counts.failures(path).Inc()
 		s.o.Log.Error("a file of a listener's TLS is of no use: what the generation before served with is served on", "path", path, "err", wrong)
 	}
@@ -255,7 +255,7 @@ func (s *Server) takeClients(a *authorities) {
 
 // tookLocked notes that what a file says holds.
 func (s *Server) tookLocked(path string, changed bool) {
-	if s.refused[path] {
+	if s.refused[path] != nil {
 		delete(s.refused, path)
 		s.o.Log.Info("a file of a listener's TLS is of use again", "path", path)
 	}
@@ -272,7 +272,7 @@ func (s *Server) refuse(path string, err error) {
 	s.counts.failures(path).Inc()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.refused[path] = true
+	s.refused[path] = err
 	s.counts.refused.Set(int64(len(s.refused)))
 }
 

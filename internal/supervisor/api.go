@@ -182,6 +182,9 @@ type Commands interface {
 	// name. The error says so where none answers.
 	Clusters(ctx context.Context, name string) (*Clusters, error)
 
+	// Certificates asks the serving generation which certificates it works with.
+	Certificates(ctx context.Context) (*Certificates, error)
+
 	// ReopenLogs has the access logs of all generations written to what their paths
 	// name now. A path that cannot be opened goes on as it was.
 	ReopenLogs(ctx context.Context) error

@@ -179,6 +179,9 @@ func (v *clustersView) addCluster(generation int, name string, c *control.Cluste
 		if c.TLS != nil {
 			s := *c.TLS
 			s.Problem = clean(s.Problem)
+			if f := s.Failure; f != nil {
+				s.Failure = &control.TLSFailure{At: f.At, Endpoint: clean(f.Endpoint), Error: clean(f.Error)}
+			}
 			all.TLS = &s
 		}
 		v.clusters[name] = all

@@ -67,14 +67,15 @@ type Cluster struct {
 	RetryBudget config.RetryBudget // which who retries keeps to
 
 	membership
-	warming  warming
-	checking checking
-	tls      *clienttls.Client // nil: its endpoints are spoken to without
-	cfg      *config.Cluster
-	options  *Options
-	loops    []*stream.Loop
-	watch    func(e *Endpoint, was, now Condition) // nil: nobody does
-	metrics  clusterMetrics
+	warming    warming
+	checking   checking
+	tls        *clienttls.Client                  // nil: its endpoints are spoken to without
+	tlsFailure atomic.Pointer[control.TLSFailure] // the last handshake that has failed; nil: none has
+	cfg        *config.Cluster
+	options    *Options
+	loops      []*stream.Loop
+	watch      func(e *Endpoint, was, now Condition) // nil: nobody does
+	metrics    clusterMetrics
 
 	priorities int // for which connections are kept: see newPools
 	breakers   [config.NumPriorities]breakers

@@ -2,6 +2,9 @@ package upstream
 
 import (
 	"errors"
+	"maps"
+	"slices"
+	"time"
 
 	"holdfast/internal/clienttls"
 	"holdfast/internal/control"
@@ -45,7 +48,9 @@ func (e *Endpoint) secured(a *Attempt, err error) error {
 		return nil
 	}
 	if failed, ok := errors.AsType[*stream.HandshakeError](err); ok && a.err == nil {
-		return e.cluster.tls.Failed(failed.Err)
+		why := e.cluster.tls.Failed(failed.Err)
+		e.cluster.tlsFailure.Store(&control.TLSFailure{At: time.Now(), Endpoint: e.name, Error: shortened(why.Error())})
+		return why
 	}
 	return err
 }
@@ -65,12 +70,25 @@ func (c *Clusters) lookedAtFiles() {
 	}
 }
 
+// Certificates says which certificates clusters show their endpoints, by the clusters' names.
+func (c *Clusters) Certificates() (all []control.Certificate) {
+	for _, name := range slices.Sorted(maps.Keys(c.byName)) {
+		if client := c.byName[name].tls; client != nil {
+			if d, ok := client.Certificate(); ok {
+				d.Problem = shortened(d.Problem)
+				all = append(all, d)
+			}
+		}
+	}
+	return all
+}
+
 // tlsState says what is known of the cluster's TLS; nil: it has none.
 func (c *Cluster) tlsState() *control.TLSState {
 	if c.tls == nil {
 		return nil
 	}
-	s := &control.TLSState{Unverified: !c.tls.Verifies(), Problem: shortened(c.tls.Problem())}
+	s := &control.TLSState{Unverified: !c.tls.Verifies(), Problem: shortened(c.tls.Problem()), Failure: c.tlsFailure.Load()}
 	s.Expires, _ = c.tls.Expires()
 	return s
 }

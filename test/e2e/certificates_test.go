@@ -2,15 +2,18 @@ package e2e
 
 import (
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"holdfast/internal/supervisor"
 	"holdfast/internal/tlstest"
 )
 
@@ -97,6 +100,31 @@ func (s *certified) wantMetric(name string, value string) {
 	}, func() string { _, out, _ := s.holdfast("metrics"); return name + " " + value + " is not in\n" + out })
 }
 
+// wantShown says that this certificate is shown of a file, and, unless problem is empty, what is wrong with the file.
+func (s *certified) wantShown(file string, want *tlstest.Leaf, problem string) {
+	s.t.Helper()
+	code, out, errs := s.holdfast("certs", "--json")
+	var all supervisor.Certificates
+	if err := json.Unmarshal([]byte(out), &all); code != 0 || err != nil {
+		s.t.Fatalf("exit code %d, %v: %s%s", code, err, out, errs)
+	}
+	if strings.Contains(out, "PRIVATE KEY") {
+		s.t.Error("a key is shown")
+	}
+	leaf := want.Certificate.Leaf
+	for _, c := range all.Certificates {
+		if c.File != filepath.Join(s.dir, file) {
+			continue
+		}
+		if c.Listener != "https" || c.Serial != leaf.SerialNumber.Text(16) || !c.Expires.Equal(leaf.NotAfter) || !slices.Equal(c.Names, leaf.DNSNames) ||
+			(c.Problem == "") != (problem == "") || !strings.Contains(c.Problem, problem) {
+			s.t.Errorf("%s is shown as %+v", file, c)
+		}
+		return
+	}
+	s.t.Errorf("%s is not shown:\n%s", file, out)
+}
+
 // killServing kills what serves, and waits for what takes its place.
 func (s *certified) killServing() {
 	s.t.Helper()
@@ -141,6 +169,9 @@ func TestABrokenCertificateEndsNothing(t *testing.T) {
 	s.wantMetric(`holdfast_downstream_tls_files_refused{listener="https"}`, "2")
 	wantLog(t, s.instance, "a file of a listener's TLS is of no use", "a.pem")
 	s.wantServed("a.test", next)
+	s.wantShown("a.pem", next, "any PEM data")
+	s.wantShown("wild.pem", leaves["wild"], "no such file")
+	s.wantShown("first.pem", leaves["first"], "")
 	s.wantRefused(s.text, 2, filepath.Join(s.dir, "a.pem"))
 	if code, _, errs := s.holdfast("check", "-c", s.config()); code == 0 || !strings.Contains(errs, "wild.key") {
 		t.Errorf("check: exit code %d, %s", code, errs)
@@ -149,6 +180,7 @@ func TestABrokenCertificateEndsNothing(t *testing.T) {
 	s.killServing()
 	s.wantServed("a.test", next)
 	s.wantServed("x.b.test", leaves["wild"])
+	s.wantShown("wild.pem", leaves["wild"], "no such file")
 	s.wantMetric(`holdfast_downstream_tls_files_refused{listener="https"}`, "2")
 
 	// Another supervisor has it from the generation.
@@ -165,6 +197,7 @@ func TestABrokenCertificateEndsNothing(t *testing.T) {
 	s.wantServed("a.test", last)
 	s.reload(s.text + "# again\n")
 	s.wantServed("a.test", last)
+	s.wantShown("a.pem", last, "")
 	if strings.Contains(s.log.String(), "PRIVATE KEY") {
 		t.Error("the log has a key")
 	}

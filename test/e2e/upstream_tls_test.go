@@ -100,6 +100,10 @@ func TestUpstreamTLS(t *testing.T) {
 	if status, body := get("/stranger"); status != 503 {
 		t.Errorf("where another authority is trusted: %d, %q", status, body)
 	}
+	const failed = "its certificate is signed by an authority that is not known"
+	if said := s.run("clusters", "stranger"); !strings.Contains(said, "  last handshake that failed, ") || !strings.Contains(said, failed) {
+		t.Errorf("it is shown as\n%s", said)
+	}
 	const want = `503 UF "its certificate is signed by an authority that is not known"`
 	eventually(t, func() bool {
 		b, _ := os.ReadFile(filepath.Join(i.dir, "access.log"))
@@ -113,6 +117,9 @@ func TestUpstreamTLS(t *testing.T) {
 	tlstest.Write(t, i.dir, "client.key", second.KeyPEM())
 	eventually(t, func() bool { _, body := get("/"); return body == "second" }, func() string { return "the new certificate is not shown" })
 	if said := s.run("clusters", "app"); !strings.Contains(said, "  TLS, its own certificate expires in 2") {
+		t.Errorf("it is shown as\n%s", said)
+	}
+	if said := s.run("certs"); !strings.Contains(said, "  cluster app") || !strings.Contains(said, filepath.Join(i.dir, "client.pem")) {
 		t.Errorf("it is shown as\n%s", said)
 	}
 

@@ -17,25 +17,26 @@ import (
 // Supervisor implements [supervisor.Commands]. Its fields are set before it is
 // used; a nil function does nothing and succeeds.
 type Supervisor struct {
-	OnReload  func(ctx context.Context, wait bool) (*supervisor.ReloadResult, error)
-	OnStatus  func(ctx context.Context) (*supervisor.Status, error)
-	OnReady   func(ready bool) error
-	OnKill    func(generation int) error
-	OnMove    func(generation int) error
-	OnStop    func()
-	OnMetrics func(ctx context.Context) ([]*dto.MetricFamily, error)
-	OnConfig  func(file bool) (string, error)
-	OnLevel   func(level string) error
-	OnReopen  func() error
-	OnTickets func() error
-	OnUpgrade func(ctx context.Context) (*supervisor.UpgradeResult, error)
-	OnProfile func(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error)
-	OnRuntime func() (*supervisor.Runtime, error)
-	OnSet     func(values map[string]float64) (*supervisor.OverrideResult, error)
-	OnReset   func(key string) (*supervisor.OverrideResult, error)
-	OnShow    func(name string) (*supervisor.Clusters, error)
-	Dead      bool
-	NotReady  bool
+	OnReload       func(ctx context.Context, wait bool) (*supervisor.ReloadResult, error)
+	OnStatus       func(ctx context.Context) (*supervisor.Status, error)
+	OnReady        func(ready bool) error
+	OnKill         func(generation int) error
+	OnMove         func(generation int) error
+	OnStop         func()
+	OnMetrics      func(ctx context.Context) ([]*dto.MetricFamily, error)
+	OnConfig       func(file bool) (string, error)
+	OnLevel        func(level string) error
+	OnReopen       func() error
+	OnTickets      func() error
+	OnUpgrade      func(ctx context.Context) (*supervisor.UpgradeResult, error)
+	OnProfile      func(ctx context.Context, generation int, name string, over time.Duration) ([]byte, error)
+	OnRuntime      func() (*supervisor.Runtime, error)
+	OnSet          func(values map[string]float64) (*supervisor.OverrideResult, error)
+	OnReset        func(key string) (*supervisor.OverrideResult, error)
+	OnShow         func(name string) (*supervisor.Clusters, error)
+	OnCertificates func() (*supervisor.Certificates, error)
+	Dead           bool
+	NotReady       bool
 
 	mu    sync.Mutex
 	calls []string
@@ -183,6 +184,13 @@ func (s *Supervisor) Profile(ctx context.Context, generation int, name string, o
 
 func (s *Supervisor) Alive() bool { return !s.Dead }
 func (s *Supervisor) Ready() bool { return !s.NotReady }
+
+func (s *Supervisor) Certificates(context.Context) (*supervisor.Certificates, error) {
+	if s.OnCertificates == nil {
+		return &supervisor.Certificates{}, nil
+	}
+	return s.OnCertificates()
+}
 
 func (s *Supervisor) Clusters(_ context.Context, name string) (*supervisor.Clusters, error) {
 	if s.OnShow == nil {
