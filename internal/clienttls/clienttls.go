@@ -52,6 +52,8 @@ type Client struct {
 	current atomic.Pointer[content] // what was of use last; replaced as a whole
 	problem atomic.Pointer[string]  // for which the files were refused last; nil: none
 	metrics clientMetrics
+
+	expired time.Time // until when the last certificate was good of which it was said. Owned by who calls Looked
 }
 
 // content is what files had.
@@ -161,9 +163,13 @@ func (c *Client) refuse(err error) {
 	}
 }
 
-// Looked brings up to date what is said of the certificate.
+// Looked brings up to date what is said of the certificate. It is called by one goroutine at a time.
 func (c *Client) Looked() {
 	if until, ok := c.Expires(); ok {
+		if time.Now().After(until) && !until.Equal(c.expired) {
+			c.expired = until
+			c.o.Log.Warn("the certificate that a cluster shows its endpoints has expired", "path", c.o.Config.Certificate.Certificate, "expired", until.UTC())
+		}
 		c.metrics.days.Set(int64(math.Floor(time.Until(until).Hours() / 24)))
 	}
 }

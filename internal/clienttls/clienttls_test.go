@@ -509,3 +509,20 @@ func value(r *metrics.Registry, name string, label ...string) int64 {
 	}
 	return -1
 }
+
+func TestThatTheCertificateOfAClusterExpiresIsSaidOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		cert, key := tlstest.NewAuthority(t).Leaf([]string{"us"}, tlstest.Client(), tlstest.Valid(now.Add(-time.Hour), now.Add(time.Hour))).Files(t.TempDir(), "us")
+		c := newCluster(t, config.ClusterTLS{Certificate: config.KeyPair{Certificate: cert, Key: key}})
+		for said := range 2 {
+			c.Looked()
+			c.Looked()
+			if got := strings.Count(c.log.String(), "has expired"); got != said {
+				t.Errorf("said %d times, want %d: %s", got, said, c.log.String())
+			}
+			time.Sleep(2 * time.Hour)
+		}
+	})
+}

@@ -61,6 +61,7 @@ type Server struct {
 
 	mu      sync.Mutex       // guards what follows, and stores to config
 	pairs   []*pair          // aligned with the configuration's
+	expired []bool           // of which pairs it was said that they have
 	clients *authorities     // nil: clients are asked for nothing
 	keys    [][32]byte       // of tickets; nil: crypto/tls makes its own
 	refused map[string]error // why files are of no use as they are now, by path
@@ -77,7 +78,7 @@ func New(o Options) (*Server, error) {
 	if err := s.openKeyLog(); err != nil {
 		return nil, fmt.Errorf("listener %q: key log: %w", o.Listener, err)
 	}
-	s.o.Kept = nil
+	s.o.Kept, s.expired = nil, make([]bool, len(s.pairs))
 	s.remark()
 	s.swapLocked()
 	s.sample()
@@ -220,6 +221,7 @@ func (s *Server) takePair(i int, p *pair) {
 	before := s.pairs[i]
 	changed := !p.same(before)
 	s.pairs[i] = p
+	s.expired[i] = s.expired[i] && !changed // the next sample says it
 	s.tookLocked(c.Certificate, changed)
 	left := newChoice(s.pairs, true)
 	s.mu.Unlock()
@@ -321,18 +323,29 @@ func (s *Server) swapLocked() {
 	s.config.Store(c)
 }
 
-// sample measures what changes by itself.
+// sample measures what changes by itself, and says once of each certificate that it has expired.
 func (s *Server) sample() {
+	for i, p := range s.sampled(time.Now()) {
+		s.o.Log.Warn("a certificate has expired", "path", s.o.Config.Certificates[i].Certificate, "expired", p.expires.UTC())
+	}
+}
+
+// sampled returns those of which nobody has said so, by their place.
+func (s *Server) sampled(now time.Time) map[int]*pair {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
+	expired := make(map[int]*pair)
 	for i, p := range s.pairs {
 		s.counts.expiry[i].Set(p.days(now))
+		if p.expires.Before(now) && !s.expired[i] {
+			s.expired[i], expired[i] = true, p
+		}
 	}
 	s.counts.refused.Set(int64(len(s.refused)))
 	if s.keyLog != nil {
 		s.counts.keyLog.Set(1)
 	}
+	return expired
 }
 
 // remark warns of what works and is hardly wanted.
@@ -346,12 +359,8 @@ func (s *Server) remark() {
 }
 
 func (s *Server) remarkPair(path string, p *pair) {
-	now := time.Now()
 	leaf := p.certificate.Leaf
-	switch {
-	case p.expires.Before(now):
-		s.o.Log.Warn("a certificate has expired", "path", path, "expired", p.expires.UTC())
-	case leaf.NotBefore.After(now):
+	if leaf.NotBefore.After(time.Now()) {
 		s.o.Log.Warn("a certificate is not valid yet", "path", path, "from", leaf.NotBefore.UTC())
 	}
 	if len(leaf.DNSNames) == 0 {

@@ -646,3 +646,26 @@ func TestAGenerationInTheirPlaceBeginsWithWhatADeadOneServed(t *testing.T) {
 		}
 	})
 }
+
+// A certificate that nobody renews expires while it is served, long after what was said at the start.
+func TestThatACertificateExpiresIsSaidOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, dir, now := tlstest.NewAuthority(t), t.TempDir(), time.Now()
+		cert, key := a.Leaf([]string{"a.test"}, tlstest.Valid(now.Add(-time.Hour), now.Add(time.Hour))).Files(dir, "a")
+		s := serve(t, &config.ListenerTLS{Certificates: []config.KeyPair{{Certificate: cert, Key: key}}})
+		defer s.Close()
+		want := func(n int) {
+			t.Helper()
+			if got := strings.Count(s.said.String(), "a certificate has expired"); got != n {
+				t.Errorf("said %d times, want %d:\n%s", got, n, s.said)
+			}
+		}
+		time.Sleep(59 * time.Minute)
+		want(0)
+		time.Sleep(time.Hour)
+		want(1)
+		a.Leaf([]string{"a.test"}, tlstest.Valid(now.Add(-time.Hour), now.Add(90*time.Minute))).Files(dir, "a") // expired as well
+		time.Sleep(time.Minute)
+		want(2)
+	})
+}
