@@ -12,13 +12,13 @@ import (
 )
 
 // Pair reads a certificate, with those that lead to a root behind it, and its key. Leaf is set.
-// Nothing of the key is in an error.
-func Pair(p config.KeyPair) (*tls.Certificate, error) {
-	cert, err := config.ReadTLS(p.Certificate)
+// Nothing of the key is in an error. read returns the content of a file.
+func Pair(p config.KeyPair, read func(path string) ([]byte, error)) (*tls.Certificate, error) {
+	cert, err := read(p.Certificate)
 	if err != nil {
 		return nil, err
 	}
-	key, err := config.ReadTLS(p.Key)
+	key, err := read(p.Key)
 	if err != nil {
 		return nil, err
 	}
@@ -53,8 +53,8 @@ func KeyPair(cert, key []byte) (tls.Certificate, error) {
 
 // Roots reads the certificates of a file, all of which are trusted. One that makes no sense is an
 // error, and so is a file with none.
-func Roots(path string) (*x509.CertPool, error) {
-	data, err := config.ReadTLS(path)
+func Roots(path string, read func(path string) ([]byte, error)) (*x509.CertPool, error) {
+	data, err := read(path)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"net/netip"
@@ -44,6 +45,13 @@ type Options struct {
 	// Urgent has a client come about whose files are of no use: it has no configuration until
 	// they are.
 	Urgent bool
+
+	// Kept are the contents of files as a dead generation has used them last, by path; see
+	// [Client.Keep]. With Urgent they take the place of files that are of no use now.
+	Kept map[string][]byte
+
+	// Changed is called whenever files have taken the place of others. nil: nobody wants to know.
+	Changed func()
 }
 
 // Client is the TLS of one cluster. Its methods may be called by anybody.
@@ -58,8 +66,9 @@ type Client struct {
 
 // content is what files had.
 type content struct {
-	roots       *x509.CertPool   // nil: the system's
-	certificate *tls.Certificate // nil: none
+	roots       *x509.CertPool    // nil: the system's
+	certificate *tls.Certificate  // nil: none
+	files       map[string][]byte // as they were, by path
 }
 
 // New reads what the configuration names.
@@ -75,7 +84,7 @@ func New(o Options) (*Client, error) {
 	if paths := Paths(o.Config); len(paths) > 0 && o.Watcher != nil {
 		o.Watcher.Add(filewatch.Files{Paths: paths, Read: c.read, Refuse: c.refuse, Patience: filewatch.Patience})
 	}
-	switch all, err := load(o.Config); {
+	switch all, err := load(o.Config, config.ReadTLS); {
 	case err == nil:
 		c.current.Store(all)
 	case o.Urgent:
@@ -83,6 +92,7 @@ func New(o Options) (*Client, error) {
 	default:
 		return nil, inCluster(o.Cluster, err)
 	}
+	c.o.Kept = nil
 	c.Looked()
 	return c, nil
 }
@@ -103,7 +113,7 @@ func Check(cfg *config.Config) error {
 	var errs []error
 	for i := range cfg.Clusters {
 		if c := &cfg.Clusters[i]; c.TLS != nil {
-			if _, err := load(c.TLS); err != nil {
+			if _, err := load(c.TLS, config.ReadTLS); err != nil {
 				errs = append(errs, inCluster(c.Name, err))
 			}
 		}
@@ -123,14 +133,20 @@ func inCluster(name string, err error) error {
 	return fmt.Errorf("cluster %q: tls: %w", name, err)
 }
 
-func load(cfg *config.ClusterTLS) (*content, error) {
-	all := new(content)
+// load has what read returns of the files.
+func load(cfg *config.ClusterTLS, from func(path string) ([]byte, error)) (*content, error) {
+	all := &content{files: make(map[string][]byte)}
+	read := func(path string) (data []byte, err error) {
+		data, err = from(path)
+		all.files[path] = data
+		return data, err
+	}
 	var errs [2]error
 	if cfg.CA != "" {
-		all.roots, errs[0] = certfiles.Roots(cfg.CA)
+		all.roots, errs[0] = certfiles.Roots(cfg.CA, read)
 	}
 	if cfg.Certificate != (config.KeyPair{}) {
-		all.certificate, errs[1] = certfiles.Pair(cfg.Certificate)
+		all.certificate, errs[1] = certfiles.Pair(cfg.Certificate, read)
 	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
@@ -140,7 +156,7 @@ func load(cfg *config.ClusterTLS) (*content, error) {
 
 // read reads the files.
 func (c *Client) read() (take func(), err error) {
-	all, err := load(c.o.Config)
+	all, err := load(c.o.Config, config.ReadTLS)
 	return func() { c.take(all) }, err
 }
 
@@ -149,12 +165,20 @@ func (c *Client) take(all *content) {
 	c.problem.Store(nil)
 	c.current.Store(all)
 	c.o.Log.Info("the files of a cluster's TLS were read again: what they have now holds for new connections")
+	if c.o.Changed != nil {
+		c.o.Changed()
+	}
 }
 
 // refuse tells of files that are of no use.
 func (c *Client) refuse(err error) {
 	problem := err.Error()
 	c.problem.Store(&problem)
+	if c.o.Urgent && c.o.Kept != nil && c.current.Load() == nil {
+		if kept, err := load(c.o.Config, c.kept); err == nil {
+			c.current.Store(kept)
+		}
+	}
 	c.metrics.refused.Inc()
 	if c.current.Load() != nil {
 		c.o.Log.Warn("the files of a cluster's TLS are of no use: what they had before holds", "err", err)

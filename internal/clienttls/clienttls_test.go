@@ -488,6 +488,38 @@ func TestTheReplacementOfADeadGenerationStartsWithoutFiles(t *testing.T) {
 	}
 }
 
+// What the dead one has used last is used on, and the files when they are of use again.
+func TestTheReplacementOfADeadGenerationHasWhatWasKept(t *testing.T) {
+	t.Parallel()
+	ours, dir, kept := tlstest.NewAuthority(t), t.TempDir(), make(map[string][]byte)
+	cfg := config.ClusterTLS{CA: ours.File(dir, "ca.pem")}
+	cfg.Certificate.Certificate, cfg.Certificate.Key = ours.Leaf([]string{"us"}, tlstest.Client()).Files(dir, "us")
+	newCluster(t, cfg).Keep(kept)
+	if len(kept) != 3 {
+		t.Fatalf("%d files are kept", len(kept))
+	}
+	tlstest.Write(t, dir, "us.key", []byte("junk"))
+	told := 0
+	keeps := func(o *clienttls.Options) { o.Kept, o.Changed = kept, func() { told++ } }
+	if _, err := tryCluster(t, cfg, keeps); err == nil {
+		t.Error("who is in no hurry takes what was kept")
+	}
+	c := newCluster(t, cfg, keeps, func(o *clienttls.Options) { o.Urgent = true })
+	server := serving(ours.Leaf([]string{"a.example"}))
+	server.ClientAuth, server.ClientCAs = tls.RequireAndVerifyClientCert, ours.Pool()
+	if _, err, servers := c.shake("a.example:443", server); err != nil || servers != nil {
+		t.Error(err, servers)
+	}
+	if c.Problem() == "" || !strings.Contains(c.log.String(), "what they had before holds") || told != 0 {
+		t.Errorf("problem %q, told %d times, logged %s", c.Problem(), told, c.log.String())
+	}
+	ours.Leaf([]string{"us"}, tlstest.Client()).Files(dir, "us")
+	files, _ := c.Files()
+	if err := files.Read(); err != nil || c.Problem() != "" || told != 1 {
+		t.Errorf("%v, problem %q, told %d times", err, c.Problem(), told)
+	}
+}
+
 func TestWhoBelievesEverybodyIsWarned(t *testing.T) {
 	t.Parallel()
 	if c := newCluster(t, config.ClusterTLS{Unverified: true}); !strings.Contains(c.log.String(), "level=WARN") || c.Verifies() {

@@ -56,6 +56,7 @@ func (g *generation) sayCopies(r received) {
 	g.work.Go(func() {
 		defer g.copies.saying.Store(false)
 		all := control.Copies{Files: make(map[string][]byte)}
+		g.clusters.Keep(all.Files)
 		for _, name := range slices.Sorted(maps.Keys(g.tls)) {
 			if err := g.tls[name].Keep(all.Files); err != nil {
 				_ = g.reply(r, control.Message{Error: err.Error()})

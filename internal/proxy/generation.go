@@ -381,7 +381,7 @@ func (g *generation) build(ctx context.Context) error {
 		s.LimitPipes(max(bodyPipes/len(loops.streams), 1), descriptors.allow)
 	}
 	clusters, err := upstream.New(ctx, upstream.Options{
-		Config: g.cfg, Known: g.known, Inherited: g.inherited, Urgent: g.urgent, Metrics: g.registry, Loops: loops.streams,
+		Config: g.cfg, Known: g.known, Inherited: g.inherited, Urgent: g.urgent, Kept: g.copies.legacy, Changed: g.copies.changed, Metrics: g.registry, Loops: loops.streams,
 		Values: &g.values, Log: g.log, MayHave: descriptors.allow,
 	})
 	if err != nil {

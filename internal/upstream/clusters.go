@@ -101,6 +101,11 @@ type Options struct {
 	// known by Inherited.
 	Urgent bool
 
+	// Kept are the contents of files as the dead one has used them last, by path, and Changed hears
+	// that others are used; nil: there are none, and nobody wants to know.
+	Kept    map[string][]byte
+	Changed func()
+
 	Metrics *metrics.Registry // nil: nothing is counted
 	Loops   []*stream.Loop    // all on which there will be requests: the number of each is its place
 	Values  *dynamic.Set      // makes numbers that may be overridden at run time; nil: none is

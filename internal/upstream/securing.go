@@ -23,6 +23,7 @@ func (c *Cluster) secure(watcher *filewatch.Watcher) (err error) {
 	}
 	c.tls, err = clienttls.New(clienttls.Options{
 		Config: c.cfg.TLS, Cluster: c.Name, Protocol: c.cfg.Protocol, Log: c.options.Log, Metrics: c.options.Metrics, Urgent: c.options.Urgent, Watcher: watcher,
+		Kept: c.options.Kept, Changed: c.options.Changed,
 	})
 	return err
 }
@@ -81,6 +82,16 @@ func (c *Clusters) Certificates() (all []control.Certificate) {
 		}
 	}
 	return all
+}
+
+// Keep adds to kept, by path, what the files of clusters' TLS had that holds. There are private keys
+// among it.
+func (c *Clusters) Keep(kept map[string][]byte) {
+	for _, cluster := range c.byName {
+		if cluster.tls != nil {
+			cluster.tls.Keep(kept)
+		}
+	}
 }
 
 // tlsState says what is known of the cluster's TLS; nil: it has none.

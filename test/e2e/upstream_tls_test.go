@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"holdfast/internal/tlstest"
@@ -39,6 +40,9 @@ func secureServer(t *testing.T, leaf *tlstest.Leaf) (address string) {
 
 // upstreamTLSFile has clusters of the same server: one as it should be, and one with another CA.
 const upstreamTLSFile = `
+[log]
+level = "debug"
+
 [admin]
 http = "127.0.0.1:0"
 [[access_logs]]
@@ -122,6 +126,19 @@ func TestUpstreamTLS(t *testing.T) {
 	if said := s.run("certs"); !strings.Contains(said, "  cluster app") || !strings.Contains(said, filepath.Join(i.dir, "client.pem")) {
 		t.Errorf("it is shown as\n%s", said)
 	}
+
+	// Who takes the place of a dead generation has what that one has used last.
+	eventually(t, func() bool { return strings.Count(i.log.String(), "copies of files are kept") > 1 }, func() string { return "the supervisor does not ask for copies" })
+	tlstest.Write(t, i.dir, "client.key", []byte("no key"))
+	i.wantSeries(series{"holdfast_cluster_tls_files_refused_total{cluster=app}": 2})
+	killed := i.wait("a serving generation", func(s *status) bool { return s.serving() != nil }).serving()
+	syscall.Kill(killed.PID, syscall.SIGKILL)
+	i.wait("another one", func(s *status) bool { return s.serving() != nil && s.serving().Number > killed.Number })
+	if status, body := get("/"); status != 200 || body != "second" {
+		t.Errorf("%d, %q", status, body)
+	}
+	tlstest.Write(t, i.dir, "client.key", second.KeyPEM())
+	eventually(t, func() bool { return !strings.Contains(s.run("certs"), "of no use") }, func() string { return "the file is of no use still" })
 
 	// What is of no use is refused before anything is replaced, also by a reload.
 	i.wantRefused(strings.Replace(config, "other.pem", "none.pem", 1), 2, `cluster "stranger": tls: open `)
