@@ -3,6 +3,7 @@ package http2
 import (
 	"errors"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -157,6 +158,29 @@ func TestInterimAndStreaming(t *testing.T) {
 		goOn <- struct{}{}
 	}
 	p.want(`1 "" end`)
+}
+
+// The library writes an interim response when the stream may have ended already: by then nobody
+// changes what is in it, or the process would end with it.
+func TestInterimResponsesOfStreamsThatAreReset(t *testing.T) {
+	t.Parallel()
+	over := make(chan error, 1)
+	long := strings.Repeat("a", 32<<10)
+	s := startServer(t, ServerOptions{Limits: limitsForTests(), Handler: handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		for {
+			if err := e.Inform(tk, &exchange.Response{Status: 103, Fields: exchange.Fields{{Name: "Link", Value: long}}}); err != nil {
+				over <- err
+				return
+			}
+		}
+	})})
+	p := s.connect()
+	p.request(1, line()...) // and reads nothing, so that one is being written
+	s.until("interim responses", func() bool { return s.value("holdfast_downstream_sent_bytes_total") > 1<<20 })
+	p.check(p.WriteRSTStream(1, http2.ErrCodeCancel))
+	if err := <-over; !errors.Is(err, errClientGone) {
+		t.Errorf("got %v", err)
+	}
 }
 
 // A body that does not come is not waited for without end.

@@ -236,6 +236,9 @@ func (e *serverExchange) obey(o *orders) error {
 		for name, values := range h.header {
 			header[name] = values
 		}
+		// If the stream ends meanwhile the library returns, and still writes what it was given.
+		// Where it has a length to leave out it takes a copy.
+		header["Content-Length"] = nil
 		e.w.WriteHeader(h.status)
 		clear(header)
 	}
