@@ -187,6 +187,21 @@ func (c *Client) refuse(err error) {
 	}
 }
 
+func (c *Client) kept(path string) ([]byte, error) {
+	data, ok := c.o.Kept[path]
+	if !ok {
+		return nil, errors.New("no copy of it was kept")
+	}
+	return data, nil
+}
+
+// Keep adds to kept, by path, what the files had that holds. There may be a private key among it.
+func (c *Client) Keep(kept map[string][]byte) {
+	if all := c.current.Load(); all != nil {
+		maps.Copy(kept, all.files)
+	}
+}
+
 // Looked brings up to date what is said of the certificate. It is called by one goroutine at a time.
 func (c *Client) Looked() {
 	if until, ok := c.Expires(); ok {

@@ -2,6 +2,7 @@ package http2
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/task"
 )
 
@@ -256,3 +258,58 @@ func TestTrailersBehindTheEndAreNotTaken(t *testing.T) {
 type watcherFunc func(error)
 
 func (f watcherFunc) ExchangeOver(err error) { f(err) }
+
+// Trailers that follow the end of a request are not taken for its, however many streams ago that
+// has begun: somebody may be reading the others.
+func TestTrailersBehindTheEndOfARequest(t *testing.T) {
+	t.Parallel()
+	goOn, trailers := make(chan struct{}), make(chan exchange.Fields, 1)
+	s := startServer(t, ServerOptions{Limits: limitsForTests(), Handler: handlerFunc(func(tk *task.Task, e exchange.Exchange) {
+		_, err := readBody(tk, e)
+		if e.Request().ContentLength < 0 && err == nil {
+			streamtest.Block(e.Loop(), tk, func() { <-goOn })
+			trailers <- e.Trailers()
+		}
+		answerWith(tk, e, 204, "")
+	})})
+	p := s.connect()
+	p.check(p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block(with(map[string]string{":method": "POST"})...), EndHeaders: true}))
+	end := func(etag string) {
+		p.check(p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block("etag", etag), EndHeaders: true, EndStream: true}))
+	}
+	end("first")
+	for id := uint32(3); id < 2*200; id += 2 {
+		p.request(id, line()...)
+		p.wantAnswer(id, "204")
+	}
+	end("second")
+	p.want("goaway 399 STREAM_CLOSED", "end")
+	close(goOn)
+	if etag, _ := (<-trailers).Get("etag"); etag != "first" {
+		t.Errorf("got the trailers %q", etag)
+	}
+}
+
+// What is malformed and has no handler never gets one: its fields are for the log then.
+func TestARequestThatIsMalformedHasNoHandler(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, ServerOptions{Limits: limitsForTests(), Handler: handlerFunc(echoing)})
+	var c *serverConn
+	streamtest.Do(s.loop, func() { c = newServerConn(s.loops[s.loop.Index], netip.AddrPort{}, nil) })
+	for _, id := range []uint32{1, 3} {
+		h := new(serverHead)
+		c.opened(id, h)
+		if id == 3 && c.start(id) != h {
+			t.Error("a handler cannot have it")
+		}
+		c.malformed(h, malformedError("nonsense"))
+	}
+	if c.start(1) != nil {
+		t.Error("a handler has it")
+	}
+	<-s.refused
+	streamtest.Do(s.loop, func() {})
+	if len(s.refused) > 0 {
+		t.Error("what a handler has was refused")
+	}
+}

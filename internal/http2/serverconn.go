@@ -256,14 +256,16 @@ func (c *serverConn) find(id uint32) *serverHead {
 	return c.streams[id]
 }
 
-// start returns the request of a stream that a handler is to answer, or nil: it was reset.
+// start returns the request of a stream that a handler is to answer, or nil: it was reset, or is
+// malformed.
 func (c *serverConn) start(id uint32) *serverHead {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h := c.streams[id]
-	if h != nil {
-		h.started = true
+	if h == nil || h.dropped {
+		return nil
 	}
+	h.started = true
 	return h
 }
 
@@ -330,16 +332,17 @@ func (c *serverConn) flooded(kind flood) {
 // malformed implements [wireOwner].
 func (c *serverConn) malformed(h *serverHead, err error) {
 	c.on.server.options.Metrics.Malformed()
-	if h != nil && !c.hasHandler(h) {
+	if h != nil && c.drop(h) {
 		c.refused(h, 400, err, 0, nil)
 	}
 }
 
-// hasHandler says whether a handler has the request of a stream.
-func (c *serverConn) hasHandler(h *serverHead) bool {
+// drop has no handler get a request, and says whether none has it.
+func (c *serverConn) drop(h *serverHead) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return h.started
+	h.dropped = true
+	return !h.started
 }
 
 // received and sent implement [wireOwner].

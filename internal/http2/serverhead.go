@@ -18,11 +18,12 @@ type serverHead struct {
 	protocol string // of an extended CONNECT (RFC 8441); "": it is none
 	key      string // the one of the upgrade that it becomes; "": it does not
 	expect   bool   // the client waits for a 100 before it sends the body
-	open     bool   // DATA or trailers may follow
+	open     bool   // DATA or trailers may follow. Who reads the connection owns it
 	refusal  error  // an *exchange.StatusError: what answers it. nil: a handler does
 	began    time.Time
 
 	started  bool  // a handler has it
+	dropped  bool  // none gets it
 	resetAs  bool  // its reset says another code, and is still to come
 	declared int64 // length of the body; -1: none was
 	received int64 // bytes of that

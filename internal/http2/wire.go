@@ -456,6 +456,7 @@ func (w *wire) endBlock() error {
 			w.pretend(&b, nil)
 			return nil
 		}
+		h.open = false
 		trailers, err := parseTrailers(b.fields)
 		switch {
 		case err != nil || b.large || h.short():
