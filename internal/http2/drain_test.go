@@ -3,6 +3,9 @@ package http2
 import (
 	"errors"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -198,4 +201,39 @@ func TestSlowBodies(t *testing.T) {
 	streamtest.Do(s.loop, func() {})
 	clock.Advance(61 * time.Second)
 	p.wantAnswer(1, "408")
+}
+
+// A request may have its turn when its connection is not there any more: it ends at once, and
+// nothing is counted that nobody takes back.
+func TestRequestsThatBeginBehindTheirConnection(t *testing.T) {
+	t.Parallel()
+	for want, cut := range map[error]bool{errClientGone: false, net.ErrClosed: true} {
+		t.Run(want.Error(), func(t *testing.T) {
+			t.Parallel()
+			switched := make(chan error, 1)
+			s := startServer(t, ServerOptions{Limits: limitsForTests(), Handler: handlerFunc(func(_ *task.Task, e exchange.Exchange) {
+				_, _, err := e.Switch(&exchange.Response{Status: 101})
+				switched <- err
+			})})
+			var c *serverConn
+			streamtest.Do(s.loop, func() { c = newServerConn(s.loops[s.loop.Index], netip.AddrPort{}, nil) })
+			c.wasCut.Store(cut)
+			over := make(chan any, 1)
+			go func() {
+				defer func() { over <- recover() }()
+				newServerExchange(c, 1, &serverHead{key: "key"}, httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil)).answer()
+			}()
+			if err := <-switched; err != want {
+				t.Fatalf("got %v", err)
+			}
+			select {
+			case got := <-over:
+				if got != http.ErrAbortHandler {
+					t.Errorf("got %v", got)
+				}
+			case <-time.After(serverPatience):
+				t.Error("it does not end")
+			}
+		})
+	}
 }

@@ -275,8 +275,11 @@ func (e *serverExchange) obey(o *orders) error {
 // begin has a task serve the exchange, on the loop.
 func (e *serverExchange) begin() {
 	e.c.exchanges[e] = struct{}{}
-	if e.c.wasCut.Load() {
-		e.over = net.ErrClosed
+	switch _, lives := e.c.on.conns[e.c]; {
+	case e.c.wasCut.Load():
+		e.endWith(net.ErrClosed)
+	case !lives: // and nobody tells it so any more
+		e.endWith(errClientGone)
 	}
 	e.c.on.loop.Tasks.Go(e)
 }
