@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -201,4 +202,70 @@ func TestABrokenCertificateEndsNothing(t *testing.T) {
 	if strings.Contains(s.log.String(), "PRIVATE KEY") {
 		t.Error("the log has a key")
 	}
+}
+
+// Generations that drain for the sake of a tunnel say nothing of files that only who serves has a
+// use for, until they serve again.
+func TestOnlyWhoServesWatchesCertificates(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.Copy(c, c)
+			}()
+		}
+	}()
+	s := seal(t, strings.ReplaceAll(`
+[[listeners]]
+name = "tunnels"
+address = "127.0.0.1:0"
+protocol = "tcp"
+cluster = "echo"
+tls = { {tls} }
+[[clusters]]
+name = "echo"
+endpoints = ["{echo}"]
+`, "{echo}", l.Addr().String()))
+	for range 2 {
+		c, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", s.at["tunnels"], s.client())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(patience))
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		s.text += "# again\n"
+		s.reload(s.text)
+	}
+	s.wantStates("3 serving, 2 draining, 1 draining")
+	tlstest.Write(t, s.dir, "a.pem", []byte("nonsense"))
+	refused := func() string {
+		_, out, _ := s.holdfast("metrics")
+		return out
+	}
+	eventually(t, func() bool {
+		return strings.Contains(refused(), `holdfast_downstream_tls_files_refused{listener="tunnels"} 1`)
+	}, func() string { return "it is not refused" })
+	s.authority.Leaf([]string{"a.test"}).Files(s.dir, "a")
+	updates := fmt.Sprintf(`holdfast_downstream_tls_file_updates_total{file="%s/a.pem",listener="tunnels"} `, s.dir)
+	eventually(t, func() bool { return strings.Contains(refused(), updates+"1\n") }, func() string { return "the next is not taken once:\n" + refused() })
+	if n := strings.Count(s.log.String(), "a file of a listener's TLS is of no use"); n != 1 {
+		t.Errorf("%d generations say that a file is of no use", n)
+	}
+	wantLog(t, s.instance, "no certificate is for these any more", "*.b.test")
 }
