@@ -59,6 +59,7 @@ type Client struct {
 	o       Options
 	current atomic.Pointer[content] // what was of use last; replaced as a whole
 	problem atomic.Pointer[string]  // for which the files were refused last; nil: none
+	quiet   atomic.Bool             // nothing is said of files
 	metrics clientMetrics
 
 	expired time.Time // until when the last certificate was good of which it was said. Owned by who calls Looked
@@ -164,7 +165,9 @@ func (c *Client) read() (take func(), err error) {
 func (c *Client) take(all *content) {
 	c.problem.Store(nil)
 	c.current.Store(all)
-	c.o.Log.Info("the files of a cluster's TLS were read again: what they have now holds for new connections")
+	if !c.quiet.Load() {
+		c.o.Log.Info("the files of a cluster's TLS were read again: what they have now holds for new connections")
+	}
 	if c.o.Changed != nil {
 		c.o.Changed()
 	}
@@ -179,6 +182,22 @@ func (c *Client) refuse(err error) {
 			c.current.Store(kept)
 		}
 	}
+	if !c.quiet.Load() {
+		c.complain(problem)
+	}
+}
+
+// Quiet says whether nothing is to be logged and counted of files, which are used as ever: somebody
+// else does, as long as a generation drains. When it is over what is wrong with them is said.
+func (c *Client) Quiet(on bool) {
+	if was := c.quiet.Swap(on); was && !on {
+		if problem := c.problem.Load(); problem != nil {
+			c.complain(*problem)
+		}
+	}
+}
+
+func (c *Client) complain(err string) {
 	c.metrics.refused.Inc()
 	if c.current.Load() != nil {
 		c.o.Log.Warn("the files of a cluster's TLS are of no use: what they had before holds", "err", err)

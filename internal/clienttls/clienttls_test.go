@@ -420,6 +420,24 @@ func TestFilesAreWatched(t *testing.T) {
 		if shown() != "second" || !strings.Contains(c.Problem(), "no such file") {
 			t.Errorf("%s is shown, the problem is %q", shown(), c.Problem())
 		}
+
+		// Who drains follows the files, and leaves it to others to tell of them.
+		lines, refused := strings.Count(c.log.String(), "\n"), value(c.all, "holdfast_cluster_tls_files_refused_total")
+		c.Quiet(true)
+		ours.File(dir, "ca.pem")
+		after(time.Minute)
+		if c.Problem() != "" {
+			t.Errorf("the problem is still %q", c.Problem())
+		}
+		tlstest.Write(t, dir, "client.pem", []byte("nonsense"))
+		after(time.Minute)
+		if got := c.log.String(); c.Problem() == "" || strings.Count(got, "\n") != lines || value(c.all, "holdfast_cluster_tls_files_refused_total") != refused {
+			t.Errorf("logged %q", got)
+		}
+		c.Quiet(false)
+		if got := c.log.String(); strings.Count(got, "\n") != lines+1 || value(c.all, "holdfast_cluster_tls_files_refused_total") != refused+1 {
+			t.Errorf("when it serves again logged %q", got)
+		}
 	})
 }
 

@@ -259,6 +259,11 @@ func (c *Clusters) Warm(ctx context.Context) {
 // few, and nothing is found out that concerns these alone.
 func (c *Clusters) SetDraining(on bool) {
 	c.drainChecks(on)
+	for _, cluster := range c.byName {
+		if cluster.tls != nil {
+			cluster.tls.Quiet(on)
+		}
+	}
 	on = on && !c.closesRemoved // tunnels that it keeps end by what is found out
 	for _, s := range c.sources {
 		s.Pause(on)
