@@ -54,7 +54,7 @@ type Server struct {
 	errors  *log.Logger
 	loops   []*serverLoop // by their index; nil: not one of ours
 
-	finishTime time.Duration // the constant, but in tests
+	finish time.Duration // [finishTime], but in tests
 
 	connections, requests atomic.Int64
 }
@@ -82,7 +82,7 @@ func NewServer(o ServerOptions) *Server {
 	if o.Ended == nil {
 		o.Ended = func() {}
 	}
-	s := &Server{options: o, epoch: time.Now(), errors: log.New(io.Discard, "", 0), finishTime: finishTime}
+	s := &Server{options: o, epoch: time.Now(), errors: log.New(io.Discard, "", 0), finish: finishTime}
 	for _, l := range o.Loops {
 		for len(s.loops) <= l.Index {
 			s.loops = append(s.loops, nil)

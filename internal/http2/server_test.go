@@ -111,7 +111,7 @@ func TestTrailersGoBothWays(t *testing.T) {
 func TestARefusalThatNobodyTakesIsGivenUp(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, ServerOptions{Limits: limitsForTests(), Handler: handlerFunc(echoing)})
-	streamtest.Do(s.loop, func() { s.finishTime = time.Millisecond })
+	streamtest.Do(s.loop, func() { s.finish = time.Millisecond })
 	p := s.connect()
 	p.check(p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
 	p.request(1, line("expect", "a miracle")...)

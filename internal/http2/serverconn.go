@@ -410,9 +410,8 @@ func (c *serverConn) refuse(w http.ResponseWriter, h *serverHead) {
 	if o.Server != "" {
 		header.Set("Server", o.Server)
 	}
-	// A window that stays closed would have the stream be there for ever, with its head.
 	control := http.NewResponseController(w)
-	_ = control.SetWriteDeadline(time.Now().Add(c.on.server.finishTime))
+	_ = control.SetWriteDeadline(time.Now().Add(c.on.server.finish)) // the client may take nothing
 	w.WriteHeader(status)
 	n, err := w.Write([]byte(text))
 	if err == nil {

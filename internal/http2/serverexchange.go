@@ -34,7 +34,7 @@ const (
 	mostInterim = 8
 
 	// finishTime is how long a client may take for the last of a response, which the library sends,
-	// and for the whole of a refusal.
+	// for one that no handler makes, and for each piece of what a tunnel has left behind.
 	finishTime = time.Minute
 )
 
@@ -269,7 +269,7 @@ func (e *serverExchange) obey(o *orders) error {
 		header[http.TrailerPrefix+name] = values
 	}
 	// The rest, of 4 KiB at the most, is sent by the library when we have returned.
-	return control.SetWriteDeadline(time.Now().Add(e.c.on.server.finishTime))
+	return control.SetWriteDeadline(time.Now().Add(e.c.on.server.finish))
 }
 
 // begin has a task serve the exchange, on the loop.

@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
@@ -207,13 +209,17 @@ func (e *serverExchange) take(p *pair) {
 func (e *serverExchange) give(p *pair) (whole bool) {
 	control := http.NewResponseController(e.w)
 	buffer := make([]byte, leastRead)
+	w := watch{e: e, p: p}
 	for {
 		n, err := p.Read(buffer)
 		if n > 0 {
-			if _, err := e.w.Write(buffer[:n]); err != nil {
-				return false
+			w.begin()
+			_, err := e.w.Write(buffer[:n])
+			if err == nil {
+				err = control.Flush()
 			}
-			if err := control.Flush(); err != nil {
+			w.end()
+			if err != nil {
 				return false
 			}
 			if n == len(buffer) && n < mostRead {
@@ -224,6 +230,65 @@ func (e *serverExchange) give(p *pair) (whole bool) {
 			return err == io.EOF && !p.resets.ByTunnel.Load()
 		}
 	}
+}
+
+// watch looks after what give sends. As long as there is a tunnel it says itself how long a client
+// may take nothing; what one has left behind that is over nobody else looks after.
+type watch struct {
+	e *serverExchange
+	p *pair
+
+	mu    sync.Mutex
+	timer *time.Timer // nil: nothing was sent yet
+	since time.Time   // when the piece was begun that is sent; zero: none is
+}
+
+func (w *watch) begin() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.since = time.Now()
+	if patience := w.e.c.on.server.finish; w.timer == nil {
+		w.timer = time.AfterFunc(patience, w.look)
+	} else {
+		w.timer.Reset(patience)
+	}
+}
+
+func (w *watch) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.since = time.Time{}
+	w.timer.Stop()
+}
+
+// look gives up a stream whose client takes nothing of a tunnel that is over.
+func (w *watch) look() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	patience := w.e.c.on.server.finish
+	switch {
+	case w.since.IsZero():
+	case time.Since(w.since) < patience || !w.p.over():
+		w.timer.Reset(patience)
+	default:
+		w.e.help(func() { _ = http.NewResponseController(w.e.w).SetWriteDeadline(time.Unix(1, 0)) })
+	}
+}
+
+// over says whether the tunnel has closed its end.
+func (p *pair) over() bool {
+	raw, err := p.Conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	fds := [1]unix.PollFd{{}}
+	if err = raw.Control(func(fd uintptr) {
+		fds[0].Fd = int32(fd)
+		_, _ = unix.Poll(fds[:], 0) // with an error nothing has happened
+	}); err != nil {
+		return true
+	}
+	return fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
 }
 
 // dropPair gives up a pair that was never relayed with: the client has gone meanwhile.

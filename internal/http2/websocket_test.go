@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"holdfast/internal/exchange"
+	"holdfast/internal/stream/streamtest"
 	"holdfast/internal/task"
 )
 
@@ -405,5 +406,47 @@ func TestADrainWaitsForWebSocketsOverHTTP2(t *testing.T) {
 		if _, err := f.ReadFrame(); err != nil {
 			break
 		}
+	}
+}
+
+// hasten has clients have hardly any time for the last that they are sent.
+func (s *testedServer) hasten() {
+	streamtest.Do(s.loop, func() { s.finish = time.Millisecond })
+}
+
+// A client that takes nothing keeps the stream for as long as there is a tunnel, and not for ever
+// what one has left behind.
+func TestAClientTakesNothingOfATunnelThatIsOver(t *testing.T) {
+	t.Parallel()
+	s, h := startSwitching(t)
+	s.hasten()
+	f := s.frames()
+	f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	f.connect(1, "websocket")
+	f.connect(3, "websocket")
+	f.answer()
+	f.answer()
+	p, other := h.end(t), h.end(t)
+	io.WriteString(p, "nobody reads this")
+	io.WriteString(other, "nor that")
+	p.Close()
+	if _, reset := f.end(); !reset {
+		t.Error("the stream has ended properly")
+	}
+	if other.gone() {
+		t.Error("a tunnel was given up that is there")
+	}
+}
+
+// Nor does one that takes nothing keep what was refused.
+func TestAClientTakesNothingOfARefusal(t *testing.T) {
+	t.Parallel()
+	s, _ := startSwitching(t)
+	s.hasten()
+	f := s.frames()
+	f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	f.connect(1, "another")
+	if _, reset := f.end(); !reset {
+		t.Error("the stream has ended properly")
 	}
 }
