@@ -588,9 +588,7 @@ func TestSomebodyInBetweenIsRefused(t *testing.T) {
 	}
 	wait()
 	eventually(t, "it was refused", func() bool { return p.Refused() == 1 })
-	if !strings.Contains(p.log.String(), "says that it is process") {
-		t.Errorf("the log says %s", p.log)
-	}
+	eventually(t, "the log says why", func() bool { return strings.Contains(p.log.String(), "says that it is process") })
 }
 
 func TestWhatAGenerationSaysCannotBeChanged(t *testing.T) {
