@@ -72,6 +72,12 @@ func (c *Client) Reload(ctx context.Context, wait bool) (*supervisor.ReloadResul
 	return result, c.into(ctx, result, "POST", "/reload", url.Values{"wait": {strconv.FormatBool(wait)}})
 }
 
+// Rollback is [supervisor.Commands.Rollback]: a *supervisor.Refusal has changed nothing.
+func (c *Client) Rollback(ctx context.Context, wait bool) (*supervisor.ReloadResult, error) {
+	result := new(supervisor.ReloadResult)
+	return result, c.into(ctx, result, "POST", "/rollback", url.Values{"wait": {strconv.FormatBool(wait)}})
+}
+
 // Upgrade is [supervisor.Commands.Upgrade]: a *supervisor.Refusal has changed nothing.
 func (c *Client) Upgrade(ctx context.Context) (*supervisor.UpgradeResult, error) {
 	result := new(supervisor.UpgradeResult)

@@ -41,6 +41,7 @@ func (s *Server) resources() []resource {
 		{"GET", "/clusters", "clusters and their endpoints: health, work, and limits, as JSON; ?cluster=NAME of one", s.clusters},
 		{"GET", "/certs", "certificates of listeners and clusters, and when they expire, as JSON", s.certificates},
 		{"POST", "/reload", "put the configuration file into service; ?wait=1 waits for the end of probation", s.reload},
+		{"POST", "/rollback", "put what served before, and had passed its probation, into service again; ?wait=1 waits for the end of probation", s.rollback},
 		{"POST", "/stop", "end the service; ?now=1 without waiting for anything, ?wait=1 answers when it has ended", s.stop},
 		{"POST", "/ready", "?on=false has /readyz answer 503, ?on=true takes that back", s.setReady},
 		{"POST", "/kill", "?generation=N ends a generation at once", s.kill},
@@ -224,13 +225,21 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// reload takes as long as it takes: the configuration bounds it.
 func (s *Server) reload(w http.ResponseWriter, r *http.Request) error {
+	return replace(w, r, s.cmds.Reload)
+}
+
+func (s *Server) rollback(w http.ResponseWriter, r *http.Request) error {
+	return replace(w, r, s.cmds.Rollback)
+}
+
+// replace takes as long as it takes: the configuration bounds it.
+func replace(w http.ResponseWriter, r *http.Request, by func(ctx context.Context, wait bool) (*supervisor.ReloadResult, error)) error {
 	wait, err := boolean(r, "wait", false)
 	if err != nil {
 		return err
 	}
-	result, err := s.cmds.Reload(r.Context(), wait)
+	result, err := by(r.Context(), wait)
 	if err != nil {
 		return err
 	}

@@ -28,17 +28,22 @@ func (c *commands) reload() *cobra.Command {
 				if err != nil {
 					return &commandError{notDone(err, "the reload was refused and nothing has changed", "the outcome of the reload is not known"), err}
 				}
-				if result.Probation == "crashed" {
-					return &commandError{"the new configuration is not in service", &crashError{result.Generation}}
-				}
-				tellReload(ctx, cmd.OutOrStdout(), client, result)
-				return nil
+				return replaced(ctx, cmd.OutOrStdout(), client, result)
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the new generation has passed its probation")
 	timeoutFlag(cmd, &timeout)
 	return cmd
+}
+
+// replaced tells what a reload or a rollback has done.
+func replaced(ctx context.Context, w io.Writer, client *admin.Client, r *supervisor.ReloadResult) error {
+	if r.Probation == "crashed" {
+		return &commandError{"the new configuration is not in service", &crashError{r.Generation}}
+	}
+	tellReload(ctx, w, client, r)
+	return nil
 }
 
 // crashError is a reload that was taken back.
@@ -51,6 +56,9 @@ func (e *crashError) Error() string {
 // tellReload says in a sentence or two what has happened.
 func tellReload(ctx context.Context, w io.Writer, client *admin.Client, r *supervisor.ReloadResult) {
 	fmt.Fprintf(w, "generation %d serves after %s%s\n", r.Generation, r.Duration.Round(time.Millisecond), relieved(ctx, client, r.Previous))
+	if r.RolledBack {
+		fmt.Fprintln(w, "the configuration file is as it was: the next reload puts it into service")
+	}
 	if len(r.Added) > 0 {
 		fmt.Fprintf(w, "opened: %s\n", strings.Join(r.Added, ", "))
 	}

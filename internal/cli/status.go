@@ -115,6 +115,8 @@ func fileNote(s *supervisor.Status) string {
 	switch {
 	case s.FileError != "":
 		return "the file on disk cannot be read: " + s.FileError
+	case s.FileDiffers && s.LastReload != nil && s.LastReload.RolledBack > 0:
+		return fmt.Sprintf("rolled back from generation %d; the file on disk differs from what runs: `holdfast diff` says how, `holdfast reload` puts it into service", s.LastReload.RolledBack)
 	case s.FileDiffers:
 		return "the file on disk differs from what runs: `holdfast diff` says how, `holdfast reload` puts it into service"
 	}

@@ -211,6 +211,9 @@ const (
 	KeptStats   = "stats"   // the memory file that the supervisor counts in
 	KeptTickets = "tickets" // of the supervisor: the keys of session tickets
 	KeptLog     = "log:"
+
+	KeptBackBundle = "back bundle" // as KeptBundle and KeptBinary, of what a rollback puts into service
+	KeptBackBinary = "back binary"
 )
 
 // Estate is what a supervisor leaves to its successor, besides descriptors. What the

@@ -51,6 +51,17 @@ func (a *accessLogs) open(configured []config.AccessLog) error {
 	return nil
 }
 
+// reunite opens the files again of a release that came back without them. The error is a *Refusal.
+func (a *accessLogs) reunite(configured []config.AccessLog) error {
+	a.mu.Lock()
+	has := a.files != nil
+	a.mu.Unlock()
+	if has {
+		return nil
+	}
+	return a.open(configured)
+}
+
 // appendFlags are those of a file that records are appended to. Of a FIFO they let nobody
 // wait for a reader: without one it cannot be opened.
 const appendFlags = unix.O_APPEND | unix.O_NONBLOCK
@@ -197,7 +208,7 @@ func (s *Supervisor) ReopenLogs(ctx context.Context) error {
 		for _, g := range s.living {
 			releases = append(releases, g.release)
 		}
-		for _, r := range []*release{s.pinned, s.planned} {
+		for _, r := range []*release{s.pinned, s.previous, s.planned} {
 			if r != nil {
 				releases = append(releases, r)
 			}

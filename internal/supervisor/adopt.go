@@ -31,6 +31,7 @@ type visitor struct {
 	version   string
 	report    control.Report
 	release   *release
+	back      *release       // what it keeps for a rollback; nil: nothing
 	problem   error          // what is wrong with the release
 	unknown   bool           // it was none of the living before
 	counts    *metrics.File  // nil: it has none that could be read
@@ -139,6 +140,9 @@ func (v *visitor) taken(key string) (fd int, ok bool) {
 // unpack makes a release and a memory file of what it has kept.
 func (v *visitor) unpack() {
 	v.release, v.problem = v.releaseKept()
+	if back, err := v.releaseUnder(unknownRelease(), control.KeptBackBundle, control.KeptBackBinary); err == nil {
+		v.back = back
+	}
 	if fd, ok := v.taken(control.KeptCounts); ok {
 		counts, err := metrics.OpenFile(fd)
 		if err != nil {
@@ -160,7 +164,12 @@ func (v *visitor) releaseKept() (*release, error) {
 			r.logs.add(path, fd)
 		}
 	}
-	fd, ok := v.taken(control.KeptBundle)
+	return v.releaseUnder(r, control.KeptBundle, control.KeptBinary)
+}
+
+// releaseUnder fills r with what is kept under these keys.
+func (v *visitor) releaseUnder(r *release, bundle, binary string) (*release, error) {
+	fd, ok := v.taken(bundle)
 	if !ok {
 		return r, errors.New("it has kept no bundle")
 	}
@@ -172,7 +181,7 @@ func (v *visitor) releaseKept() (*release, error) {
 	if err != nil {
 		return r, err
 	}
-	if fd, ok = v.taken(control.KeptBinary); !ok {
+	if fd, ok = v.taken(binary); !ok {
 		return r, errors.New("it has kept no binary")
 	}
 	r.config, r.bytes, r.path, r.hash = cfg, b.Config, b.Path, hashOf(b.Config)
@@ -477,8 +486,10 @@ func (v *visitor) dropRest() {
 	if v.counts != nil {
 		_ = v.counts.Close()
 	}
-	if v.release != nil {
-		_ = v.release.close()
+	for _, r := range []*release{v.release, v.back} {
+		if r != nil {
+			_ = r.close()
+		}
 	}
 	if v.proc != nil {
 		closeProcess(v.proc)
@@ -525,6 +536,7 @@ func (s *Supervisor) resumeServing(v *visitor, g *generation) (removed []string)
 		}
 		s.totals.Serve(g.number)
 		s.stateChanged()
+		s.takeBack(v, g)
 		s.install(p, true)
 		installed = true
 	})

@@ -48,6 +48,8 @@ type ReloadResult struct {
 	Removed    []string      `json:"removed,omitempty"`
 	Warnings   []string      `json:"warnings,omitempty"`
 
+	RolledBack bool `json:"rolled_back,omitempty"` // it has served before
+
 	// Probation is "pending", or, for a caller that waited it out, "passed",
 	// "crashed" (the generation died and another was put in its place) or
 	// "superseded" (a later reload came first).
@@ -90,10 +92,11 @@ type VaultStatus struct {
 	Moved    uint64 `json:"moved"`    // tunnels that one living generation has taken over from another
 }
 
-// LastReload is how the last reload ended.
+// LastReload is how the last reload or rollback ended.
 type LastReload struct {
-	Time  time.Time `json:"time"`
-	Error string    `json:"error,omitempty"` // "" if it worked
+	Time       time.Time `json:"time"`
+	Error      string    `json:"error,omitempty"`       // "" if it worked
+	RolledBack int       `json:"rolled_back,omitempty"` // the generation that a rollback has relieved; 0: it was none
 }
 
 // ListenerStatus is one listening socket.
@@ -130,6 +133,12 @@ type Commands interface {
 	// Reload puts the file as it is now into service. The error is a *Refusal if
 	// nothing was changed. With wait it returns when probation has ended.
 	Reload(ctx context.Context, wait bool) (*ReloadResult, error)
+
+	// Rollback puts what has passed probation before what serves into service again: the
+	// very process where it still drains, or a new one of the same configuration and
+	// program. The error is a *Refusal if nothing was changed. With wait it returns when
+	// probation has ended; what served until it went on probation is not on it again.
+	Rollback(ctx context.Context, wait bool) (*ReloadResult, error)
 
 	// Status asks every generation what it holds, and waits a moment only for one
 	// that does not answer.

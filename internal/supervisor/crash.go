@@ -204,7 +204,9 @@ func (s *Supervisor) restoreOnce(ctx context.Context, old *generation, r *releas
 	p := s.restorePlan(r, func(string) bool { return true })
 	var err error
 	if old != nil {
-		err = s.reinstate(ctx, old, p)
+		if err = s.reinstate(ctx, old, p, true); err == nil {
+			s.stats.reinstated.Inc()
+		}
 	} else {
 		err = s.replaceCrashed(ctx, p)
 	}
@@ -216,17 +218,16 @@ func (s *Supervisor) restoreOnce(ctx context.Context, old *generation, r *releas
 
 // reinstate has g, which drains, serve again. With an error it is told to drain
 // once more: it may hear of all this only when it wakes up, and it must let go of
-// the sockets.
-func (s *Supervisor) reinstate(ctx context.Context, g *generation, p *plan) error {
+// the sockets. restored is that of relieve.
+func (s *Supervisor) reinstate(ctx context.Context, g *generation, p *plan, restored bool) error {
 	err := g.sendListeners(descriptors(p))
 	if err == nil {
-		_, err = s.relieve(ctx, g, p, true)
+		_, err = s.relieve(ctx, g, p, restored)
 	}
 	if err != nil {
 		s.workers.Go(func() { _ = s.drain(g, nil) }) // logs what goes wrong
 		return fmt.Errorf("reinstate generation %d: %w", g.number, err)
 	}
-	s.stats.reinstated.Inc()
 	g.log.Warn("generation is reinstated", "config", p.release.hash)
 	return nil
 }

@@ -67,9 +67,11 @@ type generation struct {
 
 	passageFailures int // in a row, to the same generation
 
-	told    uint64         // the newest revision of overrides that it has confirmed
-	telling bool           // somebody is about to tell it of another one
-	file    *fileOverrides // that the release which it was started for brings, while that is not installed; nil: the one that holds
+	told      uint64   // the newest revision of overrides that it has confirmed
+	telling   bool     // somebody is about to tell it of another one
+	keepsBack *release // what it keeps for a rollback; nil: nothing of ours
+
+	file *fileOverrides // that the release which it was started for brings, while that is not installed; nil: the one that holds
 
 	crowded          bool // it may believe that other generations have something with its clusters
 	askedLoads       bool // what it has with them
@@ -80,7 +82,8 @@ type generation struct {
 
 	counts *metrics.File // that it counts in, which belongs to the totals; nil: not known
 
-	overriding sync.Mutex // held while it is told of overrides
+	overriding  sync.Mutex // held while it is told of overrides
+	handingBack sync.Mutex // held while it is handed what a rollback needs
 
 	mu      sync.Mutex // guards what follows
 	ch      channel

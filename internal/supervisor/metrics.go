@@ -22,6 +22,10 @@ var (
 		Name: "holdfast_reloads_total", Type: metrics.TypeCounter, Labels: []string{"result"},
 		Help: "Reloads, the start of the service among them, by result: done or refused.",
 	})
+	rollbacks = metrics.Define(metrics.Desc{
+		Name: "holdfast_rollbacks_total", Type: metrics.TypeCounter, Labels: []string{"result"},
+		Help: "Rollbacks by result: done or refused. They are not counted as reloads.",
+	})
 	reloadRefusals = metrics.Define(metrics.Desc{
 		Name: "holdfast_reload_refusals_total", Type: metrics.TypeCounter, Labels: []string{"step"},
 		Help: "Refused reloads by the step that refused them.",
@@ -198,6 +202,7 @@ type stats struct {
 	file     *metrics.File // that they are in, for a successor
 
 	done, refused                    *metrics.Counter
+	rolledBack, notRolledBack        *metrics.Counter
 	refusals                         map[string]*metrics.Counter // by step
 	duration                         *metrics.Histogram
 	last, lastDone, lastOK           *metrics.Gauge
@@ -231,6 +236,7 @@ func newStats(previous []metrics.Family) (*stats, error) {
 	st := &stats{
 		registry: r, file: file,
 		done: r.Counter(reloads, "done"), refused: r.Counter(reloads, "refused"),
+		rolledBack: r.Counter(rollbacks, "done"), notRolledBack: r.Counter(rollbacks, "refused"),
 		refusals: make(map[string]*metrics.Counter),
 		duration: r.Histogram(reloadDuration),
 		last:     r.Gauge(lastReload), lastDone: r.Gauge(lastReloadDone), lastOK: r.Gauge(lastReloadOK),
@@ -320,6 +326,15 @@ func (st *stats) reloaded(o reloadOutcome) {
 	st.refused.Inc()
 	st.lastOK.Set(0)
 	st.refusals[stepOf(o.err)].Inc()
+}
+
+// wentBack counts a rollback that has ended.
+func (st *stats) wentBack(o reloadOutcome) {
+	if o.err == nil {
+		st.rolledBack.Inc()
+	} else {
+		st.notRolledBack.Inc()
+	}
 }
 
 // stepOf names the step that refused a reload.

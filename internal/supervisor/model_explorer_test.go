@@ -138,6 +138,8 @@ func (w *simWorld) command(p *simSupervisor) {
 	case "reload":
 		w.place.write(config)
 		w.ask(p, name, func(ctx context.Context) error { _, err := p.s.Reload(ctx, false); return err })
+	case "rollback":
+		w.ask(p, name, func(ctx context.Context) error { _, err := p.s.Rollback(ctx, false); return err })
 	case "upgrade":
 		w.ask(p, name, func(ctx context.Context) error { _, err := p.s.Upgrade(ctx); return err })
 	case "rotate":

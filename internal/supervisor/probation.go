@@ -21,6 +21,9 @@ type probation struct {
 
 // wait completes a reload's result when its probation has ended.
 func (p *probation) wait(ctx context.Context, result ReloadResult) (*ReloadResult, error) {
+	if p == nil { // it had passed before
+		return &result, nil
+	}
 	select {
 	case <-p.over:
 		result.Probation = p.result
@@ -100,17 +103,25 @@ func (s *Supervisor) holdOf(g *generation) time.Duration {
 	return 0
 }
 
-// pin makes r what a crash is mended with. Called in the loop.
+// pin makes r what a crash is mended with; nil, at the end: nothing. Called in the loop.
 func (s *Supervisor) pin(r *release) {
-	old := s.pinned
+	old, before := s.pinned, s.previous
 	s.pinned = r
+	switch {
+	case r == nil:
+		s.previous = nil
+	case old != nil && !old.same(r):
+		s.previous = old
+	}
 	s.closeUnused(old)
+	s.closeUnused(before)
+	s.keepBack()
 }
 
 // closeUnused closes what a release holds open from which nothing can be started any
 // more. Called in the loop.
 func (s *Supervisor) closeUnused(r *release) {
-	if r == nil || r == s.pinned {
+	if r == nil || r == s.pinned || r == s.previous {
 		return
 	}
 	for _, g := range s.living {

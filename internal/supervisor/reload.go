@@ -20,6 +20,11 @@ type reloadOutcome struct {
 // shares the next one, so that each answer is from a reload that has read the file
 // after it was asked for.
 func (s *Supervisor) Reload(ctx context.Context, wait bool) (*ReloadResult, error) {
+	return s.replacement(ctx, &s.waiting, wait)
+}
+
+// replacement waits for the next one of those for which there is a queue: it is the loop's.
+func (s *Supervisor) replacement(ctx context.Context, queue *[]chan reloadOutcome, wait bool) (*ReloadResult, error) {
 	if err := s.awaitBegin(ctx); err != nil {
 		return nil, err
 	}
@@ -29,7 +34,7 @@ func (s *Supervisor) Reload(ctx context.Context, wait bool) (*ReloadResult, erro
 			s.refuseReload(outcome)
 			return
 		}
-		s.waiting = append(s.waiting, outcome)
+		*queue = append(*queue, outcome)
 		s.nextReload()
 	}); err != nil {
 		return nil, err
@@ -54,25 +59,34 @@ func (s *Supervisor) refuseReload(asked chan reloadOutcome) {
 	asked <- o
 }
 
-// nextReload starts a reload for all who wait, unless one runs. Called in the loop.
+// nextReload starts a rollback or a reload for all who wait, unless one runs. Called in the loop.
 func (s *Supervisor) nextReload() {
-	if s.reloading || s.stopping || s.upgrading != nil || s.upgradeAsked || len(s.waiting) == 0 {
+	if s.reloading || s.stopping || s.upgrading != nil || s.upgradeAsked || len(s.waiting)+len(s.backing) == 0 {
 		return
 	}
-	callers := s.waiting
-	s.waiting, s.reloading = nil, true
+	// A rollback first: a reload that is asked for at the same time may be its end.
+	replace, count, callers := s.rollback, s.stats.wentBack, s.backing
+	if len(callers) > 0 {
+		s.backing = nil
+	} else {
+		replace, count, callers = s.reload, s.stats.reloaded, s.waiting
+		s.waiting = nil
+	}
+	s.reloading = true
 	if s.phase == Serving { // otherwise the service is starting
 		s.enter(Reloading)
 	}
 	s.workers.Go(func() {
-		o := s.reload(s.work)
+		o := replace(s.work)
 		s.do(func() {
 			s.reloading, s.planned = false, nil
 			if o.err == nil || !s.needless() {
-				s.stats.reloaded(o)
+				count(o)
 				s.last = &LastReload{Time: time.Now()}
 				if o.err != nil {
 					s.last.Error = o.err.Error()
+				} else if o.result.RolledBack {
+					s.last.RolledBack = o.result.Previous
 				}
 			}
 			s.beginning = false
@@ -315,8 +329,10 @@ func (s *Supervisor) install(p *plan, restored bool) {
 	p.commit()
 	s.opts.ApplyLog(s.logOf(p.release))
 	s.installOverrides(p)
-	if restored {
-		s.pass(s.serving) // nothing better is known
+	defer s.keepBack()
+	if restored || p.release == s.pinned { // nothing better is known
+		s.endProbation("superseded")
+		s.pass(s.serving)
 		return
 	}
 	s.forgetLeft() // no configuration that can come back names it

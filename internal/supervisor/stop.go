@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -29,10 +30,10 @@ func (s *Supervisor) Stop() {
 			if s.upgrading != nil {
 				s.upgrading.cancel(ErrStopping)
 			}
-			for _, c := range s.waiting {
+			for _, c := range slices.Concat(s.waiting, s.backing) {
 				s.refuseReload(c)
 			}
-			s.waiting = nil
+			s.waiting, s.backing = nil, nil
 			go s.shutdown() // ends the loop, for which Run waits
 			return
 		}

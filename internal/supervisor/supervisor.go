@@ -133,6 +133,7 @@ type Supervisor struct {
 	taker    int              // whom idle connections are given to; 0: nobody
 	passed   *generation      // passed probation last; nil when it is gone
 	pinned   *release         // its release; what a crash is mended with
+	previous *release         // what had passed before it and was another one; what is gone back to. nil: nothing
 	oom      oomRanks
 
 	// The listening sockets, by key.
@@ -145,6 +146,7 @@ type Supervisor struct {
 	process   config.Process       // as it was at the start
 	reloading bool                 // one runs
 	waiting   []chan reloadOutcome // for the next reload
+	backing   []chan reloadOutcome // for the next rollback
 	planned   *release             // of the reload under way, once it was read
 	beginning bool                 // the reload under way is the start of the service
 	failed    bool                 // the start did not work

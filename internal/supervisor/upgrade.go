@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -327,10 +328,10 @@ func (s *Supervisor) resign() {
 		for _, g := range s.living {
 			g.closeChannel()
 		}
-		for _, c := range s.waiting {
+		for _, c := range slices.Concat(s.waiting, s.backing) {
 			c <- reloadOutcome{err: ErrSucceeded}
 		}
-		s.waiting = nil
+		s.waiting, s.backing = nil, nil
 		if s.upgrading != nil {
 			close(s.upgrading.over)
 			s.upgrading = nil

@@ -68,6 +68,18 @@ func (s *Supervisor) Reload(ctx context.Context, wait bool) (*supervisor.ReloadR
 	return s.OnReload(ctx, wait)
 }
 
+func (s *Supervisor) Rollback(ctx context.Context, wait bool) (*supervisor.ReloadResult, error) {
+	if wait {
+		s.note("rollback and wait")
+	} else {
+		s.note("rollback")
+	}
+	if s.OnReload == nil {
+		return &supervisor.ReloadResult{RolledBack: true}, nil
+	}
+	return s.OnReload(ctx, wait)
+}
+
 func (s *Supervisor) Upgrade(ctx context.Context) (*supervisor.UpgradeResult, error) {
 	s.note("upgrade")
 	if s.OnUpgrade == nil {
