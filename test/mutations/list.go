@@ -1165,6 +1165,30 @@ var all = []group{
 			new:     "",
 			tests:   "TestAStopDoesNotKillWhoseChannelIsBroken",
 		},
+		{
+			name:    "rollback-forgets",
+			promise: "what can be gone back to outlives the supervisor",
+			file:    "supervisor/adopt.go",
+			old:     "\t\ts.takeBack(v, g)\n",
+			new:     "",
+			tests:   "TestWhatCanBeGoneBackToOutlivesTheSupervisor",
+		},
+		{
+			name:    "rollback-to-a-failure",
+			promise: "only what passed its probation is gone back to",
+			file:    "supervisor/rollback.go",
+			old:     "if !s.serving.release.same(s.pinned) {\n\t\treturn s.pinned",
+			new:     "if !s.serving.release.same(s.pinned) {\n\t\treturn s.previous",
+			tests:   "TestARollbackWithinProbationReinstates",
+		},
+		{
+			name:    "rollback-of-nothing",
+			promise: "a reload of the same is nothing that could be gone back",
+			file:    "supervisor/probation.go",
+			old:     "case old != nil && !old.same(r):",
+			new:     "case old != nil:",
+			tests:   "TestThereIsNothingToGoBackTo|TestARollbackStartsWhatHasEnded",
+		},
 	}},
 	{"7. Counters never go backwards, over reload, upgrade and crash.", []mutation{
 		{
