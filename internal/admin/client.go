@@ -145,6 +145,12 @@ func (c *Client) MoveTunnels(ctx context.Context, generation int) error {
 	return err
 }
 
+// Clear is [supervisor.Commands.Clear].
+func (c *Client) Clear(ctx context.Context, generation int, within time.Duration) error {
+	_, err := c.do(ctx, "POST", "/drain", url.Values{"generation": {strconv.Itoa(generation)}, "within": {within.String()}})
+	return err
+}
+
 // Metrics returns what all generations have counted, and the supervisor itself, in
 // the text format of Prometheus. It is for a person to read: a character that
 // could drive a terminal is replaced.

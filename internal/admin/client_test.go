@@ -43,10 +43,10 @@ func TestTheClientSaysWhatTheSupervisorSays(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(gotStatus, status) {
 		t.Errorf("status: got %+v, %v", gotStatus, err)
 	}
-	if err := errors.Join(c.SetReady(t.Context(), false), c.SetReady(t.Context(), true), c.Kill(t.Context(), 7), c.MoveTunnels(t.Context(), 6)); err != nil {
+	if err := errors.Join(c.SetReady(t.Context(), false), c.SetReady(t.Context(), true), c.Kill(t.Context(), 7), c.MoveTunnels(t.Context(), 6), c.Clear(t.Context(), 5, 90*time.Second)); err != nil {
 		t.Error(err)
 	}
-	if want := []string{"reload and wait", "ready false", "ready true", "kill 7", "move 6"}; !slices.Equal(fake.Calls(), want) {
+	if want := []string{"reload and wait", "ready false", "ready true", "kill 7", "move 6", "clear 5 within 1m30s"}; !slices.Equal(fake.Calls(), want) {
 		t.Errorf("the supervisor was told %q, want %q", fake.Calls(), want)
 	}
 }

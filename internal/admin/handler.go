@@ -46,6 +46,7 @@ func (s *Server) resources() []resource {
 		{"POST", "/ready", "?on=false has /readyz answer 503, ?on=true takes that back", s.setReady},
 		{"POST", "/kill", "?generation=N ends a generation at once", s.kill},
 		{"POST", "/move", "?generation=N has one that drains pass its tunnels to the one that serves", s.move},
+		{"POST", "/drain", "?generation=N&within=10m has one that drains be empty within a time: its tunnels are closed one after the other", s.clear},
 		{"POST", "/log-level", "?level=debug, info, warn or error sets it, ?level=config takes that back", s.setLogLevel},
 		{"GET", "/runtime", "runtime values: what is configured, what overrides it, and what holds, as JSON", s.runtime},
 		{"POST", "/runtime/set", "?key=KEY&value=NUMBER overrides a runtime value; both may be there several times", s.setRuntime},
@@ -345,6 +346,25 @@ func (s *Server) move(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	answerText(w, http.StatusOK, "moving")
+	return nil
+}
+
+// clear answers when the generation was told.
+func (s *Server) clear(w http.ResponseWriter, r *http.Request) error {
+	generation, err := generationNumber(r)
+	if err != nil {
+		return err
+	}
+	within, err := time.ParseDuration(r.URL.Query().Get("within"))
+	if err != nil || within < 0 {
+		return &failure{http.StatusBadRequest, "say ?within= with a time such as 10m; 0s is at once"}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
+	defer cancel()
+	if err := s.cmds.Clear(ctx, generation, within); err != nil {
+		return err
+	}
+	answerText(w, http.StatusOK, "draining")
 	return nil
 }
 

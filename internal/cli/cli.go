@@ -107,7 +107,7 @@ func (c *commands) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&c.runtimeDir, "runtime-dir", "",
 		"where the supervisor is found (default $HOLDFAST_RUNTIME_DIR, $RUNTIME_DIRECTORY, "+systemRuntimeDir+" or $XDG_RUNTIME_DIR/holdfast)")
 	root.MarkPersistentFlagDirname("runtime-dir")
-	root.AddCommand(c.run(), c.check(), c.reload(), c.rollback(), c.upgrade(), c.status(), c.stop(), c.ready(), c.kill(), c.move(),
+	root.AddCommand(c.run(), c.check(), c.reload(), c.rollback(), c.upgrade(), c.status(), c.stop(), c.ready(), c.kill(), c.move(), c.drain(),
 		c.config(), c.diff(), c.route(), c.metrics(), c.clusters(), c.certs(), c.runtime(), c.logLevel(), c.reopenLogs(), c.tickets(), c.profile(), versionCommand())
 	root.AddCommand(c.program.Tools...)
 	c.completions(root)

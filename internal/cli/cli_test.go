@@ -85,28 +85,30 @@ const usageHint = "  try: `holdfast --help`, or `holdfast COMMAND --help`\n"
 func TestACommandLineThatIsNotUnderstood(t *testing.T) {
 	t.Parallel()
 	for line, stderr := range map[string]string{
-		"relaod":                      "holdfast: there is no command \"relaod\"; did you mean reload?\n" + usageHint,
-		"nonsense":                    "holdfast: there is no command \"nonsense\"\n" + usageHint,
-		"run":                         "holdfast: required flag(s) \"config\" not set\n" + usageHint,
-		"check":                       "holdfast: required flag(s) \"config\" not set\n" + usageHint,
-		"kill":                        "holdfast: required flag(s) \"generation\" not set\n" + usageHint,
-		"kill --generation x":         "holdfast: invalid argument \"x\" for \"--generation\" flag: strconv.ParseInt: parsing \"x\": invalid syntax\n" + usageHint,
-		"move":                        "holdfast: required flag(s) \"generation\" not set\n" + usageHint,
-		"move --generation 0":         "holdfast: there is no generation 0: the first is 1\n" + usageHint,
-		"kill --generation 0":         "holdfast: there is no generation 0: the first is 1\n" + usageHint,
-		"log-level":                   "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
-		"log-level loud":              "holdfast: invalid argument \"loud\" for \"holdfast log-level\"\n" + usageHint,
-		"profile":                     "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
-		"profile cpu --over 90s":      "holdfast: --over 1m30s: it takes whole seconds, from 1s to 1m\n" + usageHint,
-		"profile cpu --over 1.5s":     "holdfast: --over 1.5s: it takes whole seconds, from 1s to 1m\n" + usageHint,
-		"profile trace --over 0s":     "holdfast: --over 0s: it takes whole seconds, from 1s to 1m\n" + usageHint,
-		"profile heap --over 5s":      "holdfast: heap is of a moment: --over is for cpu and trace\n" + usageHint,
-		"profile heap --generation 0": "holdfast: there is no generation 0: the first is 1\n" + usageHint,
-		"status --yaml":               "holdfast: unknown flag: --yaml\n" + usageHint,
-		"status now":                  "holdfast: unknown command \"now\" for \"holdfast status\"\n" + usageHint,
-		"ready":                       "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
-		"ready maybe":                 "holdfast: invalid argument \"maybe\" for \"holdfast ready\"\n" + usageHint,
-		"reload --timeout forever":    "holdfast: invalid argument \"forever\" for \"--timeout\" flag: time: invalid duration \"forever\"\n" + usageHint,
+		"relaod":                            "holdfast: there is no command \"relaod\"; did you mean reload?\n" + usageHint,
+		"nonsense":                          "holdfast: there is no command \"nonsense\"\n" + usageHint,
+		"run":                               "holdfast: required flag(s) \"config\" not set\n" + usageHint,
+		"check":                             "holdfast: required flag(s) \"config\" not set\n" + usageHint,
+		"kill":                              "holdfast: required flag(s) \"generation\" not set\n" + usageHint,
+		"kill --generation x":               "holdfast: invalid argument \"x\" for \"--generation\" flag: strconv.ParseInt: parsing \"x\": invalid syntax\n" + usageHint,
+		"move":                              "holdfast: required flag(s) \"generation\" not set\n" + usageHint,
+		"drain --generation 3":              "holdfast: required flag(s) \"within\" not set\n" + usageHint,
+		"drain --generation 3 --within -1s": "holdfast: --within takes a time from now\n" + usageHint,
+		"move --generation 0":               "holdfast: there is no generation 0: the first is 1\n" + usageHint,
+		"kill --generation 0":               "holdfast: there is no generation 0: the first is 1\n" + usageHint,
+		"log-level":                         "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
+		"log-level loud":                    "holdfast: invalid argument \"loud\" for \"holdfast log-level\"\n" + usageHint,
+		"profile":                           "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
+		"profile cpu --over 90s":            "holdfast: --over 1m30s: it takes whole seconds, from 1s to 1m\n" + usageHint,
+		"profile cpu --over 1.5s":           "holdfast: --over 1.5s: it takes whole seconds, from 1s to 1m\n" + usageHint,
+		"profile trace --over 0s":           "holdfast: --over 0s: it takes whole seconds, from 1s to 1m\n" + usageHint,
+		"profile heap --over 5s":            "holdfast: heap is of a moment: --over is for cpu and trace\n" + usageHint,
+		"profile heap --generation 0":       "holdfast: there is no generation 0: the first is 1\n" + usageHint,
+		"status --yaml":                     "holdfast: unknown flag: --yaml\n" + usageHint,
+		"status now":                        "holdfast: unknown command \"now\" for \"holdfast status\"\n" + usageHint,
+		"ready":                             "holdfast: accepts 1 arg(s), received 0\n" + usageHint,
+		"ready maybe":                       "holdfast: invalid argument \"maybe\" for \"holdfast ready\"\n" + usageHint,
+		"reload --timeout forever":          "holdfast: invalid argument \"forever\" for \"--timeout\" flag: time: invalid duration \"forever\"\n" + usageHint,
 	} {
 		t.Run(line, func(t *testing.T) {
 			execute(&cli.Program{}, line).want(t, 2, "", stderr)
@@ -135,7 +137,7 @@ func TestCommandsThatFindNoSupervisor(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
 	for _, line := range []string{
-		"reload", "status", "stop", "ready off", "kill --generation 3", "move --generation 3",
+		"reload", "status", "stop", "ready off", "kill --generation 3", "move --generation 3", "drain --generation 3 --within 1s", "rollback",
 		"config", "diff", "metrics", "log-level debug", "reopen-logs", "tickets rotate", "profile heap",
 	} {
 		got := execute(&cli.Program{}, "--runtime-dir "+dir+" "+line)

@@ -102,6 +102,9 @@ func generationRow(g supervisor.GenerationStatus, now time.Time) []string {
 	if g.NotAnswering {
 		state += ", not answering"
 	}
+	if !g.EmptyBy.IsZero() {
+		state += ", empty within " + age(max(0, g.EmptyBy.Sub(now)))
+	}
 	if !g.OldestTunnel.IsZero() {
 		oldest = age(now.Sub(g.OldestTunnel))
 	}

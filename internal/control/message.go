@@ -86,6 +86,10 @@ const (
 	// of it says so.
 	TypeCertificates Type = "certificates" // S→G asks for its certificates; answered with one payload, Certificates
 
+	// Clearing, which is no part of the core: only a generation that says in Hello and Report to
+	// have the same ClearVersion hears of it.
+	TypeClear Type = "clear" // S→G while it drains: close all tunnels, spread over Within, and end what is left then; only ever sooner; answered at once
+
 	// Between a generation that has lost its supervisor and one that it finds at the
 	// rendezvous: each proves to know the generation's key. TypeHello, with a Nonce,
 	// comes first.
@@ -118,6 +122,9 @@ var (
 	filesOfGeneration  = map[Type]int{TypeReady: 1, TypeAnswer: 1, TypeListeners: FilesPerMessage, TypeKept: FilesPerMessage}
 	filesOfPredecessor = map[Type]int{TypeInherit: FilesPerMessage, TypeEstate: 1}
 )
+
+// ClearVersion is that of [TypeClear].
+const ClearVersion = 1
 
 // Why new connections are not welcome, although they are accepted.
 const (
@@ -167,6 +174,7 @@ type Hello struct {
 	Clusters int `json:"clusters,omitempty"` // its ClustersVersion; 0: it says nothing of its clusters
 	Tickets  int `json:"tickets,omitempty"`  // its TicketsVersion; 0: it knows no ticket keys
 	Copies   int `json:"copies,omitempty"`   // its CopiesVersion; 0: it has none
+	Clear    int `json:"clear,omitempty"`    // its ClearVersion; 0: it cannot be cleared
 
 	// At the rendezvous.
 	Generation int    `json:"generation,omitempty"`
@@ -187,6 +195,7 @@ type Report struct {
 	Clusters   int       `json:"clusters,omitempty"`  // as in Hello
 	Tickets    int       `json:"tickets,omitempty"`   // as in Hello
 	Copies     int       `json:"copies,omitempty"`    // as in Hello
+	Clear      int       `json:"clear,omitempty"`     // as in Hello
 }
 
 // Phase is what a generation is doing, as it sees it.
@@ -249,6 +258,7 @@ type Status struct {
 	RequestsTotal uint64    `json:"requests_total"`
 	TunnelsTotal  uint64    `json:"tunnels_total"`
 	LogsDropped   uint64    `json:"logs_dropped"`
+	EmptyBy       time.Time `json:"empty_by,omitzero"` // when all that is left will be ended, by command; zero: never
 }
 
 // SendFiles sends duplicates of descriptors with their keys, in as many messages as

@@ -198,7 +198,7 @@ func (g *generation) describe() *control.Report {
 	phases := map[phase]control.Phase{serving: control.PhaseServing, draining: control.PhaseDraining, stopping: control.PhaseStopping}
 	return &control.Report{
 		Generation: g.number, Epoch: g.fence.Epoch(), Phase: phases[g.phase], Started: g.started, Served: g.served, Vault: control.VaultVersion, MovesAll: g.vault.movesAll(),
-		Passage: control.PassageVersion, Runtime: control.RuntimeVersion, Clusters: control.ClustersVersion, Tickets: control.TicketsVersion, Copies: control.CopiesVersion,
+		Passage: control.PassageVersion, Runtime: control.RuntimeVersion, Clusters: control.ClustersVersion, Tickets: control.TicketsVersion, Copies: control.CopiesVersion, Clear: control.ClearVersion,
 	}
 }
 

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -74,6 +75,41 @@ func (g *generation) move(all bool) error {
 	return nil
 }
 
+// clear has a generation that drains be empty within a time. Tunnels are closed one after the other;
+// requests have until the end. It can only be made sooner.
+func (g *generation) clear(within time.Duration) error {
+	switch by := time.Now().Add(within); {
+	case g.phase != draining:
+		return errors.New("only a generation that drains can be told to end what it has")
+	case within < 0:
+		return errors.New("there is no time in the past")
+	case !g.emptyBy.IsZero() && by.After(g.emptyBy):
+		return fmt.Errorf("it was told to be empty within %s already", time.Until(g.emptyBy).Round(time.Second))
+	default:
+		g.emptyBy = by
+	}
+	g.clearing.Reset(within)
+	g.tunnels.CloseAll(tunnel.Operator, within)
+	tunnels, _ := g.tunnels.Summary()
+	g.log.Info("told to be empty", "within", within, "tunnels", tunnels)
+	return nil
+}
+
+// onCleared ends what is left when the time of clear is over.
+func (g *generation) onCleared() {
+	if g.phase != draining {
+		return // it stops, and has another time for that
+	}
+	tunnels, _ := g.tunnels.Summary()
+	g.log.Info("the time to be empty is over: closing what is left", "tunnels", tunnels)
+	g.cut = true
+	g.tunnels.CloseAll(tunnel.Operator, 0)
+	g.limit.Reset(endMargin)
+	for _, l := range g.listeners {
+		l.cut()
+	}
+}
+
 // stop drains everything and bounds it: after within, what is left is cut.
 func (g *generation) stop(within time.Duration) {
 	if g.phase < serving {
@@ -99,11 +135,11 @@ func (g *generation) stop(within time.Duration) {
 // It says whether the process must end now.
 func (g *generation) onLimit() (end bool) {
 	switch {
-	case g.phase == draining:
-		g.log.Info("drain.stream_timeout: cutting the responses that still run")
 	case g.cut:
 		g.log.Warn("connections did not close in time")
 		return true
+	case g.phase == draining:
+		g.log.Info("drain.stream_timeout: cutting the responses that still run")
 	default:
 		tunnels, _ := g.tunnels.Summary()
 		g.log.Info("stop timeout: closing what is left", "tunnels", tunnels)

@@ -151,6 +151,8 @@ type generation struct {
 	beat      heartbeat
 	memory    scavenge.Scavenger
 	limit     *time.Timer // of the drain's streams, or of the stop
+	clearing  *time.Timer // of clear
+	emptyBy   time.Time   // when that is over; zero: there is no such command
 	resumed   bool        // it has the tunnels of a dead generation, and never accepts
 	cut       bool        // the stop's limit was reached
 	over      bool        // stopped before it served
@@ -232,7 +234,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func newHello() control.Hello {
-	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion, Passage: control.PassageVersion, Runtime: control.RuntimeVersion, Clusters: control.ClustersVersion, Tickets: control.TicketsVersion, Copies: control.CopiesVersion}
+	return control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: version.String(), PID: os.Getpid(), Vault: control.VaultVersion, Passage: control.PassageVersion, Runtime: control.RuntimeVersion, Clusters: control.ClustersVersion, Tickets: control.TicketsVersion, Copies: control.CopiesVersion, Clear: control.ClearVersion}
 }
 
 // beginning is what a generation has from its supervisor before it is anything. A descriptor is
@@ -306,7 +308,7 @@ func (g *generation) live(ctx context.Context, conn *control.Conn, terminate <-c
 func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	g.limit, g.patience = stoppedTimer(), stoppedTimer()
+	g.limit, g.patience, g.clearing = stoppedTimer(), stoppedTimer(), stoppedTimer()
 	g.work.Go(func() { growDescriptorTable(tableSize) })
 	go g.beat.watch(ctx, g.log, g.pauseAccepting)
 	go func() { g.built <- g.build(ctx) }()
@@ -339,6 +341,8 @@ func (g *generation) run(ctx context.Context, terminate <-chan os.Signal) error 
 			g.log.Info("terminated by signal: draining", "timeout", g.cfg.Stop.Timeout)
 			g.stop(g.cfg.Stop.Timeout)
 			g.leave()
+		case <-g.clearing.C:
+			g.onCleared()
 		case <-g.limit.C:
 			if g.onLimit() {
 				return nil
@@ -521,6 +525,8 @@ func (g *generation) do(ctx context.Context, r received) {
 		g.answer(r, control.Message{}, g.resume())
 	case control.TypeMove:
 		g.answer(r, control.Message{}, g.move(r.m.All))
+	case control.TypeClear:
+		g.answer(r, control.Message{}, g.clear(r.m.Within))
 	case control.TypeLevel:
 		g.confirm(r, g.setLevel(r.m.Level))
 	case control.TypeReadiness:
@@ -594,6 +600,10 @@ func (g *generation) serve() error {
 	case standby:
 		g.openAccessLogs()
 	case draining:
+		if !g.emptyBy.IsZero() {
+			g.dropSockets()
+			return errors.New("it was told to end all that it has")
+		}
 	case serving:
 		g.dropSockets()
 		return nil
@@ -646,7 +656,7 @@ func (g *generation) status() *control.Status {
 		st.Requests += l.server.Requests()
 	}
 	st.Tunnels, st.OldestTunnel = g.tunnels.Summary()
-	st.TunnelsTotal = g.tunnels.Total()
+	st.TunnelsTotal, st.EmptyBy = g.tunnels.Total(), g.emptyBy
 	st.RequestsTotal = g.manager.Requests()
 	g.tunnels.Sample()
 	return st

@@ -414,6 +414,7 @@ func (s *Supervisor) takeIn(v *visitor) *generation {
 	g.mu.Lock()
 	g.version, g.vaultVersion, g.passageVersion, g.runtimeVersion = v.version, v.report.Vault, v.report.Passage, v.report.Runtime
 	g.clustersVersion, g.ticketsVersion, g.copiesVersion = v.report.Clusters, v.report.Tickets, v.report.Copies
+	g.clearVersion = v.report.Clear
 	g.mu.Unlock()
 	if !known {
 		g.state = draining // it is placed in a moment

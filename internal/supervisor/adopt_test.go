@@ -80,7 +80,7 @@ func (o *belongings) take(conn *control.Conn, m *control.Message, fds *[]int) bo
 		}
 		control.SendFiles(control.TypeListeners, o.listeners, send)
 		control.SendFiles(control.TypeKept, o.kept, send)
-		answer.Report = &control.Report{Generation: o.b.Generation, Epoch: o.epoch, Phase: o.phase, Started: o.began, Runtime: fakeRuntime, Clusters: fakeClusters, Tickets: fakeTickets}
+		answer.Report = &control.Report{Generation: o.b.Generation, Epoch: o.epoch, Phase: o.phase, Started: o.began, Runtime: fakeRuntime, Clusters: fakeClusters, Tickets: fakeTickets, Clear: control.ClearVersion}
 	case control.TypeObey:
 		o.epoch = m.Epoch
 	case control.TypePrepare:

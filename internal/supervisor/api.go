@@ -123,7 +123,8 @@ type GenerationStatus struct {
 	RequestsTotal uint64    `json:"requests_total"`
 	TunnelsTotal  uint64    `json:"tunnels_total"`
 	LogsDropped   uint64    `json:"logs_dropped"`
-	Deposits      int       `json:"deposits"` // tunnels that outlive the process
+	Deposits      int       `json:"deposits"`          // tunnels that outlive the process
+	EmptyBy       time.Time `json:"empty_by,omitzero"` // when all that is left will be ended, by command
 }
 
 // Commands is what the admin surface and signals may ask of a running supervisor.
@@ -162,6 +163,11 @@ type Commands interface {
 	// MoveTunnels has a draining generation pass its tunnels to the one that serves, and
 	// returns when it was told to. What cannot be moved stays where it is.
 	MoveTunnels(ctx context.Context, generation int) error
+
+	// Clear has a draining generation be empty within a time: its tunnels are closed one after
+	// the other, spread evenly with jitter, and what is left at its end is ended then. It
+	// returns when the generation was told. A later call can only make it sooner.
+	Clear(ctx context.Context, generation int, within time.Duration) error
 
 	// Metrics returns what all living and ended generations, and the supervisor
 	// itself, have counted.

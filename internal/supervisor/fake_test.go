@@ -65,7 +65,7 @@ func fakeProxy(command string) int {
 		return 1
 	}
 	// Before it has a bundle, a file beside it tells.
-	hello := control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: "fake", PID: os.Getpid()}
+	hello := control.Hello{Core: control.Core, CoreMin: control.CoreMin, Version: "fake", PID: os.Getpid(), Clear: control.ClearVersion}
 	switch string(mood) {
 	case "crash":
 		return 7
@@ -268,6 +268,9 @@ func fakeGeneration(conn *control.Conn) int {
 			} else {
 				counts.Gauge(fakeTunnels).Set(3)
 			}
+			answer()
+		case control.TypeClear:
+			note("clears", "%d within %s", b.Generation, m.Within)
 			answer()
 		case control.TypeStop:
 			if told(b, "does not stop") {

@@ -98,6 +98,7 @@ type generation struct {
 	clustersVersion int // the same of what is told of clusters
 	ticketsVersion  int // the same of ticket keys
 	copiesVersion   int // the same of copies of files
+	clearVersion    int // the same of clearing
 
 	waiting map[uint64]chan answer
 
@@ -188,6 +189,7 @@ func (g *generation) take(m *control.Message, fds []int) error {
 		g.mu.Lock()
 		g.version, g.vaultVersion, g.passageVersion, g.runtimeVersion = m.Hello.Version, m.Hello.Vault, m.Hello.Passage, m.Hello.Runtime
 		g.clustersVersion, g.ticketsVersion, g.copiesVersion = m.Hello.Clusters, m.Hello.Tickets, m.Hello.Copies
+		g.clearVersion = m.Hello.Clear
 		g.mu.Unlock()
 		offer(g.hello, m.Hello)
 	case control.TypeReady:

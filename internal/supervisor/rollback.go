@@ -144,7 +144,7 @@ func (s *Supervisor) putBack(ctx context.Context, p *plan) (reloadOutcome, error
 // there is none. One that was started for the tunnels of another serves nobody. Called in the loop.
 func (s *Supervisor) survivor(r *release) *generation {
 	for _, g := range s.newestFirst() {
-		if g.state == draining && !g.silent && !g.served.IsZero() && (g.release == r || g.release.same(r)) {
+		if g.state == draining && !g.silent && !g.served.IsZero() && g.lastSeen.EmptyBy.IsZero() && (g.release == r || g.release.same(r)) {
 			return g
 		}
 	}

@@ -154,5 +154,6 @@ func (g *generation) status() GenerationStatus {
 		Version: g.versionNow(), ConfigHash: g.release.hash, Started: g.started,
 		Connections: l.Connections, Requests: l.Requests, Tunnels: l.Tunnels, OldestTunnel: l.OldestTunnel,
 		RSS: l.RSS, RequestsTotal: l.RequestsTotal, TunnelsTotal: l.TunnelsTotal, LogsDropped: l.LogsDropped,
+		EmptyBy: l.EmptyBy,
 	}
 }

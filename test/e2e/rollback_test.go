@@ -101,6 +101,40 @@ func TestARollback(t *testing.T) {
 	}
 }
 
+// TestADrainThatIsToEnd has what drains closed in time, and what serves left alone.
+func TestADrainThatIsToEnd(t *testing.T) {
+	t.Parallel()
+	backend := newBackend(t)
+	i := serve(t, saying("one", backend))
+	load := startLoad(t, i.address("public"), 2)
+	i.reload(saying("two", backend))
+	i.awaitPassed(1)
+	i.wantStates("2 serving, 1 draining")
+	if code, _, errs := i.holdfast("drain", "--generation", "2", "--within", "1s"); code != 1 || !strings.Contains(errs, "generation 2 serves") {
+		t.Errorf("exit code %d: %s", code, errs)
+	}
+	if code, out, errs := i.holdfast("drain", "--generation", "1", "--within", "1h"); code != 0 || !strings.Contains(out, "within 1h0m0s; it has 2 tunnels") {
+		t.Errorf("exit code %d: %s%s", code, out, errs)
+	}
+	i.upgrade()
+	load.awaitProgress()
+	if _, out, _ := i.holdfast("status"); !strings.Contains(out, "draining, empty within ") {
+		t.Error(out)
+	}
+	if code, out, errs := i.holdfast("drain", "--generation", "1", "--within", "300ms", "--wait"); code != 0 || out != "generation 1 has ended\n" {
+		t.Errorf("exit code %d: %s%s", code, out, errs)
+	}
+	i.wantStates("2 serving")
+	load.stop()
+	closed := 0
+	for range load.faultsOfTunnels() {
+		closed++
+	}
+	if _, out, _ := i.holdfast("metrics"); closed != 2 || !strings.Contains(out, `reason="operator"`) {
+		t.Errorf("%d tunnels were closed", closed)
+	}
+}
+
 // TestARollbackUnderAnotherSupervisor goes back after an upgrade, and after the supervisor was
 // killed, with nothing left of the generation that served before.
 func TestARollbackUnderAnotherSupervisor(t *testing.T) {

@@ -1166,6 +1166,14 @@ var all = []group{
 			tests:   "TestAStopDoesNotKillWhoseChannelIsBroken",
 		},
 		{
+			name:    "cleared-and-serves",
+			promise: "what was told to end all that it has serves nobody any more",
+			file:    "proxy/generation.go",
+			old:     "if !g.emptyBy.IsZero() {\n\t\t\tg.dropSockets()",
+			new:     "if false {\n\t\t\tg.dropSockets()",
+			tests:   "TestAGenerationIsEmptyWhenItWasToldToBe",
+		},
+		{
 			name:    "rollback-forgets",
 			promise: "what can be gone back to outlives the supervisor",
 			file:    "supervisor/adopt.go",

@@ -37,6 +37,7 @@ type Supervisor struct {
 	OnCertificates func() (*supervisor.Certificates, error)
 	Dead           bool
 	NotReady       bool
+	OnClear        func(generation int, within time.Duration) error
 
 	mu    sync.Mutex
 	calls []string
@@ -116,6 +117,14 @@ func (s *Supervisor) Kill(_ context.Context, generation int) error {
 		return nil
 	}
 	return s.OnKill(generation)
+}
+
+func (s *Supervisor) Clear(_ context.Context, generation int, within time.Duration) error {
+	s.note("clear %d within %s", generation, within)
+	if s.OnClear == nil {
+		return nil
+	}
+	return s.OnClear(generation, within)
 }
 
 func (s *Supervisor) MoveTunnels(_ context.Context, generation int) error {
