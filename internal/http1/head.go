@@ -42,6 +42,10 @@ type headScanner struct {
 	lines   int  // complete lines before it; begins with 1 where there is no start line
 }
 
+// isTLS says whether TLS begins with b: a record with a hello, or with the alert of one who expects
+// that (RFC 8446 §5.1). The rest of it may not be there, and what is said must not depend on that.
+func isTLS(b byte) bool { return b == 0x15 || b == 0x16 }
+
 // scan looks at b, which begins with what the last call was given. It returns the
 // length of the head with the empty line that ends it, or 0 if there is no end yet.
 func (s *headScanner) scan(b []byte) (end int, err error) {
@@ -57,6 +61,9 @@ func (s *headScanner) scan(b []byte) (end int, err error) {
 		case rest[0] == '\n':
 			return 0, malformed("a line ends in LF without CR")
 		case rest[0] != '\r':
+			if s.pos == 0 && isTLS(rest[0]) {
+				return 0, malformed("it begins as TLS does, which is not spoken here")
+			}
 			return 0, malformed("a control character")
 		case rest[1] != '\n':
 			return 0, malformed("a CR without LF")

@@ -24,6 +24,25 @@ func readRequest(raw string) (requestHead, error) {
 	return h, err
 }
 
+// Who has taken the port of another protocol for this one is to find out why nothing works.
+func TestTLSIsCalledByItsName(t *testing.T) {
+	t.Parallel()
+	for raw, want := range map[string]string{
+		"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03": "it begins as TLS does, which is not spoken here",
+		"\x15\x03\x01\x00\x02\x02\x46":                 "it begins as TLS does, which is not spoken here",
+		"\x16":                                         "it begins as TLS does, which is not spoken here",
+		"\x17\x03":                                     "a control character",
+		"GET /\x16\x03":                                "a control character",
+	} {
+		for _, request := range []bool{true, false} {
+			scan := headScanner{limit: defaultHeadSize, request: request}
+			if _, err := scan.scan([]byte(raw)); err == nil || err.Error() != want {
+				t.Errorf("%q: %v, want %q", raw, err, want)
+			}
+		}
+	}
+}
+
 func TestRequestHeadsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	const h = "Host: a.test\r\n"
