@@ -53,7 +53,7 @@ type Options struct {
 	// Looked is called after each round of looks, which is every few seconds.
 	Looked func()
 
-	// Paused says that nothing is to be looked at for now. See [Watcher.Look].
+	// Paused says that nothing is to be looked at for now, nor to be asked of the kernel. See [Watcher.Look].
 	Paused func() bool
 }
 
@@ -121,16 +121,20 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 	directories := w.directories()
 	watching := make(chan struct{})
+	stop := func() {} // what watching is the end of
 	begin := func() {
+		stop()
+		var within context.Context
+		within, stop = context.WithCancel(ctx)
 		stopped := make(chan struct{})
 		watching = stopped
 		go func() {
 			defer close(stopped)
-			w.o.Watch(ctx, directories, w.Look)
+			w.o.Watch(within, directories, w.Look)
 		}()
 	}
 	begin()
-	defer func() { <-watching }()
+	defer func() { stop(); <-watching }()
 	timer := time.NewTimer(rest) // what happened before the directories were watched is seen by a look
 	defer timer.Stop()
 	soon := true
@@ -146,9 +150,15 @@ func (w *Watcher) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		if w.paused() {
+			stop() // there are few that the kernel has for all processes of a user
+			timer.Reset(poll)
+			soon = false
+			continue
+		}
 		select {
 		case <-watching:
-			begin() // there may be a directory now
+			begin() // there may be a directory now, or it was paused
 		default:
 		}
 		wait := w.round(time.Now())
@@ -157,12 +167,11 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
+func (w *Watcher) paused() bool { return w.o.Paused != nil && w.o.Paused() }
+
 // round looks at all files, and returns how soon the next one is due.
 func (w *Watcher) round(now time.Time) time.Duration {
 	wait := poll
-	if w.o.Paused != nil && w.o.Paused() {
-		return wait
-	}
 	for _, f := range w.files {
 		wait = min(wait, f.visit(now))
 	}

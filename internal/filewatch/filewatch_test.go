@@ -249,3 +249,33 @@ func TestNothingIsLookedAtInAPause(t *testing.T) {
 		p.want("1", "")
 	})
 }
+
+// A user has few instances of inotify, and generations that drain may be many.
+func TestNothingIsAskedOfTheKernelWhilePaused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t)
+		var paused atomic.Bool
+		var watches atomic.Int64
+		w := p.watch(filewatch.Options{Paused: paused.Load, Watch: func(ctx context.Context, _ []string, _ func()) {
+			watches.Add(1)
+			<-ctx.Done()
+			watches.Add(-1)
+		}})
+		for range 2 {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if n := watches.Load(); n != 1 {
+				t.Errorf("%d watches", n)
+			}
+			paused.Store(true)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if n := watches.Load(); n != 0 {
+				t.Errorf("%d watches while it is paused", n)
+			}
+			paused.Store(false)
+			w.Look()
+		}
+	})
+}
