@@ -204,6 +204,14 @@ func (c *ClientConn) ended() {
 	c.owner.Room()
 }
 
+// notice looks, after an exchange has failed, whether the library has given the connection up: it
+// says so to nobody but the next request, as when the peer has reset a stream for PROTOCOL_ERROR.
+func (c *ClientConn) notice() {
+	if !c.conn.CanTakeNewRequest() {
+		c.Retire()
+	}
+}
+
 // Retire has there be no further exchanges. The connection is closed when those it has have ended.
 func (c *ClientConn) Retire() {
 	c.mu.Lock()

@@ -232,6 +232,7 @@ func (s *clientStream) run(req *http.Request) {
 	defer s.c.ended()
 	resp, err := s.c.conn.RoundTrip(req)
 	if err != nil {
+		s.c.notice()
 		err = s.failure(err)
 		s.mu.Lock()
 		s.err, s.bodyErr = err, err
@@ -270,6 +271,7 @@ func (s *clientStream) take(resp *http.Response, none bool) {
 			err = io.EOF // the library misses what was announced, as of a 304, for another request
 		}
 		if err != nil && err != io.EOF {
+			s.c.notice()
 			err = s.cut(err)
 		}
 		var trailers exchange.Fields

@@ -450,6 +450,38 @@ func TestGoAwayLetsWhatIsUnderWayEnd(t *testing.T) {
 	v.ended <- true // for the end of the test
 }
 
+// The library takes no further request on a connection on which a stream was reset so, and says
+// nothing of it.
+func TestAConnectionThatTheLibraryHasGivenUp(t *testing.T) {
+	t.Parallel()
+	for _, answered := range []bool{false, true} {
+		v := converse(t, ClientOptions{})
+		other, otherID := v.get()
+		d, id := v.get()
+		if answered {
+			v.head(id, false, ":status: 200")
+			d.status(200)
+		}
+		v.must(v.fr.WriteRSTStream(id, http2.ErrCodeProtocol))
+		var err error
+		if answered {
+			_, err = d.rest()
+		} else {
+			_, err = d.receive()
+		}
+		if err == nil {
+			t.Fatal("a stream that was reset succeeds")
+		}
+		if _, ok := v.client.Exchange(v.loop, false); ok || v.client.Usable() {
+			t.Error("the connection takes another exchange")
+		}
+		wait(t, v.leaving, "word of it")
+		v.head(otherID, true, ":status: 200")
+		other.status(200)
+		other.wantRest("")
+	}
+}
+
 func TestCloseResetsTheStreamOnly(t *testing.T) {
 	t.Parallel()
 	v := converse(t, ClientOptions{})
