@@ -277,7 +277,7 @@ func (s *clientStream) take(resp *http.Response, none bool) {
 		var trailers exchange.Fields
 		if err == io.EOF && len(resp.Trailer) > 0 {
 			var wrong error
-			if trailers, wrong = appendTrailers(nil, resp.Trailer); wrong != nil {
+			if trailers, wrong = appendTrailers(nil, resp.Trailer, isGRPC(resp.Header)); wrong != nil {
 				err = cutShort{badGateway(wrong), wrong}
 			}
 		}
@@ -651,7 +651,7 @@ func (b *clientBody) finish(trailers exchange.Fields) error {
 	case b.err == nil:
 		if b.trailer != nil && len(trailers) > 0 {
 			b.behind = make(http.Header, len(trailers))
-			addTrailers(b.behind, trailers)
+			addTrailers(b.behind, trailers, false)
 		}
 		b.endLocked(io.EOF)
 	case b.err != io.EOF:

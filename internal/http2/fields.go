@@ -83,10 +83,38 @@ func appendFields(fields exchange.Fields, h http.Header) (exchange.Fields, error
 	return fields, nil
 }
 
+// isGRPC says whether a response is one of gRPC, whose trailers are no fields of the head that came
+// late, but metadata of its own: how the call ended, and whatever the program has to say about it
+// ("Trailers" in gRPC's PROTOCOL-HTTP2). gRPC-Web, which has them in the body, is another protocol.
+func isGRPC(h http.Header) bool {
+	types := h["Content-Type"]
+	if len(types) != 1 {
+		return false
+	}
+	const name = "application/grpc"
+	t := types[0]
+	return len(t) >= len(name) && strings.EqualFold(t[:len(name)], name) && (len(t) == len(name) || strings.IndexByte("+; \t", t[len(name)]) >= 0)
+}
+
+// notMetadata are fields that mean something of which RFC 9110 §6.5.1 forbids that it is said in
+// trailers, and that some recipients heed there: they do not pass as metadata.
+var notMetadata = map[string]bool{
+	"Age": true, "Cache-Control": true, "Clear-Site-Data": true, "Date": true, "Expires": true, "Location": true, "Pragma": true, "Refresh": true,
+	"Retry-After": true, "Set-Cookie": true, "Set-Cookie2": true, "Strict-Transport-Security": true, "Vary": true, "Warning": true,
+	"Authorization": true, "Cookie": true, "Proxy-Authenticate": true, "Proxy-Authentication-Info": true, "Proxy-Authorization": true, "Www-Authenticate": true,
+	"Content-Disposition": true, "Content-Encoding": true, "Content-Language": true, "Content-Location": true, "Content-Range": true, "Content-Type": true,
+}
+
+// mayTrail says whether a field may stand in trailers of a response, or with grpc in those of one
+// of gRPC. What looks like framing may not.
+func mayTrail(name string, grpc bool) bool {
+	return http1.MayTrail(name) || grpc && http1.IsPlain(name) && !notMetadata[textproto.CanonicalMIMEHeaderKey(name)]
+}
+
 // appendTrailers is appendFields for trailers, of which those are left out that may not be there.
-func appendTrailers(fields exchange.Fields, h http.Header) (exchange.Fields, error) {
+func appendTrailers(fields exchange.Fields, h http.Header, grpc bool) (exchange.Fields, error) {
 	for name := range h {
-		if isName(name) && !http1.MayTrail(name) && !isConnectionField(name) {
+		if isName(name) && !mayTrail(name, grpc) && !isConnectionField(name) {
 			delete(h, name)
 		}
 	}
@@ -115,9 +143,9 @@ func add(h http.Header, f exchange.Field) {
 }
 
 // addTrailers is addHeader for trailers. Those that may not be sent as such are left out.
-func addTrailers(h http.Header, fields exchange.Fields) {
+func addTrailers(h http.Header, fields exchange.Fields, grpc bool) {
 	for _, f := range fields {
-		if isName(f.Name) && isValue(f.Value) && http1.MayTrail(f.Name) {
+		if isName(f.Name) && isValue(f.Value) && mayTrail(f.Name, grpc) {
 			add(h, f)
 		}
 	}

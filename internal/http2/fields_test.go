@@ -78,13 +78,50 @@ func TestFieldsToBeSent(t *testing.T) {
 
 func TestTrailers(t *testing.T) {
 	t.Parallel()
-	h := http.Header{}
-	addTrailers(h, exchange.Fields{{Name: "grpc-status", Value: "0"}, {Name: "Authorization", Value: "x"}, {Name: "Grpc-Message", Value: "a\nb"}})
-	if want := (http.Header{"Grpc-Status": {"0"}}); !maps.EqualFunc(h, want, slices.Equal) {
-		t.Errorf("sent %v", h)
+	all := exchange.Fields{
+		{Name: "Authorization", Value: "x"}, {Name: "Content-Length", Value: "1"}, {Name: "Grpc-Message", Value: "a\nb"}, {Name: "Grpc-Status", Value: "0"}, {Name: "Host", Value: "a"},
+		{Name: "My-Own", Value: "1"}, {Name: "Set-Cookie", Value: "a=b"}, {Name: "Transfer_encoding", Value: "chunked"}, {Name: "my_own-Bin", Value: "AAEC"},
 	}
-	got, err := appendTrailers(nil, http.Header{"Grpc-Status": {"0"}, "Authorization": {"x"}})
-	if want := (exchange.Fields{{Name: "Grpc-Status", Value: "0"}}); err != nil || !slices.Equal(got, want) {
-		t.Errorf("got %v, %v", got, err)
+	for grpc, want := range map[bool]http.Header{
+		false: {"Grpc-Status": {"0"}},
+		true:  {"Grpc-Status": {"0"}, "My-Own": {"1"}, "My_own-Bin": {"AAEC"}},
+	} {
+		h := http.Header{}
+		addTrailers(h, all, grpc)
+		if !maps.EqualFunc(h, want, slices.Equal) {
+			t.Errorf("gRPC %v: sent %v, want %v", grpc, h, want)
+		}
+		come := http.Header{}
+		for _, f := range all {
+			if isValue(f.Value) {
+				add(come, f)
+			}
+		}
+		got, err := appendTrailers(nil, come, grpc)
+		h = http.Header{}
+		for _, f := range got {
+			h.Add(f.Name, f.Value)
+		}
+		if err != nil || !maps.EqualFunc(h, want, slices.Equal) {
+			t.Errorf("gRPC %v: got %v, %v, want %v", grpc, got, err, want)
+		}
+	}
+	if _, err := appendTrailers(nil, http.Header{"Connection": {"close"}}, true); err == nil {
+		t.Error("a field about the connection is taken")
+	}
+}
+
+func TestWhatIsGRPC(t *testing.T) {
+	t.Parallel()
+	for contentType, want := range map[string]bool{
+		"application/grpc": true, "application/grpc+proto": true, "Application/gRPC; charset=utf-8": true,
+		"application/grpc-web": false, "application/grpc-web+proto": false, "application/grp": false, "text/plain": false, "": false,
+	} {
+		if got := isGRPC(http.Header{"Content-Type": {contentType}}); got != want {
+			t.Errorf("%q: %v", contentType, got)
+		}
+	}
+	if isGRPC(http.Header{}) || isGRPC(http.Header{"Content-Type": {"application/grpc", "text/plain"}}) {
+		t.Error("what has no type, or two, is taken for gRPC")
 	}
 }

@@ -56,6 +56,7 @@ type serverExchange struct {
 	held     *responseHead // the final one, until there is something to send with it
 	discard  bool          // bytes are counted but belong to nobody
 	nothing  bool          // there is no body
+	grpc     bool          // the response is one of gRPC
 	left     int64         // of the body; -1: nobody knows
 	sends    *task.Task
 	reads    *task.Task
@@ -553,7 +554,7 @@ func (e *serverExchange) Respond(r *exchange.Response) error {
 	if err != nil {
 		return err
 	}
-	e.left, e.discard = r.ContentLength, e.head.Method == "HEAD"
+	e.left, e.discard, e.grpc = r.ContentLength, e.head.Method == "HEAD", isGRPC(header)
 	e.nothing = r.Status == 204 || r.Status == 304
 	length := r.ContentLength >= 0
 	switch r.Status {
@@ -673,7 +674,7 @@ func (e *serverExchange) Finish(t *task.Task, trailers exchange.Fields) error {
 	}
 	header := make(http.Header)
 	if !e.discard && !e.nothing {
-		addTrailers(header, cloned(trailers))
+		addTrailers(header, cloned(trailers), e.grpc)
 	}
 	e.order(func() {
 		e.unhold()

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"holdfast/internal/accesslog"
 	"holdfast/internal/config"
 	"holdfast/internal/http1"
+	"holdfast/internal/http2"
 	"holdfast/internal/metrics"
 	"holdfast/internal/proxy"
 	"holdfast/internal/route"
@@ -108,6 +110,9 @@ type site struct {
 
 	server *http1.Server
 
+	// grpc is the endpoint, in HTTP/2, which clients speak as well; nil: the test is, in HTTP/1.1.
+	grpc http.Handler
+
 	unrecorded bool // there is no access log
 	limits     config.ListenerLimits
 	idle       time.Duration // the stream_idle_timeout
@@ -132,7 +137,12 @@ func newSite(t *testing.T, options ...func(*site)) *site {
 	for _, o := range options {
 		o(s)
 	}
-	endpoint := s.listen(func(conn net.Conn) { s.conns <- newWire(t, conn) })
+	protocol, endpoint := config.HTTP1, ""
+	if s.grpc != nil {
+		protocol, endpoint = config.HTTP2, serveHTTP2(t, s.grpc)
+	} else {
+		endpoint = s.listen(func(conn net.Conn) { s.conns <- newWire(t, conn) })
+	}
 	everything := to("/", "web")
 	everything.StreamIdleTimeout = s.idle
 	if s.change != nil {
@@ -142,7 +152,7 @@ func newSite(t *testing.T, options ...func(*site)) *site {
 		HTTPListeners: []config.Listener{{Name: "public"}},
 		VirtualHosts: []config.VirtualHost{{Name: "site", Listeners: []string{"public"}, Domains: []string{"*"},
 			Routes: []config.Route{webSocket("/socket", "web"), everything}}},
-		Clusters: []config.Cluster{{Name: "web", ConnectTimeout: bound, IdleTimeout: bound,
+		Clusters: []config.Cluster{{Name: "web", Protocol: protocol, ConnectTimeout: bound, IdleTimeout: bound,
 			RetryBudget: config.RetryBudget{MinConcurrency: 100}, Endpoints: []config.Endpoint{{Address: endpoint}}}},
 	}
 	loops := []*stream.Loop{s.loop}
@@ -166,9 +176,22 @@ func newSite(t *testing.T, options ...func(*site)) *site {
 		Scheme: "http", Listener: "public", Handler: manager, Log: log, Loops: loops, Limits: s.limits,
 		Metrics: http1.NewServerMetrics(s.counted, "public"), Refused: manager.Refused,
 	})
+	serve := s.server.Serve
+	if s.grpc != nil {
+		counts := http1.NewServerMetrics(s.counted, "two")
+		two := http2.NewServer(http2.ServerOptions{
+			Scheme: "http", Listener: "public", Handler: manager, Log: log, Loops: loops, Limits: s.limits,
+			Metrics: http2.NewServerMetrics(s.counted, "two", counts), Refused: manager.Refused,
+		})
+		serve = two.Serve
+		t.Cleanup(func() {
+			two.Close()
+			eventually(t, "all connections have ended", func() bool { return two.Connections() == 0 && two.Requests() == 0 })
+		})
+	}
 	s.address = s.listen(func(conn net.Conn) {
 		fd, remote := descriptor(t, conn), addrPort(conn.RemoteAddr())
-		s.loop.Post(func() { s.server.Serve(s.loop, stream.Passed{FD: fd}, remote) })
+		s.loop.Post(func() { serve(s.loop, stream.Passed{FD: fd}, remote) })
 	})
 	t.Cleanup(s.server.Close)
 	return s
