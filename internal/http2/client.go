@@ -279,7 +279,7 @@ var errFlood = errors.New("a flood of HTTP/2 frames without content")
 // clientWire is the connection as the library has it. It looks at the frames that come: what the
 // library does not tell, and whether they are worth anything. PINGs, SETTINGS, resets and empty
 // frames cost the peer nothing and us some; for these there is a credit, which is earned by what
-// the connection is for.
+// the connection is for. One setting it changes: see tamed.
 type clientWire struct {
 	net.Conn
 	of     *ClientConn
@@ -404,6 +404,9 @@ func (w *clientWire) content(p []byte) {
 	}
 	for len(p) > 0 {
 		n := copy(w.setting[w.some:], p)
+		for i := range n {
+			p[i] = w.tamed(w.some + i)
+		}
 		w.some += n
 		p = p[n:]
 		if w.some < len(w.setting) {
@@ -411,8 +414,31 @@ func (w *clientWire) content(p []byte) {
 		}
 		w.some = 0
 		s := w.setting
-		if http2.SettingID(s[0])<<8|http2.SettingID(s[1]) == http2.SettingMaxConcurrentStreams {
+		if w.settingID() == http2.SettingMaxConcurrentStreams {
 			w.of.allows(uint32(s[2])<<24 | uint32(s[3])<<16 | uint32(s[4])<<8 | uint32(s[5]))
 		}
 	}
+}
+
+func (w *clientWire) settingID() http2.SettingID {
+	return http2.SettingID(w.setting[0])<<8 | http2.SettingID(w.setting[1])
+}
+
+// tamed is the i-th byte of a setting as the library is to have it. For the body of each request it
+// has memory of the size of the largest frame that the peer takes, up to half a megabyte, also while
+// nothing moves: so it hears of no more than the least that a peer may take (RFC 9113 §6.5.2). A
+// value that is invalid stays that.
+func (w *clientWire) tamed(i int) byte {
+	s := w.setting
+	if i >= 3 && w.settingID() == http2.SettingMaxFrameSize && s[2] == 0 {
+		switch large := s[3] > 0; {
+		case i == 3:
+			return 0
+		case i == 4 && (large || s[4] > maxFrame>>8):
+			return maxFrame >> 8
+		case i == 5 && (large || s[4] >= maxFrame>>8):
+			return 0
+		}
+	}
+	return s[i]
 }

@@ -262,8 +262,14 @@ func mayHaveBody(status int, method string) bool {
 // take takes the body. With none it is only its end that may come.
 func (s *clientStream) take(resp *http.Response, none bool) {
 	for {
-		memory := chunks.Get().(*[chunkSize]byte)
-		n, err := resp.Body.Read(memory[:])
+		// The library's Read waits for something to come also where it may return none of it: so
+		// what waits for long needs no memory meanwhile.
+		var memory *[chunkSize]byte
+		n, err := resp.Body.Read(nil)
+		if err == nil {
+			memory = chunks.Get().(*[chunkSize]byte)
+			n, err = resp.Body.Read(memory[:])
+		}
 		switch {
 		case n > 0 && none:
 			n, err = 0, badGateway(errBodiless)
@@ -292,9 +298,11 @@ func (s *clientStream) take(resp *http.Response, none bool) {
 func (s *clientStream) put(c bodyPart, err error, trailers exchange.Fields) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.n == 0 || s.closed {
+	switch {
+	case c.memory == nil:
+	case c.n == 0 || s.closed:
 		chunks.Put(c.memory)
-	} else {
+	default:
 		s.body[s.bodies] = c
 		s.bodies++
 	}

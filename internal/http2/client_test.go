@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -567,6 +568,33 @@ func TestAStreamThatNobodyReads(t *testing.T) {
 	slow.wantRest(strings.Repeat("x", upstreamWindow))
 }
 
+// A body of which nothing comes for long, as of a stream of events, needs no memory meanwhile.
+func TestWaitingForABodyNeedsNoMemory(t *testing.T) {
+	t.Parallel()
+	v := converse(t, ClientOptions{})
+	body := &readSizes{}
+	newClientStream(v.client, v.loop, false).take(&http.Response{Body: body}, false)
+	if want := []int{0, chunkSize, 0}; !slices.Equal(body.sizes, want) {
+		t.Errorf("reads of %v, want %v", body.sizes, want)
+	}
+}
+
+// readSizes is a body that notes how it is read: the second read has a byte, the third the end.
+type readSizes struct{ sizes []int }
+
+func (r *readSizes) Read(p []byte) (int, error) {
+	r.sizes = append(r.sizes, len(p))
+	switch len(r.sizes) {
+	case 2:
+		return copy(p, "x"), nil
+	case 3:
+		return 0, io.EOF
+	}
+	return 0, nil
+}
+
+func (r *readSizes) Close() error { return nil }
+
 func TestBeyondTheWindow(t *testing.T) {
 	t.Parallel()
 	v := converse(t, ClientOptions{})
@@ -629,6 +657,48 @@ func TestAnUploadThatThePeerDoesNotTake(t *testing.T) {
 	}
 	if err := wait(t, sent, "end of the upload"); err != nil || n != 1<<20 {
 		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// The library has memory of the size of the largest frame for each body that is under way, also where
+// nothing moves. Most servers allow frames of a megabyte and more.
+func TestLargeFramesAreNotUsed(t *testing.T) {
+	t.Parallel()
+	v := converse(t, ClientOptions{}, http2.Setting{ID: http2.SettingMaxFrameSize, Val: 1 << 20}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20})
+	v.must(v.fr.WriteWindowUpdate(0, 1<<20))
+	d := v.exchange()
+	r := get("/")
+	r.Method, r.ContentLength = "POST", 100<<10
+	v.must(v.fr.WriteSettings(http2.Setting{ID: http2.SettingMaxFrameSize, Val: 1<<24 - 1}))
+	for ack := false; !ack; {
+		f, ok := v.read().(*http2.SettingsFrame)
+		ack = ok && f.IsAck()
+	}
+	d.send(r)
+	_, _, _ = v.request()
+	sent := make(chan error, 1)
+	d.on(func(*task.Task) {
+		v.loop.Tasks.Go(runs(func(t *task.Task) { sent <- d.up.Write(t, make([]byte, 100<<10)) }))
+	})
+	for end := false; !end; {
+		f := want[*http2.DataFrame](v.upstreamPeer)
+		if end = f.StreamEnded(); f.Length > maxFrame {
+			t.Fatalf("a frame of %d bytes", f.Length)
+		}
+	}
+	if err := wait(t, sent, "end of the upload"); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is no size of a frame stays none.
+func TestInvalidFrameSizes(t *testing.T) {
+	t.Parallel()
+	for _, size := range []uint32{0, 1<<14 - 1, 1 << 24, 1 << 31} {
+		v := converse(t, ClientOptions{})
+		v.must(v.fr.WriteSettings(http2.Setting{ID: http2.SettingMaxFrameSize, Val: size}))
+		wait(t, v.ended, "end of the connection")
+		v.ended <- true
 	}
 }
 
