@@ -9,11 +9,15 @@ STATICCHECK = $(GO) tool -modfile=tools.mod staticcheck
 # A test that misses a tool of the machine skips by default; here it fails.
 export HOLDFAST_TEST_REQUIRE_TOOLS ?= 1
 
-.PHONY: build demo test tools format vet staticcheck unit e2e generate bench bench-http bench-tls bench-vault bench-routes bench-balance bench-checks bench-smoke soak soak-vault drill drill-long fuzz mutations clean
+.PHONY: build deb demo test tools format vet staticcheck unit e2e generate bench bench-http bench-tls bench-vault bench-routes bench-balance bench-checks bench-smoke soak soak-vault drill drill-long fuzz mutations clean
 
 build:
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/supervisor
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/holdfast-proxy ./cmd/proxy
+
+# The Debian package, in bin/. Who builds it to give it away sets DEBFULLNAME and DEBEMAIL.
+deb:
+	GO='$(GO)' deploy/deb/build $(VERSION)
 
 # Serves until Ctrl-C.
 demo: build

@@ -45,17 +45,29 @@ type box struct {
 func boot(t *testing.T) *box {
 	t.Helper()
 	t.Parallel()
-	b := &box{t: t, dir: t.TempDir()}
 	deploy, err := filepath.Abs("../../deploy/systemd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("./box", "boot", b.dir,
-		bin+"/holdfast:/usr/bin/holdfast", bin+"/holdfast-proxy:/usr/bin/holdfast-proxy",
+	b := bootWith(t, bin+"/holdfast:/usr/bin/holdfast", bin+"/holdfast-proxy:/usr/bin/holdfast-proxy",
 		deploy+"/holdfast.service:/usr/lib/systemd/system/holdfast.service",
 		deploy+"/holdfast.socket:/usr/lib/systemd/system/holdfast.socket",
 		deploy+"/holdfast.sysusers:/usr/lib/sysusers.d/holdfast.conf")
-	b.launch(cmd)
+	b.run("systemd-sysusers")
+	config, err := os.ReadFile(filepath.Join(deploy, "holdfast.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.configure(string(config))
+	b.upstream("127.0.0.1:8080", "hello")
+	return b
+}
+
+// bootWith boots a systemd with some files of ours, SOURCE:DESTINATION, and nothing else.
+func bootWith(t *testing.T, files ...string) *box {
+	t.Helper()
+	b := &box{t: t, dir: t.TempDir()}
+	b.launch(exec.Command("./box", append([]string{"boot", b.dir}, files...)...))
 	b.await("the box's systemd", bootLimit, func() bool {
 		text, err := os.ReadFile(filepath.Join(b.dir, "pid"))
 		if err == nil {
@@ -63,6 +75,7 @@ func boot(t *testing.T) *box {
 		}
 		return err == nil
 	})
+	var err error
 	if b.net, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", b.pid)); err != nil {
 		t.Fatal(err)
 	}
@@ -71,13 +84,6 @@ func boot(t *testing.T) *box {
 		state, _ := b.try("systemctl", "is-system-running", "--wait")
 		return state == "running" || state == "degraded"
 	})
-	b.run("systemd-sysusers")
-	config, err := os.ReadFile(filepath.Join(deploy, "holdfast.toml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.configure(string(config))
-	b.upstream("127.0.0.1:8080", "hello")
 	return b
 }
 
