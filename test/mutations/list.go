@@ -1818,7 +1818,7 @@ var all = []group{
 			name:    "rotation-lost-by-a-reload",
 			promise: "logs that are rotated during a reload are opened again",
 			file:    "supervisor/accesslogs.go",
-			old:     "[]*release{s.pinned, s.planned}",
+			old:     "[]*release{s.pinned, s.previous, s.planned}",
 			new:     "[]*release{s.pinned}",
 			tests:   "TestLogsThatAreRotatedDuringAReloadAreOpenedAgain",
 		},
