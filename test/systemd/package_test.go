@@ -105,6 +105,16 @@ func TestThePackage(t *testing.T) {
 			b.t.Errorf("it complains:\n%s", journal)
 		}
 		b.run("holdfast", "check", "-c", configPath)
+		var sample strings.Builder // what the file has to begin with, commented out
+		for line := range strings.Lines(b.configuration()) {
+			if text, ok := strings.CutPrefix(line, "#"); ok && !strings.HasPrefix(text, " ") && !strings.HasPrefix(text, "\t") {
+				sample.WriteString(text)
+			}
+		}
+		b.write("/srv/sample.toml", sample.String(), 0o644)
+		if route := b.run("holdfast", "route", "-c", "/srv/sample.toml", "GET", "http://example.com/socket/1"); !strings.Contains(route, "cluster: app") {
+			b.t.Errorf("the sample in the configuration:\n%s", route)
+		}
 		for _, file := range packagedFiles(b.t) {
 			b.run("test", "-s", file)
 		}
