@@ -74,8 +74,9 @@ idle_timeout = "1s" # nothing may be left of it in the end
 		t.Errorf("generation %d serves, want %d", s.Generations[0].Number, reloads+1)
 	}
 	// What the serving generation knows of its clusters is kept from the first moment on, but
-	// perhaps not yet when we have counted.
-	supervisorFDs++
+	// perhaps not yet when we have counted. The program that a rollback would put into service is
+	// held from the first reload on.
+	supervisorFDs += 2
 	eventually(t, func() bool { return besidesPipes(t, i.cmd.Process.Pid) <= supervisorFDs }, func() string {
 		return fmt.Sprintf("the supervisor's descriptors to be %d again; now %d", supervisorFDs, besidesPipes(t, i.cmd.Process.Pid))
 	})
