@@ -269,6 +269,7 @@ func (c *ClientConn) allows(n uint32) {
 const (
 	mostCredit      = 4096 // frames
 	creditOfStream  = 16   // for each exchange
+	creditOfData    = 4    // for each frame with content that is sent: servers of gRPC answer it with windows and a PING
 	creditPerSecond = 50
 	bytesOfCredit   = 512 // of bodies and heads, in either direction
 )
@@ -295,10 +296,15 @@ type clientWire struct {
 	credit  int64
 	at      time.Time // when credit was given for time
 	failed  bool
+
+	// Of whoever writes, for which the library has a lock:
+	sentHead [9]byte
+	sentHad  int // bytes of it
+	unsent   int // bytes of the frame's content, or of the preface, that are still to be sent
 }
 
 func newClientWire(conn net.Conn, of *ClientConn) *clientWire {
-	return &clientWire{Conn: conn, of: of, credit: mostCredit, at: time.Now()}
+	return &clientWire{Conn: conn, of: of, credit: mostCredit, at: time.Now(), unsent: len(http2.ClientPreface)}
 }
 
 // Read implements [net.Conn].
@@ -326,8 +332,32 @@ func (w *clientWire) Read(p []byte) (int, error) {
 func (w *clientWire) Write(p []byte) (int, error) {
 	n, err := w.Conn.Write(p)
 	w.of.client.options.Counts.Traffic.Sent.Add(uint64(n))
-	w.earned.Add(int64(n / bytesOfCredit))
+	w.earned.Add(int64(n/bytesOfCredit + creditOfData*w.dataIn(p)))
 	return n, err
+}
+
+// dataIn is how many frames with content begin in p, which is sent.
+func (w *clientWire) dataIn(p []byte) (frames int) {
+	for len(p) > 0 {
+		if w.unsent > 0 {
+			n := min(w.unsent, len(p))
+			w.unsent -= n
+			p = p[n:]
+			continue
+		}
+		n := copy(w.sentHead[w.sentHad:], p)
+		w.sentHad += n
+		p = p[n:]
+		if w.sentHad < len(w.sentHead) {
+			break
+		}
+		w.sentHad = 0
+		f := parseFrameHeader(w.sentHead[:])
+		if w.unsent = f.length; f.kind == http2.FrameData && f.length > 0 {
+			frames++
+		}
+	}
+	return frames
 }
 
 // Close implements [net.Conn].

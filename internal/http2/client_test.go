@@ -799,6 +799,45 @@ func TestManySmallPartsAreNoFlood(t *testing.T) {
 	d.wantRest(strings.Repeat("x", parts))
 }
 
+// A server of gRPC answers each message, however small, with a window and a PING, by which it
+// measures how much it may take at once.
+func TestWhatEachMessageIsAnsweredWithIsNoFlood(t *testing.T) {
+	t.Parallel()
+	v := converse(t, ClientOptions{})
+	d := v.exchange()
+	r := get("/")
+	r.Method, r.ContentLength = "POST", -1
+	d.send(r)
+	id, _, _ := v.request()
+	v.head(id, false, ":status: 200")
+	d.status(200)
+	const messages = mostCredit
+	sent := make(chan error, 1)
+	d.on(func(*task.Task) {
+		v.loop.Tasks.Go(runs(func(t *task.Task) {
+			var err error
+			for range messages {
+				err = errors.Join(err, d.up.Write(t, []byte("message")))
+				if p, err2 := d.up.Read(t); string(p) != "a" {
+					err = errors.Join(err, err2, errors.New("no answer"))
+					break
+				}
+			}
+			sent <- errors.Join(err, d.up.Finish(t, nil))
+		}))
+	})
+	for range messages {
+		n := len(want[*http2.DataFrame](v.upstreamPeer).Data())
+		v.must(v.fr.WriteWindowUpdate(0, uint32(n)))
+		v.must(v.fr.WriteWindowUpdate(id, uint32(n)))
+		v.must(v.fr.WritePing(false, [8]byte{1}))
+		v.data(id, false, "a")
+	}
+	if err := wait(t, sent, "end of the messages"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAPeerThatDoesNotSpeakHTTP2(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
