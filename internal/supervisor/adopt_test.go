@@ -86,6 +86,9 @@ func (o *belongings) take(conn *control.Conn, m *control.Message, fds *[]int) bo
 	case control.TypePrepare:
 		control.CloseAll(*fds)
 		*fds = nil
+		if told(*o.b, "is not prepared") && o.b.Generation == 1 {
+			answer.Error = "not now"
+		}
 	default:
 		return false
 	}

@@ -252,6 +252,8 @@ func (s *Supervisor) offer(ctx context.Context) (*control.Estate, map[string]off
 				}
 			case g == serving:
 				failed = fmt.Errorf("the serving generation cannot be handed over: %w", err)
+			case s.vault.Deposits(g.number) > 0: // if it died before the successor has others, they would be lost
+				failed = fmt.Errorf("generation %d, which has tunnels, cannot be handed over now: %w", g.number, err)
 			default:
 				g.log.Warn("generation cannot be handed over now; it will look for the successor itself", "err", err)
 			}

@@ -570,3 +570,27 @@ func TestNothingMovesBeforeItIsCertainWhoCommands(t *testing.T) {
 		t.Errorf("afterwards it is %d", s.target)
 	}
 }
+
+// What a generation has deposited stays behind when the supervisor is succeeded. One that
+// cannot be given another vault keeps the old supervisor, since it may die before it has found
+// the next one.
+func TestAnUpgradeWaitsForWhoHasTunnels(t *testing.T) {
+	for name, tt := range map[string]struct {
+		start func(t *testing.T, file string) *world
+		want  string
+	}{
+		"with deposits":    {startKeeping, "generation 1, which has tunnels, cannot be handed over now: "},
+		"without deposits": {startLasting, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := tt.start(t, base+"#! holds tunnels\n#! is not prepared\n")
+			w.mustReload("# 2\n" + base + "#! holds tunnels\n#! is not prepared\n")
+			w.wantStates("2 serving, 1 draining")
+			_, fds, err := w.s.offer(t.Context())
+			closeEnds(fds)
+			if got := fmt.Sprint(err); tt.want == "" && err != nil || !strings.HasPrefix(got, tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
