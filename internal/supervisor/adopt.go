@@ -229,8 +229,8 @@ func (s *Supervisor) arrive(ch channel, hello *control.Hello) {
 	}
 	alone := false
 	s.do(func() {
-		if alone = !s.visiting[hello.Generation]; alone {
-			s.visiting[hello.Generation] = true
+		if _, there := s.visiting[hello.Generation]; !there {
+			alone, s.visiting[hello.Generation] = true, true
 		}
 	})
 	if !alone {
@@ -352,11 +352,14 @@ func (s *Supervisor) raise(v *visitor) (err error) {
 // knows says whether v is who it says it is, as far as we know. Called in the loop.
 func (s *Supervisor) knows(v *visitor) error {
 	g := s.living[v.number]
+	lives, visits := s.visiting[v.number]
 	switch {
 	case s.stopping || s.succeeded:
 		return ErrStopping
 	case s.upgrading != nil:
 		return errUpgrading // it comes again
+	case visits && !lives: // what it has left is another's by now, and would be given away twice
+		return fmt.Errorf("process %d: %w", v.identity.PID, os.ErrProcessDone)
 	case g == nil:
 		return nil
 	case g.identity.PID != v.identity.PID:

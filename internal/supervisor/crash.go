@@ -50,6 +50,9 @@ func (s *Supervisor) onDeath(g *generation, how string, lost losses) {
 	g.how, g.lost = how, lost
 	s.move(g, evDied)
 	delete(s.living, g.number)
+	if s.visiting[g.number] {
+		s.visiting[g.number] = false
+	}
 	s.totals.End(g.number)
 	close(g.died)
 	g.closeChannel()

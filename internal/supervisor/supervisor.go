@@ -125,7 +125,7 @@ type Supervisor struct {
 	// The generations.
 	numbers  int // the last one given
 	living   map[int]*generation
-	visiting map[int]bool // those that are being met at the rendezvous
+	visiting map[int]bool // those that are being met at the rendezvous; false: it has died meanwhile
 	serving  *generation
 	patience time.Duration    // resumePatience
 	resuming map[int]*bequest // of dead ones, by number, whose tunnels wait for another one

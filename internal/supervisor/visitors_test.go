@@ -283,6 +283,61 @@ func TestWhoWaitsToBeLetInIsNotCutOff(t *testing.T) {
 	})
 }
 
+// mortal is a process that ends when it is told so.
+type mortal struct {
+	immortal
+	end chan struct{}
+}
+
+func (p mortal) Wait() string {
+	<-p.end
+	return endedUnseen
+}
+
+// Who dies while it waits to be let in once more is not adopted: what it has left is
+// resumed already, and would be given to another one as well.
+func TestWhoDiesOnAVisitIsNotAdopted(t *testing.T) {
+	w := prepare(t, base)
+	w.strangers()
+	p := mortal{end: make(chan struct{})}
+	find := w.s.kernel.find
+	w.s.kernel.find = func(id pidfd.Identity) (process, error) {
+		if id.PID == 1<<30 {
+			return p, nil
+		}
+		return find(id)
+	}
+	w.run()
+	w.wantServing(1)
+	r := control.Report{Generation: 9, Phase: control.PhaseDraining}
+	v, err := w.s.meet(guest(t, r, nil, false), 9, 1<<30, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.s.adoptLate(v)
+	g := w.generation(9)
+	w.s.switchTurn <- struct{}{} // nobody is let in meanwhile
+	ch, _ := g.channel()
+	ch.Close()
+	arrived := make(chan struct{})
+	go func() {
+		defer close(arrived)
+		w.s.arrive(guest(t, r, nil, false), &control.Hello{Generation: 9, PID: 1 << 30, Version: "x"})
+	}()
+	w.wait("a visit", func(*Status) (is bool) {
+		w.do(func() { is = w.s.visiting[9] })
+		return is
+	})
+	adopted := w.s.stats.adopted.Value()
+	close(p.end)
+	w.wantStates("1 serving")
+	<-w.s.switchTurn
+	<-arrived
+	if now := w.s.stats.adopted.Value(); now != adopted {
+		t.Error("a generation that has died is adopted")
+	}
+}
+
 func TestAStopAfterTheUpgradeTouchesNothing(t *testing.T) {
 	for range 20 {
 		func() {

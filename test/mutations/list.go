@@ -1158,6 +1158,14 @@ var all = []group{
 			tests:   "TestVisitorsThatDoNotAnswerHoldNothingUp",
 		},
 		{
+			name:    "adopted-after-its-death",
+			promise: "who dies on a visit is not adopted, and what it has left is resumed once",
+			file:    "supervisor/crash.go",
+			old:     "		s.visiting[g.number] = false\n",
+			new:     "",
+			tests:   "TestWhoDiesOnAVisitIsNotAdopted",
+		},
+		{
 			name:    "killed-for-a-broken-channel",
 			promise: "a stop does not kill whose channel is broken",
 			file:    "supervisor/stop.go",
